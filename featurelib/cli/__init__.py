@@ -1,0 +1,64 @@
+"""``thyme``: one file per noun. A command loads typed values, then shows them; only the loading differs.
+
+Exit codes: 0, 1 for an error of the platform or the user's definitions, 2 for wrong options. Errors go to
+stderr. What costs time to import is imported inside a command, so that ``thyme --help`` stays quick. Other
+packages add commands through the entry-point group ``thyme.cli``: a callable that takes the app.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from featurelib.cli import commit, events, query, status, version
+from featurelib.errors import ThymeError
+
+
+class Commands(TyperGroup):
+    """The command group; turns our errors into a message and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except ThymeError as error:
+            show_error(error)
+            raise typer.Exit(1) from error
+
+
+def show_error(error: ThymeError) -> None:
+    """What happened, what to do about it, and the correlation id, on stderr."""
+    print(error, file=sys.stderr)
+    for note in getattr(error, "__notes__", []):
+        print(note, file=sys.stderr)
+    if error.remedy:
+        print(f"[{error.code}] {error.remedy}", file=sys.stderr)
+
+
+def build() -> typer.Typer:
+    """The application with its own commands and those of installed packages."""
+    made = typer.Typer(
+        cls=Commands,
+        name="thyme",
+        help="Thyme on Ray: one definition, one engine, the same number everywhere.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        add_completion=False,
+    )
+    for noun in (commit, status, query, events, version):
+        noun.register(made)
+    for point in entry_points(group="thyme.cli"):
+        try:
+            point.load()(made)
+        except ImportError as error:
+            # The SDK alone is installed: defining, committing and querying need none of the platform.
+            print(f"thyme: the commands of {point.name} are not available: {error}", file=sys.stderr)
+    return made
+
+
+app = build()

@@ -1,0 +1,133 @@
+"""``thyme query`` and ``thyme lookup``: features of entities, the row of a dataset."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featurelib.cli.tables import Format, print_rows
+
+if TYPE_CHECKING:
+    from featurelib.client import Config
+    from featurelib.result import ThymeResult
+
+_QueryUrl = Annotated[str | None, typer.Option(envvar="THYME_QUERY_URL", help="Query server.")]
+_ApiKey = Annotated[str | None, typer.Option(envvar="THYME_API_KEY", help="Key.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("query")(query)
+    app.command("lookup")(lookup)
+
+
+def query(  # noqa: PLR0913, PLR0917  # one parameter per option
+    ref: Annotated[str, typer.Argument(help="Featureset: Name or module:Name.")],
+    entity: Annotated[list[str], typer.Option("--entity", "-e", help="Id; repeat, a,b, or @file of lines.")],
+    form: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.TABLE,
+    inputs: Annotated[list[str] | None, typer.Option("--input", help="Requested feature: name=value.")] = None,
+    at: Annotated[str | None, typer.Option(help="Read as of this instant (one entity).")] = None,
+    limit: Annotated[int, typer.Option(help="Most rows of a table.")] = 50,
+    query_url: _QueryUrl = None,
+    api_key: _ApiKey = None,
+) -> None:
+    """Features of one or more entities."""
+    ids = read_ids(entity)
+    if at is not None and len(ids) != 1:
+        raise typer.BadParameter("takes exactly one entity", param_hint="--at")
+    result = ask(name_of(ref), ids, read_inputs(inputs or []), at, _config(query_url, api_key))
+    show(result, form, limit)
+
+
+def lookup(
+    ref: Annotated[str, typer.Argument(help="Dataset: Name or module:Name.")],
+    entity: Annotated[str, typer.Option("--entity", "-e", help="Key.")],
+    at: Annotated[str | None, typer.Option(help="Read as of this instant.")] = None,
+    form: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.TABLE,
+    query_url: _QueryUrl = None,
+    api_key: _ApiKey = None,
+) -> None:
+    """The row of a dataset."""
+    from featurelib.client import ThymeClient
+
+    with ThymeClient(_config(query_url, api_key)) as client:
+        result = client.lookup(name_of(ref), entity, timestamp=at)
+    if not len(result):
+        print(f"{name_of(ref)} has no row for {entity}", file=sys.stderr)
+    show(result, form, 1)
+
+
+def ask(name: str, ids: list[str], inputs: dict[str, Any], at: str | None, config: Config) -> ThymeResult:
+    """One read: of one entity, or of all in a batch."""
+    from featurelib.client import ThymeClient
+
+    with ThymeClient(config) as client:
+        if len(ids) == 1:
+            return client.query(name, ids[0], inputs, timestamp=at)
+        return client.query_batch(name, ids, inputs)
+
+
+def show(result: ThymeResult, form: Format, limit: int) -> None:
+    """The rows on stdout, the audit record of the read on stderr."""
+    from featurelib.client import Config
+
+    rows = result.to_dict()
+    shown = rows[:limit] if form is Format.TABLE else rows
+    print_rows(result.columns, shown, form)
+    if len(shown) < len(rows):
+        print(f"{len(rows) - len(shown)} more rows; --limit shows more", file=sys.stderr)
+    if result.query_run_id:
+        print(f"Query run: {result.query_run_id}", file=sys.stderr)
+        page = Config.load().query_run_url(result.query_run_id)
+        if page:
+            print(f"Results: {page}", file=sys.stderr)
+
+
+def name_of(ref: str) -> str:
+    """The class half of ``module:Class``."""
+    return ref.rpartition(":")[2]
+
+
+def read_ids(given: list[str]) -> list[str]:
+    """Ids from repeated options, comma lists and ``@file``."""
+    found: list[str] = []
+    for each in given:
+        if each.startswith("@"):
+            found += _lines(Path(each[1:]))
+        else:
+            found += [part for part in each.split(",") if part]
+    if not found:
+        raise typer.BadParameter("names no entity", param_hint="--entity")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}", param_hint="--entity") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_inputs(given: list[str]) -> dict[str, Any]:
+    """``name=value`` pairs; a value that is JSON is that value, anything else is text."""
+    found = {}
+    for each in given:
+        name, equals, text = each.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{each!r} is not name=value", param_hint="--input")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def _config(query_url: str | None, api_key: str | None) -> Config:
+    from featurelib.client import Config
+
+    return Config.load().with_overrides(query_url=query_url, api_key=api_key)

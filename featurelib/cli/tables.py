@@ -1,0 +1,58 @@
+"""How rows are printed: a table for people, JSON or CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+
+class Format(StrEnum):
+    """How a result is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], form: Format) -> None:
+    """Rows on stdout, nothing else."""
+    if form is Format.JSON:
+        print_json(list(rows))
+    elif form is Format.CSV:
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _cell(row.get(name)) for name in columns} for row in rows)
+    else:
+        print_table(columns, [[_text(row.get(name)) for name in columns] for row in rows])
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table that wraps long cells and never cuts them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, header_style="bold")
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Indented JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | dict | bool) or value is None:
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)

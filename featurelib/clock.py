@@ -1,0 +1,135 @@
+"""Time: the instant and duration forms of the contract, and the one place that reads a clock.
+
+An *instant* is an ``int``: microseconds since the Unix epoch, UTC. A *duration* is an ``int`` of
+microseconds. Both have one parser and one printer here (decisions 1 and 2).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from featurelib.errors import InvalidTimestamp
+
+Instant = int
+Duration = int
+
+SECOND: Duration = 1_000_000
+MINUTE: Duration = 60 * SECOND
+HOUR: Duration = 60 * MINUTE
+DAY: Duration = 24 * HOUR
+
+_UNITS = {"d": DAY, "h": HOUR, "m": MINUTE, "s": SECOND}
+_DURATION = re.compile(r"([1-9][0-9]*)([dhms])")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+# Instants are kept within 1900..2200: a number outside it is nearly always milliseconds sent as seconds.
+_EARLIEST = -2_208_988_800 * SECOND
+_LATEST = 7_258_118_400 * SECOND
+
+
+class Clock(Protocol):
+    """Reads the wall clock. Passed as an argument everywhere time matters, so that tests own it."""
+
+    def now(self) -> Instant:
+        """Microseconds since the epoch, UTC."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> Instant:
+        """Microseconds since the epoch, UTC."""
+        return time.time_ns() // 1_000
+
+
+def parse_instant(value: object, field: str = "timestamp") -> Instant:
+    """Read an instant in any accepted form: ISO 8601 text, epoch seconds, or ``datetime``.
+
+    Text without a zone is UTC; ``T`` or a space separates date and time; seconds and fraction may
+    be absent (an HTML ``datetime-local`` input sends ``2026-04-01T10:30``).
+
+    Raises:
+        InvalidTimestamp: naming ``field`` and what was found.
+    """
+    if isinstance(value, datetime):
+        return _from_datetime(value, field)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _from_seconds(value, field)
+    if isinstance(value, str):
+        return _from_text(value.strip(), field)
+    raise _refuse(value, field)
+
+
+def format_instant(instant: Instant) -> str:
+    """``YYYY-MM-DDTHH:MM:SS[.ffffff]Z``; the fraction is left out when it is zero."""
+    moment = _EPOCH + timedelta(microseconds=instant)
+    form = "%Y-%m-%dT%H:%M:%S.%fZ" if instant % SECOND else "%Y-%m-%dT%H:%M:%SZ"
+    return moment.strftime(form)
+
+
+def to_datetime(instant: Instant) -> datetime:
+    """The instant as an aware UTC ``datetime``."""
+    return _EPOCH + timedelta(microseconds=instant)
+
+
+def parse_duration(text: str) -> Duration:
+    """Read ``<positive integer><d|h|m|s>``.
+
+    Raises:
+        ValueError: for anything else, listing the units. ``"5min"`` and ``"1mo"`` are refused, not guessed.
+    """
+    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        message = f"{text!r} is not a duration; write a positive integer and one unit of d, h, m, s, such as '24h'"
+        raise ValueError(message)
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def format_duration(duration: Duration) -> str:
+    """The shortest text that :func:`parse_duration` reads back to the same duration."""
+    for unit, size in _UNITS.items():
+        if duration % size == 0:
+            return f"{duration // size}{unit}"
+    message = f"{duration} µs is not a whole number of seconds"
+    raise ValueError(message)
+
+
+def _from_datetime(value: datetime, field: str) -> Instant:
+    aware = value if value.tzinfo else value.replace(tzinfo=UTC)
+    return _bounded((aware - _EPOCH) // _MICROSECOND, value, field)
+
+
+def _from_seconds(value: float, field: str) -> Instant:
+    if isinstance(value, float) and not math.isfinite(value * SECOND):
+        raise _refuse(value, field)
+    return _bounded(round(value * SECOND), value, field)
+
+
+def _from_text(text: str, field: str) -> Instant:
+    try:
+        return _from_datetime(datetime.fromisoformat(text), field)
+    except ValueError:
+        pass
+    try:
+        return _from_seconds(float(text), field)
+    except ValueError:
+        raise _refuse(text, field) from None
+
+
+def _bounded(instant: Instant, value: object, field: str) -> Instant:
+    if not _EARLIEST <= instant <= _LATEST:
+        raise _refuse(value, field)
+    return instant
+
+
+def _refuse(value: object, field: str) -> InvalidTimestamp:
+    shown = repr(value)[:80]
+    return InvalidTimestamp(
+        f"{field}: {shown} is not a timestamp between 1900 and 2200; expected ISO 8601 such as "
+        "2026-04-01T10:30:00Z, or epoch seconds"
+    )

@@ -1,0 +1,169 @@
+"""A module of declarations → one :class:`~featurelib.definitions.Commit`, or every mistake in it at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import CodeType, ModuleType
+
+from featurelib.declarations import Collection as Gathered
+from featurelib.declarations import Declared, collecting, declared_on, notes, shown_path
+from featurelib.definitions import Commit, DatasetDef, Definitions, FeaturesetDef, Location, PipelineDef, SourceDef
+from featurelib.errors import DefinitionError, Problem
+from featurelib.validation import SUPPORTED_CONNECTORS, findings, in_order, problems, validate
+
+__all__ = ["compile_module", "validate"]
+
+_NOTHING = Definitions()
+_CLASS_DECORATOR = {"pipeline": "@dataset(…)", "expectations": "@dataset(…)", "extractor": "@featureset"}
+
+
+def compile_module(
+    target: str | Path | ModuleType,
+    context: Definitions = _NOTHING,
+    connectors: Collection[str] = SUPPORTED_CONNECTORS,
+) -> Commit:
+    """Gather what a module declares, with what it imports from other modules of declarations.
+
+    Args:
+        target: a file, a module's dotted name, or a module that is imported already.
+        context: definitions the module may refer to beside its own.
+        connectors: connector types the platform can read.
+
+    Raises:
+        DefinitionError: with every problem found, each at the user's file and line.
+    """
+    with collecting() as gathered:
+        module, failures = _load(target)
+    declared = _all_declared(gathered, module)
+    commit = _commit(declared)
+    found = [*gathered.problems, *(p for each in declared for p in each.problems), *_orphans(gathered), *failures]
+    if not failures:
+        found = [*found, *_validated(commit, context, connectors, declared, found)]
+        if not found and not commit.all:
+            text = "the module declares nothing"
+            found = [Problem("nothing_declared", str(target), text, "Decorate a class with @dataset or @featureset.")]
+    if found:
+        raise DefinitionError(in_order(found))
+    return commit
+
+
+def _validated(
+    commit: Commit, context: Definitions, connectors: Collection[str], declared: list[Declared], found: list[Problem]
+) -> list[Problem]:
+    """What validation adds: neither told already, nor the mere consequence of a declaration that fell out."""
+    broken = {name for each in declared for name in each.broken}
+    told = {(problem.code, problem.subject) for problem in found}
+    fresh = (
+        finding
+        for finding in findings(commit, context, connectors)
+        if finding.about not in broken and (finding.code, finding.subject) not in told
+    )
+    return problems(fresh, commit)
+
+
+def _commit(declared: Iterable[Declared]) -> Commit:
+    definitions = [definition for each in declared for definition in each.definitions]
+    locations: dict[str, Location] = {}
+    for each in declared:
+        locations.update(each.locations)
+    return Commit(
+        datasets=tuple(each for each in definitions if isinstance(each, DatasetDef)),
+        pipelines=tuple(each for each in definitions if isinstance(each, PipelineDef)),
+        featuresets=tuple(each for each in definitions if isinstance(each, FeaturesetDef)),
+        sources=tuple(each for each in definitions if isinstance(each, SourceDef)),
+        locations=locations,
+    )
+
+
+def _all_declared(gathered: Gathered, module: ModuleType | None) -> list[Declared]:
+    """Classes declared while loading, then those the module took from modules that were loaded before."""
+    found = {id(each): each for each in gathered.declared}
+    for value in vars(module).values() if module else ():
+        each = declared_on(value)
+        if each is not None:
+            found.setdefault(id(each), each)
+    return list(found.values())
+
+
+def _orphans(gathered: Gathered) -> Iterator[Problem]:
+    for function in gathered.waiting.values():
+        noted = notes(function)
+        owner = _CLASS_DECORATOR[noted.role]
+        text = f"the {noted.role} belongs to no declared class"
+        file, line = noted.site or (None, None)
+        yield Problem(
+            f"orphan_{noted.role}", function.__qualname__, text, f"Decorate its class with {owner}.", file, line
+        )
+
+
+def _load(target: str | Path | ModuleType) -> tuple[ModuleType | None, list[Problem]]:
+    if isinstance(target, ModuleType):
+        return target, []
+    path = Path(target)
+    if path.suffix == ".py" or path.exists():
+        return _load_file(path)
+    return _run(lambda: import_module(str(target)), str(target))
+
+
+def _load_file(path: Path) -> tuple[ModuleType | None, list[Problem]]:
+    shown = shown_path(str(path.resolve()))
+    try:
+        code = compile(path.read_bytes(), str(path.resolve()), "exec")
+    except OSError as error:
+        return None, [Problem("module_not_found", shown, f"the file cannot be read: {error.strerror}")]
+    except (SyntaxError, ValueError) as error:
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        return None, [Problem("syntax_error", path.name, text, "", shown, line)]
+    return _run(lambda: _execute(code, path), shown)
+
+
+def _execute(code: CodeType, path: Path) -> ModuleType:
+    name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"_thyme_{path.stem}"
+    module = ModuleType(name)
+    module.__file__ = str(path.resolve())
+    with _beside(path.resolve().parent):
+        sys.modules[name] = module
+        exec(code, vars(module))  # noqa: S102  # importing the user's file is the purpose
+    return module
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[None]:
+    """Let the file import its neighbours, and forget them after, so that compiling again reads them again."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).resolve().parent == folder:
+                del sys.modules[name]
+
+
+def _run(load: object, shown: str) -> tuple[ModuleType | None, list[Problem]]:
+    """Import user code: what it raises becomes a problem at the user's line."""
+    assert callable(load)
+    try:
+        return load(), []
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # a call into user code
+        file, line = _where(error, shown)
+        text = f"the module raised {type(error).__name__}: {error}"
+        return None, [Problem("module_error", Path(shown).name, text, "", file, line)]
+
+
+def _where(error: BaseException, shown: str) -> tuple[str | None, int | None]:
+    """The innermost line that lies in the user's code, not in this package or an installed one."""
+    trace, place = error.__traceback__, (shown, None)
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if shown_path(file) == shown:
+            place = (shown, trace.tb_lineno)  # type: ignore[assignment]
+        trace = trace.tb_next
+    return place

@@ -1,0 +1,333 @@
+"""Frozen records: the only stored form of a definition.
+
+A decorator builds one, a commit carries it, the registry keeps its canonical bytes, and its digest
+names it. Foreign wire formats are translated into these at the edge. A definition never holds a
+file path, a line number or a time: equal meaning gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints
+
+from featurelib.aggregates import Aggregate
+from featurelib.expr import Node
+from featurelib.metadata import Metadata
+from featurelib.secrets import SecretRef
+from featurelib.types import Scalar, TypeName
+
+FORMAT = 1
+"""Version of the stored form. A reader refuses a higher one; a change to the records below raises it."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+Cdc = Literal["append", "upsert", "debezium"]
+
+
+class Record(BaseModel):
+    """Base of every stored value: frozen, no unknown members."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FieldDef(Record):
+    """One column of a dataset."""
+
+    name: Name
+    type: TypeName
+    key: bool = False
+    timestamp: bool = False
+    optional: bool = False
+
+
+class ExpectationDef(Record):
+    """A rule that is observed, never enforced; ``mostly`` is the share of a batch that must pass."""
+
+    type: Literal["column_values_between", "column_values_not_null", "column_values_in_set", "column_values_of_type"]
+    column: str
+    mostly: float = 1.0
+    min_value: float | None = None
+    max_value: float | None = None
+    values: tuple[Scalar, ...] = ()
+    type_name: str | None = None
+
+
+class DatasetDef(Record):
+    """A named, typed event stream. ``index`` keeps the newest row per key for look-ups."""
+
+    kind: Literal["dataset"] = "dataset"
+    name: Name
+    version: PositiveInt = 1
+    fields: tuple[FieldDef, ...]
+    index: bool = False
+    retention_us: PositiveInt | None = None
+    expectations: tuple[ExpectationDef, ...] = ()
+    metadata: Metadata = Metadata()
+
+    @property
+    def key(self) -> FieldDef:
+        """The key column."""
+        return next(field for field in self.fields if field.key)
+
+    @property
+    def timestamp(self) -> FieldDef:
+        """The event-time column."""
+        return next(field for field in self.fields if field.timestamp)
+
+    def field(self, name: str) -> FieldDef | None:
+        """The column of that name, if there is one."""
+        return next((field for field in self.fields if field.name == name), None)
+
+
+class FilterStep(Record):
+    """Keep rows where the predicate holds."""
+
+    op: Literal["filter"] = "filter"
+    predicate: Node
+
+
+class AssignStep(Record):
+    """Add or overwrite a column."""
+
+    op: Literal["assign"] = "assign"
+    column: Name
+    value: Node
+
+
+class JoinStep(Record):
+    """As-of join: the newest right row with event time <= the left's, on left column ``on`` = the right's key."""
+
+    op: Literal["join"] = "join"
+    right: Name
+    on: Name
+    fields: tuple[Name, ...]
+
+
+class NamedAggregate(Record):
+    """An aggregate and the output column it fills."""
+
+    output: Name
+    aggregate: Aggregate
+
+
+class AggregateStep(Record):
+    """Fold rows per group key; always the last step."""
+
+    op: Literal["aggregate"] = "aggregate"
+    keys: tuple[Name, ...]
+    aggregates: tuple[NamedAggregate, ...]
+
+
+Step = Annotated[FilterStep | AssignStep | JoinStep | AggregateStep, Field(discriminator="op")]
+
+
+class BackfillDef(Record):
+    """Whether a new pipeline folds history, and from which instant on (``None``: all of it)."""
+
+    enabled: bool = True
+    since_us: int | None = None
+
+
+class PipelineDef(Record):
+    """Input datasets → steps → output dataset. ``input_datasets[0]`` is the left side; join rights follow."""
+
+    kind: Literal["pipeline"] = "pipeline"
+    name: Name
+    version: PositiveInt = 1
+    input_datasets: tuple[Name, ...]
+    output_dataset: Name
+    steps: tuple[Step, ...]
+    backfill: BackfillDef = BackfillDef()
+
+    @property
+    def fold(self) -> AggregateStep:
+        """The final aggregate step."""
+        step = self.steps[-1]
+        assert isinstance(step, AggregateStep)  # compile and validate guarantee it
+        return step
+
+    @property
+    def joins(self) -> tuple[JoinStep, ...]:
+        """The join steps, in order."""
+        return tuple(step for step in self.steps if isinstance(step, JoinStep))
+
+
+class PyCode(Record):
+    """User code as source text.
+
+    ``source`` holds everything the function needs: the imports, module-level constants and functions it
+    uses, then the function itself without decorators. ``file`` and ``line`` (1-based line of ``def``) let
+    an error name the user's line; they carry no meaning and stay out of the digest.
+    """
+
+    entry_point: str
+    source: str
+    file: str | None = None
+    line: int | None = None
+
+
+class LookupDef(Record):
+    """The dataset column a looked-up feature reads."""
+
+    dataset: Name
+    field: Name
+
+
+class FeatureDef(Record):
+    """One feature. ``default`` is served when a look-up misses or a request value is left out."""
+
+    name: Name
+    type: TypeName
+    optional: bool = False
+    request: bool = False
+    lookup: LookupDef | None = None
+    default: Scalar | None = None
+    id: int | None = None
+    description: str | None = None
+
+
+class ExtractorDef(Record):
+    """User code that computes features from features.
+
+    ``inputs`` are local feature names or ``Featureset.feature``; they bind by position, in this order.
+    """
+
+    name: Name
+    version: PositiveInt = 1
+    inputs: tuple[str, ...]
+    outputs: tuple[Name, ...]
+    deps: tuple[Name, ...] = ()
+    code: PyCode
+
+
+class FeaturesetDef(Record):
+    """Named features of one entity.
+
+    ``features[0]`` that is neither looked up, requested nor extracted is the entity id.
+    ``online_clock``: ``wall`` reads at the request's clock; ``event`` at the newest applied event time.
+    """
+
+    kind: Literal["featureset"] = "featureset"
+    name: Name
+    features: tuple[FeatureDef, ...]
+    extractors: tuple[ExtractorDef, ...] = ()
+    entity_type: str | None = None
+    online_clock: Literal["wall", "event"] = "wall"
+    metadata: Metadata = Metadata()
+
+    def feature(self, name: str) -> FeatureDef | None:
+        """The feature of that name, if there is one."""
+        return next((feature for feature in self.features if feature.name == name), None)
+
+    @property
+    def entity(self) -> FeatureDef | None:
+        """The feature that holds the entity id: the first that nothing else produces."""
+        produced = {output for extractor in self.extractors for output in extractor.outputs}
+        return next(
+            (f for f in self.features if not f.request and f.lookup is None and f.name not in produced),
+            None,
+        )
+
+
+class ConnectorDef(Record):
+    """An outside system: its type and settings. Secret settings are :class:`SecretRef` values."""
+
+    type: str
+    config: dict[str, SecretRef | str | int | float | bool | None]
+
+
+class SourceDef(Record):
+    """What feeds a dataset. Durations in microseconds; ``max_lateness_us=None`` means nothing is late."""
+
+    kind: Literal["source"] = "source"
+    dataset: Name
+    connector: ConnectorDef
+    cursor: str = ""
+    every_us: PositiveInt | None = None
+    max_lateness_us: PositiveInt | None = None
+    cdc: Cdc = "append"
+    metadata: Metadata = Metadata()
+
+
+Definition = DatasetDef | PipelineDef | FeaturesetDef | SourceDef
+
+
+class Location(Record):
+    """Where in the user's module a definition stands; shown in errors, never stored with the definition."""
+
+    file: str
+    line: int
+
+
+class Definitions(Record):
+    """A set of definitions: what a registry holds, or what a commit brings. May hold several versions of a name."""
+
+    datasets: tuple[DatasetDef, ...] = ()
+    pipelines: tuple[PipelineDef, ...] = ()
+    featuresets: tuple[FeaturesetDef, ...] = ()
+    sources: tuple[SourceDef, ...] = ()
+
+    @property
+    def all(self) -> tuple[Definition, ...]:
+        """Every definition, datasets first."""
+        return (*self.datasets, *self.pipelines, *self.featuresets, *self.sources)
+
+    def dataset(self, name: str) -> DatasetDef | None:
+        """The newest version of the dataset of that name."""
+        return max((d for d in self.datasets if d.name == name), key=lambda d: d.version, default=None)
+
+    def pipeline(self, name: str) -> PipelineDef | None:
+        """The newest version of the pipeline of that name."""
+        return max((p for p in self.pipelines if p.name == name), key=lambda p: p.version, default=None)
+
+    def featureset(self, name: str) -> FeaturesetDef | None:
+        """The featureset of that name."""
+        return next((f for f in self.featuresets if f.name == name), None)
+
+    def source(self, dataset: str) -> SourceDef | None:
+        """The source that feeds the dataset."""
+        return next((s for s in self.sources if s.dataset == dataset), None)
+
+    def producer(self, dataset: str) -> PipelineDef | None:
+        """The newest pipeline whose output is the dataset."""
+        made = (p for p in self.pipelines if p.output_dataset == dataset)
+        return max(made, key=lambda p: p.version, default=None)
+
+
+class Commit(Definitions):
+    """A set of definitions sent together. ``locations`` maps ``kind:Name[.member]`` to the user's line."""
+
+    format: Literal[1] = 1
+    message: str = ""
+    locations: dict[str, Location] = {}
+
+    def locate(self, key: str) -> Location | None:
+        """The location of ``kind:Name.member``, else of ``kind:Name``."""
+        return self.locations.get(key) or self.locations.get(key.split(".", 1)[0])
+
+
+def ref(definition: DatasetDef | PipelineDef) -> str:
+    """``Name@version``: how stores, logs and workers name a dataset or a pipeline."""
+    return f"{definition.name}@{definition.version}"
+
+
+def canonical_bytes(record: BaseModel) -> bytes:
+    """Equal meaning, equal bytes: JSON with sorted keys and no spaces, less the user's file positions."""
+    tree = record.model_dump(mode="json", exclude={"locations", "message"})
+    return json.dumps(_without_positions(tree), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest(record: BaseModel) -> str:
+    """SHA-256 of the canonical bytes, hex."""
+    return hashlib.sha256(canonical_bytes(record)).hexdigest()
+
+
+def _without_positions(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        positions = ("file", "line") if "entry_point" in tree else ()
+        return {name: _without_positions(value) for name, value in tree.items() if name not in positions}
+    if isinstance(tree, list):
+        return [_without_positions(value) for value in tree]
+    return tree

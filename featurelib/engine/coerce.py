@@ -1,0 +1,403 @@
+"""Types at the door: raw records become a typed table, or dead letters with a reason (decision 23).
+
+Coercion is lossless only. One table says what a column takes; ``coerce_value`` is its meaning, the
+column kernels below it only decide the common cells at once, and hand every other cell back to it.
+
+    declared  given                                        result
+    --------  -------------------------------------------  ----------------------------------------------
+    any       null, missing, or an empty CSV cell          null; required column: ``missing_field``
+    any       float NaN                                    null; required column: ``not_a_number``
+    int       int within 64 bit                            itself; beyond: ``out_of_range``
+    int       integral float (3.0), integral numeric text  the int; 3.5 and "3.5": ``not_integral``
+    float     int that a double holds exactly              the float; beyond: ``out_of_range``
+    float     finite float, numeric text                   the float; infinite: ``out_of_range``
+    str       text                                         itself (numbers are not turned into text)
+    bool      bool, text "true" / "false" in any case      the bool (1 and 0 are not bool)
+    datetime  timestamp, ISO 8601 text, epoch seconds      the instant, µs; finer digits are cut
+    list[T]   list of what T takes                         the list; a null inside is kept
+    int, float, datetime                                   a bool: ``wrong_type`` (bool is not a number)
+    any       anything else                                ``wrong_type``
+    key       empty text                                   ``empty_key``
+
+Columns the dataset does not declare are ignored.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurelib.clock import parse_instant
+from featurelib.definitions import DatasetDef, FieldDef
+from featurelib.engine.records import TIME, arrow_type
+from featurelib.errors import InvalidTimestamp, RecordError
+from featurelib.types import INT_MAX, INT_MIN, Value, element_type
+
+RawRecords: TypeAlias = pa.Table | Sequence[Mapping[str, Any]]
+"""Records as they came: a table, or one mapping per record."""
+
+_INTEGER_TEXT = r"^[+-]?[0-9]{1,18}(\.0*)?$"
+_NUMBER_TEXT = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_NUMBER = re.compile(_NUMBER_TEXT.replace("$", r"\Z"), re.ASCII)
+_ZONED_TEXT = r"(Z|[+-][0-9]{2}:?[0-9]{2})$"
+_EXACT_IN_DOUBLE = 2**53
+# Typed: comparing a uint64 column with a plain int would cast the column to int64, which fails for large cells.
+_UNSIGNED_INT_MAX, _UNSIGNED_EXACT = pa.scalar(INT_MAX, pa.uint64()), pa.scalar(_EXACT_IN_DOUBLE, pa.uint64())
+_MICROS = 1_000_000
+_BOOLS = {"true": True, "false": False}
+# The range of parse_instant; a cell outside it is left to parse_instant, which refuses it with the reason.
+_EARLIEST, _LATEST = parse_instant("1900-01-01"), parse_instant("2200-01-01")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SHOWN_CHARACTERS = 80
+
+
+class Rejected(NamedTuple):
+    """A record that does not fit: its row, itself as it came, and the first column at fault."""
+
+    row: int
+    record: Mapping[str, Any]
+    reason: str
+    field: str
+    message: str
+
+
+class Coerced(NamedTuple):
+    """The typed records (dataset columns and ``__time``), the row each came from, and those refused."""
+
+    table: pa.Table
+    kept: npt.NDArray[np.int64]
+    rejected: list[Rejected]
+
+
+def coerce(records: RawRecords, dataset: DatasetDef) -> Coerced:
+    """Give every record the dataset's types, or reject it, by the table above."""
+    failures: dict[int, RecordError] = {}
+    columns = {field.name: _typed(records, field, failures) for field in dataset.fields}
+    columns[TIME] = pc.cast(columns[dataset.timestamp.name], pa.int64())
+    table = pa.table(columns)
+    if not failures:
+        return Coerced(table, np.arange(len(table), dtype=np.int64), [])
+    keep = np.ones(len(table), dtype=bool)
+    keep[list(failures)] = False
+    rejected = [
+        Rejected(index, raw_record(records, index), error.reason, error.field, error.message)
+        for index, error in sorted(failures.items())
+    ]
+    return Coerced(table.filter(pa.array(keep)), np.flatnonzero(keep), rejected)
+
+
+def coerce_value(value: object, field: FieldDef) -> Value | None:
+    """One cell by the table above; datetimes become instants (µs).
+
+    Raises:
+        RecordError: with the reason code and the column.
+    """
+    if isinstance(value, float) and math.isnan(value):
+        if not _required(field):
+            return None
+        raise _refuse(field, "not_a_number", "is NaN")
+    if value is None:
+        if not _required(field):
+            return None
+        raise RecordError("missing_field", field.name, f"{field.name}: a required column is missing or null")
+    if field.key and value == "":
+        raise RecordError("empty_key", field.name, f"{field.name}: the key is empty")
+    return _cell(value, field, field.type)
+
+
+def raw_record(records: RawRecords, index: int) -> Mapping[str, Any]:
+    """The record at a row, as it came."""
+    if isinstance(records, pa.Table):
+        row: Mapping[str, Any] = records.slice(index, 1).to_pylist()[0]
+        return row
+    return records[index]
+
+
+def raw_column(records: RawRecords, name: str) -> tuple[pa.Array | None, Callable[[int], Any]]:
+    """A raw column as an array, where it has one Arrow type, and a getter of its cells as they came."""
+    if isinstance(records, pa.Table):
+        column = _flat(records[name]) if name in records.column_names else pa.nulls(len(records))
+        return column, lambda index: column[index].as_py()
+    values = [record.get(name) for record in records]
+    # One type only: of [True, 1.5] Arrow would make two floats.
+    array = _array(values) if len(set(map(type, values)) - {type(None)}) <= 1 else None
+    return array, values.__getitem__
+
+
+def _array(values: list[Any]) -> pa.Array | None:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # such as an int of more than 64 bits
+        return None
+
+
+def _typed(records: RawRecords, field: FieldDef, failures: dict[int, RecordError]) -> pa.Array:
+    array, cell = raw_column(records, field.name)
+    array = array if field.type in _KERNELS else None
+    target = arrow_type(field.type)
+    decided = pa.nulls(len(records), target) if array is None else _decide(array, field, target)
+    undecided = _undecided(array, decided, field)
+    if not len(undecided):
+        return decided
+    values: list[Value | None] = []
+    for index in undecided.tolist():
+        try:
+            values.append(coerce_value(cell(index), field))
+        except RecordError as error:
+            failures.setdefault(index, error)
+            values.append(None)
+    if len(undecided) == len(records):
+        return _build(values, target)
+    mask = np.zeros(len(records), dtype=bool)
+    mask[undecided] = True
+    return pc.replace_with_mask(decided, pa.array(mask), _build(values, target))
+
+
+def _undecided(array: pa.Array | None, decided: pa.Array, field: FieldDef) -> npt.NDArray[np.int64]:
+    """Rows that coerce_value must judge: no kernel took them, or they are null and must not be."""
+    if array is None:
+        return np.arange(len(decided), dtype=np.int64)
+    open_rows = decided.is_null()
+    if not _required(field):
+        open_rows = pc.and_(open_rows, array.is_valid())
+    if field.key and field.type == "str":
+        open_rows = pc.or_(open_rows, pc.fill_null(pc.equal(decided, ""), fill_value=False))
+    return np.flatnonzero(open_rows.to_numpy(zero_copy_only=False))
+
+
+def _build(values: list[Value | None], target: pa.DataType) -> pa.Array:
+    # Instants are ints: through int64 into the timestamp type.
+    storage = pa.int64() if pa.types.is_timestamp(target) else target
+    return pa.array(values, storage).cast(target)
+
+
+def _decide(array: pa.Array, field: FieldDef, target: pa.DataType) -> pa.Array:
+    return pa.nulls(len(array), target) if pa.types.is_null(array.type) else _KERNELS[field.type](array)
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _only(keep: pa.Array, array: pa.Array) -> pa.Array:
+    """The array with null where ``keep`` is not true."""
+    return pc.if_else(keep, array, pa.scalar(None, array.type))
+
+
+def _required(field: FieldDef) -> bool:
+    return field.key or field.timestamp or not field.optional
+
+
+# Column kernels: null means "not decided here".
+
+
+def _int_column(array: pa.Array) -> pa.Array:
+    kind = array.type
+    if pa.types.is_integer(kind):
+        fits = pc.less_equal(array, _UNSIGNED_INT_MAX) if pa.types.is_uint64(kind) else array.is_valid()
+        return _only(fits, array).cast(pa.int64())
+    if pa.types.is_floating(kind):
+        array = array.cast(pa.float64())
+        whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), float(2**63)))
+        return _only(whole, array).cast(pa.int64(), safe=False)
+    if _is_text(kind):
+        text = _only(pc.match_substring_regex(array, _INTEGER_TEXT), array)
+        return pc.replace_substring_regex(text, r"^\+|\.0*$", "").cast(pa.int64())
+    return pa.nulls(len(array), pa.int64())
+
+
+def _float_column(array: pa.Array) -> pa.Array:
+    kind = array.type
+    if pa.types.is_integer(kind):
+        if pa.types.is_uint64(kind):
+            array = _only(pc.less_equal(array, _UNSIGNED_EXACT), array)
+        array = array.cast(pa.int64())
+        exact = pc.and_(pc.less_equal(array, _EXACT_IN_DOUBLE), pc.greater_equal(array, -_EXACT_IN_DOUBLE))
+        return _only(exact, array).cast(pa.float64())
+    if pa.types.is_floating(kind):
+        return _only(pc.is_finite(array), array).cast(pa.float64())
+    if _is_text(kind):
+        numbers = _only(pc.match_substring_regex(array, _NUMBER_TEXT), array).cast(pa.float64())
+        return _only(pc.is_finite(numbers), numbers)
+    return pa.nulls(len(array), pa.float64())
+
+
+def _str_column(array: pa.Array) -> pa.Array:
+    return array.cast(pa.string()) if _is_text(array.type) else pa.nulls(len(array), pa.string())
+
+
+def _bool_column(array: pa.Array) -> pa.Array:
+    if pa.types.is_boolean(array.type):
+        return array
+    if _is_text(array.type):
+        lower = pc.utf8_lower(array)
+        return _only(pc.is_in(lower, value_set=pa.array(list(_BOOLS), array.type)), pc.equal(lower, "true"))
+    return pa.nulls(len(array), pa.bool_())
+
+
+def _datetime_column(array: pa.Array) -> pa.Array:
+    kind = array.type
+    instants = pa.nulls(len(array), pa.int64())
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        instants = array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+    elif pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
+        seconds = array.cast(pa.int64())
+        instants = pc.multiply(_only(_between(seconds, _EARLIEST // _MICROS, _LATEST // _MICROS), seconds), _MICROS)
+    elif pa.types.is_floating(kind):
+        seconds = array.cast(pa.float64())
+        seconds = _only(_between(seconds, _EARLIEST / _MICROS, _LATEST / _MICROS), seconds)
+        micros = pc.round(pc.multiply(seconds, float(_MICROS)), round_mode="half_to_even")
+        instants = micros.cast(pa.int64())
+    elif _is_text(kind):
+        instants = _text_instants(array)
+    return _only(_between(instants, _EARLIEST, _LATEST), instants).cast(arrow_type("datetime"))
+
+
+def _between(array: pa.Array, low: float, high: float) -> pa.Array:
+    return pc.and_(pc.greater_equal(array, low), pc.less_equal(array, high))
+
+
+def _text_instants(array: pa.Array) -> pa.Array:
+    zoned = pc.match_substring_regex(array, _ZONED_TEXT)
+    with_zone = _parse_column(_only(zoned, array), pa.timestamp("us", tz="UTC"))
+    without = _parse_column(_only(pc.invert(zoned), array), pa.timestamp("us"))
+    return pc.coalesce(with_zone, without)
+
+
+def _parse_column(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    try:
+        return array.cast(kind).cast(pa.int64())
+    except pa.ArrowInvalid:  # one cell of another form: all of these are judged one by one
+        return pa.nulls(len(array), pa.int64())
+
+
+_KERNELS: dict[str, Callable[[pa.Array], pa.Array]] = {
+    "int": _int_column,
+    "float": _float_column,
+    "str": _str_column,
+    "bool": _bool_column,
+    "datetime": _datetime_column,
+}
+
+
+# Cells: the meaning.
+
+
+def _cell(value: object, field: FieldDef, type_name: str) -> Value:
+    element = element_type(type_name)
+    if element is None:
+        return _CELLS[type_name](value, field)
+    if not isinstance(value, list | tuple):
+        raise _refuse(field, "wrong_type", f"{_shown(value)} is not a list")
+    return [None if part is None else _cell(part, field, element) for part in value]
+
+
+def _int_cell(value: object, field: FieldDef) -> int:
+    if isinstance(value, bool):
+        raise _wrong(value, field, "int")
+    if isinstance(value, int):
+        return _within_64_bits(value, field)
+    if isinstance(value, float | Decimal):
+        return _integral(value, field)
+    if isinstance(value, str) and _NUMBER.match(value.strip()):
+        return _integral(Decimal(value.strip()), field)
+    raise _wrong(value, field, "int")
+
+
+def _integral(value: float | Decimal, field: FieldDef) -> int:
+    # The size first: int(Decimal("1e999999")) would build a million digits.
+    if not -(2.0**64) < value < 2.0**64:
+        raise _refuse(field, "out_of_range", f"{_shown(value)} does not fit 64 bits")
+    if value != int(value):
+        raise _refuse(field, "not_integral", f"{_shown(value)} is not a whole number")
+    return _within_64_bits(int(value), field)
+
+
+def _within_64_bits(value: int, field: FieldDef) -> int:
+    if not INT_MIN <= value <= INT_MAX:
+        raise _refuse(field, "out_of_range", f"{_shown(value)} does not fit 64 bits")
+    return value
+
+
+def _float_cell(value: object, field: FieldDef) -> float:
+    if isinstance(value, bool):
+        raise _wrong(value, field, "float")
+    if isinstance(value, int):
+        return _exact_double(value, field)
+    if isinstance(value, float | Decimal):
+        return _finite(float(value), value, field)
+    if isinstance(value, str) and _NUMBER.match(value.strip()):
+        return _finite(float(value.strip()), value, field)
+    raise _wrong(value, field, "float")
+
+
+def _exact_double(value: int, field: FieldDef) -> float:
+    if abs(value) > 2**1023 or int(float(value)) != value:
+        raise _refuse(field, "out_of_range", f"{_shown(value)} has no exact float")
+    return float(value)
+
+
+def _finite(number: float, value: object, field: FieldDef) -> float:
+    if not math.isfinite(number):
+        raise _refuse(field, "out_of_range", f"{_shown(value)} is not finite")
+    return number
+
+
+def _str_cell(value: object, field: FieldDef) -> str:
+    if not isinstance(value, str):
+        raise _wrong(value, field, "str")
+    return value
+
+
+def _bool_cell(value: object, field: FieldDef) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in _BOOLS:
+        return _BOOLS[value.strip().lower()]
+    raise _wrong(value, field, "bool")
+
+
+def _datetime_cell(value: object, field: FieldDef) -> int:
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = _EPOCH + timedelta(days=(value - _EPOCH.date()).days)
+    try:
+        return parse_instant(value, field.name)
+    except InvalidTimestamp as error:
+        raise RecordError("invalid_timestamp", field.name, str(error)) from None
+
+
+_CELLS: dict[str, Callable[[object, FieldDef], Value]] = {
+    "int": _int_cell,
+    "float": _float_cell,
+    "str": _str_cell,
+    "bool": _bool_cell,
+    "datetime": _datetime_cell,
+}
+
+
+def _wrong(value: object, field: FieldDef, expected: str) -> RecordError:
+    return _refuse(field, "wrong_type", f"{_shown(value)} ({type(value).__name__}) is not of type {expected}")
+
+
+def _refuse(field: FieldDef, reason: str, what: str) -> RecordError:
+    return RecordError(reason, field.name, f"{field.name}: {what}")
+
+
+def _shown(value: object) -> str:
+    text = str(value) if isinstance(value, Decimal) else repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

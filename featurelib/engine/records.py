@@ -1,0 +1,79 @@
+"""Records as tables: the system columns every record carries, their order, and the late mark.
+
+Columns beside the dataset's own:
+
+    __time         int64  event time, µs
+    __accepted_at  int64  when the log accepted the record, µs
+    __partition    int32  log partition
+    __offset       int64  position in that partition: 0, 1, 2, …
+    __late         bool   decided once, at append (decision 6)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featurelib.clock import Duration, Instant
+from featurelib.definitions import DatasetDef
+from featurelib.types import element_type
+
+TIME, ACCEPTED_AT, PARTITION, OFFSET, LATE = "__time", "__accepted_at", "__partition", "__offset", "__late"
+SYSTEM_COLUMNS = (TIME, ACCEPTED_AT, PARTITION, OFFSET, LATE)
+ORDER = (TIME, ACCEPTED_AT, PARTITION, OFFSET)
+"""The total order of records (decision 8): "newest" and every tie follow it."""
+
+_ARROW = {
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "str": pa.string(),
+    "bool": pa.bool_(),
+    "datetime": pa.timestamp("us", tz="UTC"),
+}
+
+
+def arrow_type(type_name: str) -> pa.DataType:
+    """The Arrow type of a column type."""
+    element = element_type(type_name)
+    return pa.list_(_ARROW[element]) if element else _ARROW[type_name]
+
+
+def dataset_schema(dataset: DatasetDef) -> pa.Schema:
+    """Arrow schema of a dataset's own columns."""
+    return pa.schema([(field.name, arrow_type(field.type)) for field in dataset.fields])
+
+
+def record_schema(dataset: DatasetDef) -> pa.Schema:
+    """Arrow schema of a dataset's records, system columns included."""
+    system = [(TIME, pa.int64()), (ACCEPTED_AT, pa.int64()), (PARTITION, pa.int32()), (OFFSET, pa.int64()), (LATE, pa.bool_())]
+    return pa.schema([*dataset_schema(dataset), *(pa.field(name, kind) for name, kind in system)])
+
+
+def in_order(records: pa.Table) -> pa.Table:
+    """Sort records by the total order."""
+    return records.sort_by([(name, "ascending") for name in ORDER])
+
+
+def mark_late(
+    times: npt.NDArray[np.int64], newest: Instant | None, max_lateness: Duration | None, horizon: Instant
+) -> tuple[npt.NDArray[np.bool_], Instant | None]:
+    """Which records are late when they arrive in this order, and the partition's newest event time after them.
+
+    Args:
+        times: event times, µs, in arrival order.
+        newest: newest event time the partition saw before, clamped as below; ``None`` for none.
+        max_lateness: how far behind the newest a record may be; ``None``: nothing is late.
+        horizon: a record dated after it never moves the watermark beyond it (now + clock skew).
+    """
+    if not len(times):
+        return np.zeros(0, dtype=np.bool_), newest
+    floor = np.iinfo(np.int64).min if newest is None else newest
+    seen = np.maximum(np.maximum.accumulate(np.minimum(times, horizon)), floor)
+    after = int(seen[-1])
+    if max_lateness is None:
+        return np.zeros(len(times), dtype=np.bool_), after
+    before = np.concatenate(([floor], seen[:-1]))
+    known = before != np.iinfo(np.int64).min
+    watermark = np.where(known, before, times) - max_lateness
+    return known & (times < watermark), after

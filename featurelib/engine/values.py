@@ -1,0 +1,172 @@
+"""Single values: lossless casts to a declared type, and the forms a value takes outside the engine.
+
+Inside the engine a datetime is an ``Instant``; user code sees ``datetime``; the wire sees ISO text.
+Whole columns are coerced in :mod:`featurelib.engine.coerce`; this is the request's side of the same rule.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from featurelib.clock import format_instant, parse_instant, to_datetime
+from featurelib.errors import InvalidTimestamp
+from featurelib.types import INT_MAX, INT_MIN, Value, element_type
+
+Cast = Callable[[Any], Value]
+"""Gives the value in the engine's form, ``None`` for ``None``; ``ValueError`` says why a value does not fit."""
+
+
+def caster(type_name: str) -> Cast:
+    """The lossless cast to a column type: ``3.0`` is an ``int``, ``3.5`` is not, ``True`` is not a ``float``."""
+    element = element_type(type_name)
+    return _list_caster(_SCALARS[element]) if element else _SCALARS[type_name]
+
+
+def text_caster(type_name: str) -> Cast:
+    """As :func:`caster`, and text is read as the type too: the form of ids in a URL."""
+    cast = _SCALARS[type_name]
+    read = _TEXT_READERS.get(type_name)
+    if read is None:
+        return cast
+    reader = read
+    return lambda value: cast(reader(value) if isinstance(value, str) else value)
+
+
+def shown(type_name: str) -> Callable[[Value], Value] | None:
+    """How the wire shows a value of the type; ``None``: as it is."""
+    return _form(type_name, format_instant)
+
+
+def handed(type_name: str) -> Callable[[Value], Any] | None:
+    """How user code sees a value of the type; ``None``: as it is."""
+    return _form(type_name, to_datetime)
+
+
+def _form(type_name: str, form: Callable[[int], Any]) -> Callable[[Value], Any] | None:
+    if type_name == "datetime":
+        return lambda value: None if value is None else form(value)
+    if type_name == "list[datetime]":
+        return lambda value: None if value is None else [None if v is None else form(v) for v in value]
+    return None
+
+
+def _to_int(value: Any) -> Value:
+    if type(value) is int or value is None:
+        return _in_range(value)
+    value = _plain(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return _in_range(int(value))
+    if isinstance(value, float) and value.is_integer():
+        return _in_range(int(value))
+    raise _unfit(value, "an int")
+
+
+def _in_range(value: int | None) -> Value:
+    if value is None or INT_MIN <= value <= INT_MAX:
+        return value
+    message = f"{str(value)[:40]} does not fit in 64 bits"
+    raise ValueError(message)
+
+
+def _to_float(value: Any) -> Value:
+    if value is None:
+        return None
+    if type(value) is not float:
+        value = _plain(value)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise _unfit(value, "a float")
+        value = _float_of(value)
+    # Neither NaN nor infinity has a place on the wire: both are "no number", which is null.
+    return value if math.isfinite(value) else None
+
+
+def _float_of(value: numbers.Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise _unfit(value, "a float") from None
+
+
+def _to_str(value: Any) -> Value:
+    if value is None or type(value) is str:
+        return value
+    value = _plain(value)
+    if isinstance(value, str):
+        return str(value)
+    raise _unfit(value, "a str")
+
+
+def _to_bool(value: Any) -> Value:
+    if value is None or value is True or value is False:
+        return value
+    value = _plain(value)
+    if isinstance(value, bool):
+        return value
+    raise _unfit(value, "a bool")
+
+
+def _to_instant(value: Any) -> Value:
+    if value is None:
+        return None
+    value = _plain(value)
+    if not isinstance(value, datetime | str | int | float):
+        raise _unfit(value, "a datetime")
+    try:
+        return parse_instant(value, "value")
+    except InvalidTimestamp:
+        raise _unfit(value, "a datetime") from None
+
+
+def _list_caster(cast: Cast) -> Cast:
+    def to_list(value: Any) -> Value:
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple):
+            raise _unfit(value, "a list")
+        return [cast(part) for part in value]
+
+    return to_list
+
+
+def _read_int(text: str) -> Any:
+    # int() also takes "1_000" and surrounding blanks; an id must be spelled one way only.
+    digits = text.removeprefix("-")
+    if digits.isascii() and digits.isdigit() and len(digits) <= 19:  # noqa: PLR2004  # digits of 2**63
+        return int(text)
+    raise _unfit(text, "an int")
+
+
+def _read_float(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        raise _unfit(text, "a float") from None
+
+
+def _read_bool(text: str) -> Any:
+    if text in {"true", "false"}:
+        return text == "true"
+    raise _unfit(text, "a bool (true or false)")
+
+
+def _plain(value: Any) -> Any:
+    # NumPy's scalars are what an extractor that computes with NumPy returns; .item() is their Python value.
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
+
+
+def _unfit(value: object, wanted: str) -> ValueError:
+    return ValueError(f"{repr(value)[:80]} is not {wanted}")
+
+
+_SCALARS: dict[str, Cast] = {
+    "int": _to_int,
+    "float": _to_float,
+    "str": _to_str,
+    "bool": _to_bool,
+    "datetime": _to_instant,
+}
+_TEXT_READERS: dict[str, Callable[[str], Any]] = {"int": _read_int, "float": _read_float, "bool": _read_bool}

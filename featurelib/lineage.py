@@ -1,0 +1,101 @@
+"""The graph of definitions: what feeds what, what depends on what, and whether it runs in a circle.
+
+A node is ``kind:Name``: ``source:Transaction``, ``dataset:Transaction``, ``pipeline:by_user``,
+``featureset:UserFeatures``. An edge points the way the data goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import Literal, NamedTuple
+
+from featurelib.definitions import Definitions, FeaturesetDef
+
+EdgeType = Literal["source_feeds", "pipeline_input", "pipeline_output", "featureset_lookup", "featureset_dep"]
+
+
+class Edge(NamedTuple):
+    """Data goes from ``start`` to ``end``."""
+
+    start: str
+    end: str
+    type: EdgeType
+
+
+def edges(definitions: Definitions) -> tuple[Edge, ...]:
+    """Every edge, each once, in a stable order."""
+    return tuple(sorted(set(_edges(definitions))))
+
+
+def dependents(definitions: Definitions, node: str) -> tuple[Edge, ...]:
+    """The edges that leave a node: what breaks when it goes."""
+    return tuple(edge for edge in edges(definitions) if edge.start == node)
+
+
+def downstream(definitions: Definitions, node: str) -> frozenset[str]:
+    """Every node that data from this one reaches."""
+    following: dict[str, list[str]] = {}
+    for edge in edges(definitions):
+        following.setdefault(edge.start, []).append(edge.end)
+    reached: set[str] = set()
+    waiting = [node]
+    while waiting:
+        fresh = set(following.get(waiting.pop(), ())) - reached
+        reached |= fresh
+        waiting.extend(fresh)
+    return frozenset(reached)
+
+
+def dataset_cycle(definitions: Definitions) -> list[str]:
+    """Datasets and pipelines that feed themselves, first one repeated at the end; empty when none does."""
+    graph: dict[str, set[str]] = {}
+    for edge in edges(definitions):
+        if edge.type in {"pipeline_input", "pipeline_output"}:
+            graph.setdefault(edge.end, set()).add(edge.start)
+    return cycle(graph)
+
+
+def feature_cycle(featuresets: Iterable[FeaturesetDef]) -> list[str]:
+    """Features computed from themselves, as ``Featureset.feature``; empty when none is."""
+    graph: dict[str, set[str]] = {}
+    for featureset in featuresets:
+        for extractor in featureset.extractors:
+            needed = {name if "." in name else f"{featureset.name}.{name}" for name in extractor.inputs}
+            for output in extractor.outputs:
+                graph.setdefault(f"{featureset.name}.{output}", set()).update(needed)
+    return cycle(graph)
+
+
+def cycle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """One cycle of a graph given as node → what it needs; empty when there is none."""
+    try:
+        TopologicalSorter({node: sorted(needed) for node, needed in sorted(graph.items())}).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def _edges(definitions: Definitions) -> Iterator[Edge]:
+    for source in definitions.sources:
+        yield Edge(f"source:{source.dataset}", f"dataset:{source.dataset}", "source_feeds")
+    for pipeline in definitions.pipelines:
+        node = f"pipeline:{pipeline.name}"
+        yield Edge(node, f"dataset:{pipeline.output_dataset}", "pipeline_output")
+        yield from (Edge(f"dataset:{name}", node, "pipeline_input") for name in pipeline.input_datasets)
+    for featureset in definitions.featuresets:
+        yield from _featureset_edges(featureset, definitions)
+
+
+def _featureset_edges(featureset: FeaturesetDef, definitions: Definitions) -> Iterator[Edge]:
+    node = f"featureset:{featureset.name}"
+    for feature in featureset.features:
+        if feature.lookup is not None:
+            yield Edge(f"dataset:{feature.lookup.dataset}", node, "featureset_lookup")
+    for extractor in featureset.extractors:
+        for name in extractor.inputs:
+            if "." in name:
+                yield Edge(f"featureset:{name.split('.')[0]}", node, "featureset_dep")
+        for dep in extractor.deps:
+            kind = "dataset" if definitions.dataset(dep) else "featureset"
+            yield Edge(f"{kind}:{dep}", node, "featureset_dep")

@@ -1,0 +1,322 @@
+"""What a commit would do: a plan, as data. Shown by ``--dry-run`` and the services, executed as it is shown.
+
+:func:`breaking_changes` alone decides what an existing ``(name, version)`` may become (decision 21).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from featurelib.definitions import (
+    BackfillDef,
+    Commit,
+    DatasetDef,
+    Definition,
+    Definitions,
+    FeaturesetDef,
+    PipelineDef,
+    Record,
+    SourceDef,
+    digest,
+    ref,
+)
+from featurelib.errors import BreakingChange, DefinitionError, Problem
+from featurelib.validation import SUPPORTED_CONNECTORS, definition_key, in_order, merged, validate
+
+
+class StoreDefinition(Record):
+    """Put the definition into the registry."""
+
+    step: Literal["store_definition"] = "store_definition"
+    definition: str
+    digest: str
+
+
+class CreateLog(Record):
+    """Make the log of a dataset version; ``dataset`` is ``Name@version``."""
+
+    step: Literal["create_log"] = "create_log"
+    dataset: str
+
+
+class StartIndex(Record):
+    """Start to keep the newest row of each key of a dataset version that no pipeline fills."""
+
+    step: Literal["start_index"] = "start_index"
+    dataset: str
+
+
+class StartJob(Record):
+    """Start the workers of a pipeline version, folding history first as ``backfill`` says."""
+
+    step: Literal["start_job"] = "start_job"
+    pipeline: str
+    backfill: BackfillDef
+
+
+class RestartJob(Record):
+    """Give a running pipeline its new aggregates."""
+
+    step: Literal["restart_job"] = "restart_job"
+    pipeline: str
+
+
+class StartSource(Record):
+    """Begin to read the source of a dataset."""
+
+    step: Literal["start_source"] = "start_source"
+    dataset: str
+
+
+class RestartSource(Record):
+    """Go on reading with changed settings, from the position reached."""
+
+    step: Literal["restart_source"] = "restart_source"
+    dataset: str
+
+
+Step = Annotated[
+    StoreDefinition | CreateLog | StartIndex | StartJob | RestartJob | StartSource | RestartSource,
+    Field(discriminator="step"),
+]
+
+
+class Changes(Record):
+    """Definitions by key: ``kind:Name@version``, or ``kind:Name`` for featuresets and sources."""
+
+    added: tuple[str, ...] = ()
+    updated: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+
+
+class Plan(Record):
+    """Everything a commit would do, in order. ``commit_id`` names the commit's content: equal content, equal id."""
+
+    commit_id: str
+    no_op: bool
+    steps: tuple[Step, ...] = ()
+    changes: Changes = Changes()
+
+
+class CommitReceipt(Record):
+    """What the definition service answers to a commit (decision 28)."""
+
+    commit_id: str
+    no_op: bool
+    datasets: int
+    pipelines: int
+    featuresets: int
+    sources: int
+    jobs_created: int
+    topics_created: tuple[str, ...]
+    changes: Changes
+
+
+class Break(NamedTuple):
+    """One way in which a changed definition no longer means what it did. ``member`` is a field, feature or output."""
+
+    code: str
+    member: str
+    message: str
+
+
+def plan(current: Definitions, commit: Commit, connectors: Collection[str] = SUPPORTED_CONNECTORS) -> Plan:
+    """Decide what a commit does to what is committed.
+
+    Args:
+        current: every committed definition, all versions.
+        commit: what arrives.
+        connectors: connector types the platform can read.
+
+    Raises:
+        DefinitionError: the commit has mistakes; all of them are listed.
+        BreakingChange: an existing ``(name, version)`` would change its meaning; every break is listed.
+    """
+    mistakes = validate(commit, current, connectors)
+    if mistakes:
+        raise DefinitionError(mistakes)
+    known = {definition_key(definition): definition for definition in current.all}
+    broken = [problem for definition in commit.all for problem in _breaks(definition, known, current, commit)]
+    if broken:
+        raise BreakingChange(in_order(broken))
+    changes = _changes(known, commit)
+    changed = {*changes.added, *changes.updated}
+    return Plan(
+        commit_id=commit_id(commit),
+        no_op=not changed,
+        steps=tuple(_steps(known, merged(current, commit), [d for d in commit.all if definition_key(d) in changed])),
+        changes=changes,
+    )
+
+
+def commit_id(commit: Commit) -> str:
+    """Names the content of a commit, whatever the order of its definitions."""
+    content = Definitions(
+        datasets=tuple(sorted(commit.datasets, key=definition_key)),
+        pipelines=tuple(sorted(commit.pipelines, key=definition_key)),
+        featuresets=tuple(sorted(commit.featuresets, key=definition_key)),
+        sources=tuple(sorted(commit.sources, key=definition_key)),
+    )
+    return digest(content)[:32]
+
+
+def breaking_changes(before: Definition, after: Definition) -> list[Break]:
+    """Every way in which ``after`` changes the meaning of ``before``; empty when it only adds to it."""
+    match before, after:
+        case DatasetDef(), DatasetDef():
+            return list(_dataset_breaks(before, after))
+        case PipelineDef(), PipelineDef():
+            return list(_pipeline_breaks(before, after))
+        case FeaturesetDef(), FeaturesetDef():
+            return list(_featureset_breaks(before, after))
+        case SourceDef(), SourceDef() if before.cdc != after.cdc:
+            return [Break("cdc_changed", "", f"cdc changes from {before.cdc} to {after.cdc}")]
+    return []
+
+
+def _dataset_breaks(before: DatasetDef, after: DatasetDef) -> Iterator[Break]:
+    for role, code in (("key", "rekeyed"), ("timestamp", "timestamp_changed")):
+        old, new = getattr(before, role).name, getattr(after, role).name
+        if old != new:
+            yield Break(code, new, f"the {role} changes from `{old}` to `{new}`")
+    for column in before.fields:
+        now = after.field(column.name)
+        if now is None:
+            yield Break("field_removed", column.name, f"the column `{column.name}` is removed")
+        elif now.type != column.type:
+            text = f"the column `{column.name}` changes from {column.type} to {now.type}"
+            yield Break("field_retyped", column.name, text)
+        elif column.optional and not now.optional:
+            yield Break("field_required", column.name, f"the column `{column.name}` is no longer optional")
+    if before.index and not after.index:
+        yield Break("index_removed", "", "the index is removed")
+    if _shorter(before.retention_us, after.retention_us):
+        yield Break("retention_narrowed", "", "the retention becomes shorter")
+
+
+def _shorter(before: int | None, after: int | None) -> bool:
+    return after is not None and (before is None or after < before)
+
+
+def _pipeline_breaks(before: PipelineDef, after: PipelineDef) -> Iterator[Break]:
+    if before.input_datasets != after.input_datasets:
+        text = f"the inputs change from {', '.join(before.input_datasets)} to {', '.join(after.input_datasets)}"
+        yield Break("inputs_changed", "", text)
+    if before.output_dataset != after.output_dataset:
+        text = f"the output changes from {before.output_dataset} to {after.output_dataset}"
+        yield Break("output_changed", "", text)
+    if before.steps[:-1] != after.steps[:-1]:
+        yield Break("operators_changed", "", "the steps before the aggregate change")
+    if before.fold.keys != after.fold.keys:
+        text = f"the group keys change from {', '.join(before.fold.keys)} to {', '.join(after.fold.keys)}"
+        yield Break("rekeyed", "", text)
+    now = {named.output: named.aggregate for named in after.fold.aggregates}
+    for named in before.fold.aggregates:
+        if named.output not in now:
+            yield Break("aggregate_removed", named.output, f"the aggregate `{named.output}` is removed")
+        elif named.aggregate != now[named.output]:
+            code, text = _aggregate_change(named.aggregate, now[named.output])
+            yield Break(code, named.output, f"`{named.output}` changes its {text}")
+
+
+def _aggregate_change(before: Any, after: Any) -> tuple[str, str]:
+    """The code and the words for what differs between two aggregates."""
+    if before.type != after.type:
+        return "operator_changed", f"operator from {before.type} to {after.type}"
+    if before.window != after.window:
+        return "window_changed", f"window from {before.window or 'lifetime'!s} to {after.window or 'lifetime'!s}"
+    differing = [name for name in type(before).model_fields if getattr(before, name) != getattr(after, name)]
+    return "operator_changed", " and ".join(differing)
+
+
+def _featureset_breaks(before: FeaturesetDef, after: FeaturesetDef) -> Iterator[Break]:
+    for feature in before.features:
+        now = after.feature(feature.name)
+        if now is None:
+            yield Break("feature_removed", feature.name, f"the feature `{feature.name}` is removed")
+        elif now.type != feature.type:
+            text = f"the feature `{feature.name}` changes from {feature.type} to {now.type}"
+            yield Break("feature_retyped", feature.name, text)
+        elif now.request != feature.request:
+            text = f"the feature `{feature.name}` {'is now' if now.request else 'is no longer'} sent by the caller"
+            yield Break("request_changed", feature.name, text)
+    old, new = before.entity, after.entity
+    if old and new and old.name != new.name and after.feature(old.name):
+        yield Break("rekeyed", new.name, f"the entity id changes from `{old.name}` to `{new.name}`")
+    if before.entity_type != after.entity_type:
+        text = f"the entity type changes from {before.entity_type} to {after.entity_type}"
+        yield Break("rekeyed", "", text)
+
+
+_REMEDIES = {
+    "dataset": "Give the dataset a new version.",
+    "pipeline": "Give the pipeline a new version.",
+    "featureset": "Declare it under a new name.",
+    "source": "Give the dataset a new version.",
+}
+
+
+def _breaks(
+    definition: Definition, known: dict[str, Definition], current: Definitions, commit: Commit
+) -> Iterator[Problem]:
+    before = known.get(definition_key(definition))
+    if before is None or (isinstance(definition, SourceDef) and _version_rises(definition.dataset, current, commit)):
+        return
+    name = definition.dataset if isinstance(definition, SourceDef) else definition.name
+    for broken in breaking_changes(before, definition):
+        where = commit.locate(f"{definition.kind}:{name}" + (f".{broken.member}" if broken.member else ""))
+        yield Problem(
+            code=broken.code,
+            subject=f"{name}.{broken.member}" if broken.member else name,
+            message=broken.message,
+            hint=_REMEDIES[definition.kind],
+            file=where.file if where else None,
+            line=where.line if where else None,
+        )
+
+
+def _version_rises(dataset: str, current: Definitions, commit: Commit) -> bool:
+    old, new = current.dataset(dataset), commit.dataset(dataset)
+    return old is not None and new is not None and new.version > old.version
+
+
+def _changes(known: dict[str, Definition], commit: Commit) -> Changes:
+    keys: dict[str, list[str]] = {"added": [], "updated": [], "unchanged": []}
+    for definition in commit.all:
+        key = definition_key(definition)
+        before = known.get(key)
+        if before is None:
+            keys["added"].append(key)
+        else:
+            keys["unchanged" if digest(before) == digest(definition) else "updated"].append(key)
+    return Changes(**{name: tuple(sorted(found)) for name, found in keys.items()})
+
+
+def _steps(known: dict[str, Definition], world: Definitions, changed: list[Definition]) -> Iterator[Step]:
+    """Stores first, then logs and indexes, then the jobs that read them, then the sources that fill them."""
+    for definition in changed:
+        yield StoreDefinition(definition=definition_key(definition), digest=digest(definition))
+    for definition in changed:
+        yield from _running(definition, known.get(definition_key(definition)), world)
+
+
+def _running(definition: Definition, before: Definition | None, world: Definitions) -> Iterator[Step]:
+    """What has to run because of a new or changed definition; :attr:`Definitions.all` orders the calls."""
+    match definition:
+        case DatasetDef() if world.producer(definition.name) is None:
+            if before is None:
+                yield CreateLog(dataset=ref(definition))
+            if definition.index and not (isinstance(before, DatasetDef) and before.index):
+                yield StartIndex(dataset=ref(definition))
+        case PipelineDef() if before is None:
+            yield StartJob(pipeline=ref(definition), backfill=definition.backfill)
+        case PipelineDef() if isinstance(before, PipelineDef) and before.steps != definition.steps:
+            yield RestartJob(pipeline=ref(definition))
+        case SourceDef():
+            if before is None:
+                yield StartSource(dataset=definition.dataset)
+            elif before.model_copy(update={"metadata": definition.metadata}) != definition:
+                yield RestartSource(dataset=definition.dataset)

@@ -1,0 +1,172 @@
+"""Every setting of the platform, in one typed tree.
+
+Precedence: arguments, then environment (``THYME_<GROUP>__<FIELD>``), then the TOML file named by
+``THYME_SETTINGS`` (default ``<data_dir>/thyme.toml``), then the default below. Unknown keys are
+refused. ``os.environ`` is read nowhere else, except by a connector's ``Secret(env=…)``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+class OnlineSettings(_Group):
+    """The Redis server that holds online values, pipeline state and the hot log."""
+
+    redis_url: SecretStr = SecretStr("")
+    """``redis://``, ``rediss://`` or ``unix://`` URL; empty: `thyme up` starts a server of its own."""
+
+    append_fsync: str = "everysec"
+    """Fsync policy of the embedded server: ``everysec`` loses at most a second on power loss, ``always`` nothing."""
+
+
+class RegistrySettings(_Group):
+    """The SQL database of definitions, jobs, events, keys and query runs."""
+
+    url: SecretStr = SecretStr("")
+    """SQLAlchemy URL, SQLite or PostgreSQL; empty: SQLite (WAL) inside the data directory."""
+
+
+class ArchiveSettings(_Group):
+    """The offline store: Delta tables."""
+
+    url: str = ""
+    """A folder or object-store URL; empty: ``archive`` inside the data directory."""
+
+    interval_ms: PositiveInt = 2_000
+    """How often the hot log is copied to the archive."""
+
+    batch_rows: PositiveInt = 200_000
+    """Most rows in one archive commit of one dataset."""
+
+
+class PipelineSettings(_Group):
+    """How pipelines run."""
+
+    partition_count: PositiveInt = 2
+    """Workers per pipeline, and log partitions of a new dataset (decision 33: 2 in the embedded profile)."""
+
+    batch_rows: PositiveInt = 8_192
+    """Most records a worker applies in one step."""
+
+    poll_interval_ms: PositiveInt = 20
+    """How long an idle worker blocks on its log before it looks round."""
+
+    catch_up_rows: PositiveInt = 2_000_000
+    """A pipeline this far behind its input catches up as a bounded Ray Data job first."""
+
+
+class IngestSettings(_Group):
+    """How sources are read and records appended."""
+
+    batch_rows: PositiveInt = 8_192
+    """Most records appended at once."""
+
+    max_clock_skew_ms: PositiveInt = 300_000
+    """A record dated further ahead than this never moves the watermark (decision 6)."""
+
+    default_every_ms: PositiveInt = 5_000
+    """Poll interval of a source that names none."""
+
+
+class ServingSettings(_Group):
+    """The two HTTP services."""
+
+    host: str = "127.0.0.1"
+    """Address both services listen on."""
+
+    query_port: int = 8081
+    """Port of the query server."""
+
+    definition_port: int = 8080
+    """Port of the definition service."""
+
+    query_replicas: PositiveInt = 1
+    """Replicas of the query server on this node; they share one listening socket."""
+
+    plan_poll_ms: PositiveInt = 400
+    """How often a replica looks for a new registry version; bounds how long a revoked key still works."""
+
+    max_body_bytes: PositiveInt = 16 * 1024 * 1024
+    """Largest request body."""
+
+    auth: bool = True
+    """Whether a bearer key is required. Turn it off only on a machine nobody else reaches."""
+
+
+class ClusterSettings(_Group):
+    """The embedded cluster of `thyme up`."""
+
+    cpus: PositiveInt = 16
+    """Logical CPUs Ray may hand out on this node: most workers wait, so more than the cores."""
+
+    object_store_mb: PositiveInt = 256
+    """Ray's shared-memory object store."""
+
+    dashboard_port: int = 8265
+    """Port of the Ray dashboard and its job API."""
+
+
+class Settings(BaseSettings):
+    """The whole tree."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="THYME_", env_nested_delimiter="__", extra="ignore", use_attribute_docstrings=True, frozen=True
+    )
+
+    data_dir: Path = Field(default_factory=lambda: Path.home() / ".thyme" / "platform")
+    """Everything the embedded platform stores lives below this directory."""
+
+    listener_socket: str = ""
+    """Unix socket that hands out the services' listening sockets; `thyme up` sets it. Empty: replicas bind the ports."""
+
+    online: OnlineSettings = OnlineSettings()
+    registry: RegistrySettings = RegistrySettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    ingest: IngestSettings = IngestSettings()
+    serving: ServingSettings = ServingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @property
+    def registry_url(self) -> str:
+        """SQLAlchemy URL of the registry."""
+        return self.registry.url.get_secret_value() or f"sqlite:///{self.data_dir / 'registry.db'}"
+
+    @property
+    def archive_url(self) -> str:
+        """Root of the archive's Delta tables."""
+        return self.archive.url or str(self.data_dir / "archive")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # fixed by the framework; there is no .env file
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, environment, TOML file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _settings_file())
+
+
+def _settings_file() -> Path:
+    import os  # noqa: PLC0415  # the one place that may read the environment
+
+    named = os.environ.get("THYME_SETTINGS")
+    root = os.environ.get("THYME_DATA_DIR") or Path.home() / ".thyme" / "platform"
+    return Path(named) if named else Path(root) / "thyme.toml"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; ``overrides`` win over environment and file."""
+    return Settings(**overrides)

@@ -1,0 +1,332 @@
+"""The archive: the offline store, one Delta table per dataset version, in an open format people can read.
+
+Layout, and why: a table is partitioned by the month of the event time and, within a file, sorted by key group
+and event time in small row groups. So a read of one key over a long history opens one file per month and, by
+the row groups' statistics, decodes some 1/13 of it; a read bounded in time (every window) opens its months only;
+a backfill reads everything in large sequential files. Partitioning by key group instead would cut each commit,
+made every few seconds, into as many small files as there are buckets.
+
+Exactly once: a commit carries, per log partition, the next offset as the app transaction ``Name@version/partition``.
+Delta refuses two commits on one snapshot that carry the same one, but not a commit whose version is too low; so the
+stored version is compared here, on the very snapshot that is committed to. Rows below it are skipped, a gap is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from operator import and_, or_
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as ds
+from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from featurelib.clock import Instant
+from featurelib.definitions import DatasetDef, ref
+from featurelib.engine.coerce import coerce_value
+from featurelib.engine.keys import groups_of_column, key_group
+from featurelib.engine.records import OFFSET, PARTITION, SYSTEM_COLUMNS, TIME, record_schema
+from featurelib.errors import CorruptState, RecordError, StoreUnavailable
+
+KEY_GROUP, MONTH = "__key_group", "__month"
+
+# A read of one key decodes whole row groups: 16,384 rows make 13 of a 200,000-row commit.
+_WRITER = WriterProperties(max_row_group_size=16_384, compression="ZSTD", compression_level=3)
+_COMPACT_ABOVE_FILES = 16
+_TARGET_BYTES = 128 * 1024 * 1024
+_ATTEMPTS = 5
+
+
+class Compacted(NamedTuple):
+    """Files before and after a compaction."""
+
+    before: int
+    after: int
+
+
+class ArchiveSnapshot:
+    """One version of a dataset's table: its offsets and its rows belong together, whatever is written meanwhile."""
+
+    def __init__(self, dataset: DatasetDef, table: DeltaTable | None) -> None:
+        self._dataset = dataset
+        self._table = table
+
+    def archived_offset(self, partition: int) -> int:
+        """The first offset of a log partition that is not in this snapshot."""
+        return 0 if self._table is None else _archived(self._table, self._dataset, partition)
+
+    def read(
+        self,
+        *,
+        keys: Sequence[str] | None = None,
+        groups: Collection[int] | None = None,
+        since: Instant | None = None,
+        until: Instant | None = None,
+        below: Mapping[int, int] | None = None,
+    ) -> pa.Table:
+        """Archived records, unordered. Every bound left out does not restrict.
+
+        Args:
+            keys: key texts.
+            groups: key groups.
+            since: earliest event time, included.
+            until: latest event time, included.
+            below: per log partition the offset at which to stop; partitions not named are left out.
+        """
+        schema = record_schema(self._dataset)
+        if self._table is None:
+            return schema.empty_table()
+        conditions = [*key_conditions(self._dataset, keys), *time_conditions(since, until), *_months(since, until)]
+        wanted = set(groups) if groups is not None else None
+        if keys is not None:
+            of_keys = {key_group(text) for text in keys}
+            wanted = of_keys if wanted is None else wanted & of_keys
+        if wanted is not None:
+            conditions.append(ds.field(KEY_GROUP).isin(sorted(wanted)))
+        if below is not None:
+            conditions.append(_below(below))
+        with _unavailable():
+            stored = self._table.to_pyarrow_dataset()
+            names = [name for name in schema.names if name in stored.schema.names]
+            table = stored.to_table(columns=names, filter=reduce(and_, conditions) if conditions else None)
+        return with_schema(table, schema)
+
+
+class Archive:
+    """All archived datasets below one root. Holds no handles: every call sees what is committed."""
+
+    def __init__(self, root: str, storage_options: Mapping[str, str] | None = None) -> None:
+        self._root = root.rstrip("/")
+        self._storage_options = dict(storage_options or {})
+
+    def location(self, dataset: DatasetDef) -> str:
+        """Folder or URL of a dataset's Delta table."""
+        return f"{self._root}/{dataset.name}/v{dataset.version}"
+
+    def snapshot(self, dataset: DatasetDef) -> ArchiveSnapshot:
+        """The newest committed version.
+
+        Raises:
+            StoreUnavailable: the folder or object store does not answer.
+        """
+        return ArchiveSnapshot(dataset, self._open(dataset))
+
+    def archived_offset(self, dataset: DatasetDef, partition: int) -> int:
+        """The first offset of a log partition that is not archived yet."""
+        return self.snapshot(dataset).archived_offset(partition)
+
+    def append(self, dataset: DatasetDef, records: pa.Table) -> int:
+        """Archive log records of any number of partitions in one commit; those archived before are skipped.
+
+        Returns:
+            How many rows were new.
+
+        Raises:
+            CorruptState: offsets are missing between the archive and these records.
+            StoreUnavailable: nothing is known to be archived; append again.
+        """
+        for _ in range(_ATTEMPTS):
+            with _unavailable():
+                table = self._open(dataset) or self._create(dataset)
+                fresh = _unarchived(table, dataset, records)
+                if not len(fresh) or self._commit(table, dataset, fresh):
+                    return len(fresh)
+        raise StoreUnavailable(f"the archive of {ref(dataset)} is being written by others; try again")
+
+    def read(
+        self,
+        dataset: DatasetDef,
+        *,
+        keys: Sequence[str] | None = None,
+        groups: Collection[int] | None = None,
+        since: Instant | None = None,
+        until: Instant | None = None,
+        below: Mapping[int, int] | None = None,
+    ) -> pa.Table:
+        """Records of the newest snapshot; see :meth:`ArchiveSnapshot.read`."""
+        return self.snapshot(dataset).read(keys=keys, groups=groups, since=since, until=until, below=below)
+
+    def compact(self, dataset: DatasetDef) -> Compacted:
+        """Merge small files, keeping keys together. Appends and reads go on meanwhile; offsets do not change."""
+        table = self._open(dataset)
+        if table is None:
+            return Compacted(0, 0)
+        with _unavailable():
+            before = _files_by_month(table)
+            newest = max(before, default=0)
+            for month, (files, size) in before.items():
+                if files > (_COMPACT_ABOVE_FILES if month == newest else 1 + size // _TARGET_BYTES):
+                    _merge(table, month, whole=month != newest or size <= _TARGET_BYTES)
+            after = _files_by_month(table)
+        return Compacted(sum(f for f, _ in before.values()), sum(f for f, _ in after.values()))
+
+    def vacuum(self, dataset: DatasetDef, retention_hours: int = 168) -> int:
+        """Delete files that no snapshot of the last hours needs; returns how many."""
+        table = self._open(dataset)
+        if table is None:
+            return 0
+        with _unavailable():
+            return len(table.vacuum(retention_hours, dry_run=False, enforce_retention_duration=False))
+
+    def _open(self, dataset: DatasetDef) -> DeltaTable | None:
+        try:
+            with _unavailable():
+                return DeltaTable(self.location(dataset), storage_options=self._storage_options)
+        except TableNotFoundError:
+            return None
+
+    def _create(self, dataset: DatasetDef) -> DeltaTable:
+        return DeltaTable.create(
+            self.location(dataset),
+            _stored_schema(dataset),
+            mode="ignore",  # another writer may have been first
+            partition_by=[MONTH],
+            name=ref(dataset),
+            storage_options=self._storage_options,
+        )
+
+    def _commit(self, table: DeltaTable, dataset: DatasetDef, records: pa.Table) -> bool:
+        following = _next_offsets(records)
+        transactions = [Transaction(_app_id(dataset, part), offset) for part, offset in following.items()]
+        try:
+            write_deltalake(
+                table,
+                _stored(dataset, records),
+                mode="append",
+                schema_mode="merge",
+                writer_properties=_WRITER,
+                commit_properties=CommitProperties(app_transactions=transactions),
+            )
+        except CommitFailedError:  # another writer archived rows of these partitions first: look again
+            return False
+        return True
+
+
+def key_conditions(dataset: DatasetDef, keys: Sequence[str] | None) -> list[ds.Expression]:
+    """The key column is one of these key texts; a text that is no value of the key's type matches nothing."""
+    if keys is None:
+        return []
+    values = [value for text in keys for value in _key_values(dataset, text)]
+    kind = record_schema(dataset).field(dataset.key.name).type
+    storage = pa.int64() if pa.types.is_timestamp(kind) else kind
+    return [ds.field(dataset.key.name).isin(pa.array(values, storage).cast(kind))]
+
+
+def time_conditions(since: Instant | None, until: Instant | None) -> list[ds.Expression]:
+    """Both bounds are included."""
+    lower = [] if since is None else [ds.field(TIME) >= since]
+    return lower if until is None else [*lower, ds.field(TIME) <= until]
+
+
+def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of ``schema`` in its order; those the table does not have yet are null."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _key_values(dataset: DatasetDef, text: str) -> list[Any]:
+    try:
+        return [coerce_value(text, dataset.key)]
+    except RecordError:
+        return []
+
+
+def _stored_schema(dataset: DatasetDef) -> pa.Schema:
+    """System columns first: Delta keeps statistics of the first 32 columns only."""
+    schema = record_schema(dataset)
+    own = [field for field in schema if field.name not in SYSTEM_COLUMNS]
+    system = [schema.field(name) for name in SYSTEM_COLUMNS]
+    return pa.schema([(MONTH, pa.int32()), (KEY_GROUP, pa.int32()), *system, *own])
+
+
+def _stored(dataset: DatasetDef, records: pa.Table) -> pa.Table:
+    added = records.append_column(MONTH, pa.array(_month(records[TIME].to_numpy()), pa.int32()))
+    added = added.append_column(KEY_GROUP, pa.array(groups_of_column(records[dataset.key.name]), pa.int32()))
+    order = [(KEY_GROUP, "ascending"), (TIME, "ascending")]
+    return with_schema(added, _stored_schema(dataset)).sort_by(order)
+
+
+def _month(times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """202604 for an event time in April 2026."""
+    months = times.astype("datetime64[us]").astype("datetime64[M]").astype(np.int64)
+    return (1970 + months // 12) * 100 + months % 12 + 1
+
+
+def _months(since: Instant | None, until: Instant | None) -> list[ds.Expression]:
+    conditions = []
+    if since is not None:
+        conditions.append(ds.field(MONTH) >= int(_month(np.array([since]))[0]))
+    if until is not None:
+        conditions.append(ds.field(MONTH) <= int(_month(np.array([until]))[0]))
+    return conditions
+
+
+def _below(below: Mapping[int, int]) -> ds.Expression:
+    parts = [(ds.field(PARTITION) == part) & (ds.field(OFFSET) < offset) for part, offset in below.items()]
+    return reduce(or_, parts, ds.scalar(False))
+
+
+def _app_id(dataset: DatasetDef, partition: int) -> str:
+    return f"{ref(dataset)}/{partition}"
+
+
+def _archived(table: DeltaTable, dataset: DatasetDef, partition: int) -> int:
+    return int(table.transaction_version(_app_id(dataset, partition)) or 0)
+
+
+def _next_offsets(records: pa.Table) -> dict[int, int]:
+    newest = records.group_by(PARTITION).aggregate([(OFFSET, "max")])
+    found = zip(newest[PARTITION].to_pylist(), newest[f"{OFFSET}_max"].to_pylist(), strict=True)
+    return {part: offset + 1 for part, offset in found}
+
+
+def _unarchived(table: DeltaTable, dataset: DatasetDef, records: pa.Table) -> pa.Table:
+    partitions, offsets = records[PARTITION].to_numpy(), records[OFFSET].to_numpy()
+    keep = np.ones(len(records), dtype=bool)
+    for part in np.unique(partitions).tolist():
+        rows = partitions == part
+        archived = _archived(table, dataset, part)
+        keep &= ~rows | (offsets >= archived)
+        fresh = np.sort(offsets[rows & keep])
+        if not np.array_equal(fresh, np.arange(archived, archived + len(fresh))):
+            raise CorruptState(f"archive of {_app_id(dataset, part)} needs offset {archived} next, not {fresh[0]}")
+    return records if keep.all() else records.filter(pa.array(keep))
+
+
+def _files_by_month(table: DeltaTable) -> dict[int, tuple[int, int]]:
+    """Per month: number of files and their bytes."""
+    files = pa.table(table.get_add_actions(flatten=True))
+    found: dict[int, tuple[int, int]] = {}
+    for month, size in zip(files[f"partition.{MONTH}"].to_pylist(), files["size_bytes"].to_pylist(), strict=True):
+        count, total = found.get(month, (0, 0))
+        found[month] = (count + 1, total + size)
+    return found
+
+
+def _merge(table: DeltaTable, month: int, *, whole: bool) -> None:
+    """Rewrite a month sorted by key group and time; a large month that still grows is only joined, file by file."""
+    one = [(MONTH, "=", str(month))]
+    if whole:
+        table.optimize.z_order(
+            [KEY_GROUP, TIME], partition_filters=one, target_size=_TARGET_BYTES, writer_properties=_WRITER
+        )
+    else:
+        table.optimize.compact(partition_filters=one, target_size=_TARGET_BYTES, writer_properties=_WRITER)
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except TableNotFoundError:
+        raise
+    except (DeltaError, OSError) as error:
+        raise StoreUnavailable(f"the archive does not answer: {error}") from error

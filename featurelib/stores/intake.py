@@ -1,0 +1,121 @@
+"""The door of a dataset: raw records are typed, judged, spread over log partitions and appended, or become dead letters.
+
+Sources and ``POST /api/v1/log`` come through here, so a record means the same whichever way it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featurelib.definitions import DatasetDef, SourceDef, ref
+from featurelib.engine.coerce import Coerced, RawRecords, Rejected, coerce
+from featurelib.engine.expect import Violation, evaluate
+from featurelib.engine.keys import KEY_GROUPS, groups_of_column
+from featurelib.settings import IngestSettings
+from featurelib.stores.log import Appended, DeadLetter, Identity, Lateness, Log
+
+
+class Taken(NamedTuple):
+    """What became of a batch. ``dead`` counts rejected and malformed records."""
+
+    accepted: int
+    duplicates: int
+    late: int
+    dead: int
+    rejected: list[Rejected]
+    violations: list[Violation]
+
+
+class Intake:
+    """Takes the records of one dataset."""
+
+    def __init__(self, log: Log, dataset: DatasetDef, partitions: int, lateness: Lateness) -> None:
+        self._log = log
+        self._dataset = dataset
+        self._partitions = partitions
+        self._lateness = lateness
+
+    def take(
+        self, records: RawRecords, identity: Identity, through: int, malformed: Sequence[DeadLetter], cursor: str
+    ) -> Taken:
+        """Append records of a source stream. Every partition's position moves, also where it gets no record.
+
+        Args:
+            records: as they came.
+            identity: where each record stands in its source.
+            through: the last sequence of the stream that these records and ``malformed`` cover.
+            malformed: what stood between the records and is none; with its sequence.
+            cursor: the source's cursor, kept for display.
+
+        Raises:
+            StoreUnavailable: some partitions may hold their share; take the records again, what is held is skipped.
+        """
+        coerced = coerce(records, self._dataset)
+        dead = _letters(coerced, identity, malformed)
+        shares = self._shares(coerced.table)
+        done = [
+            self._append(
+                coerced.table.filter(pa.array(mine)),
+                part,
+                # The last element is not a row's: it says how far this append covers the stream.
+                Identity(identity.stream, np.append(identity.sequence[coerced.kept][mine], through)),
+                [letter for letter in dead if (letter.sequence or 0) % self._partitions == part],
+                cursor,
+            )
+            for part, mine in enumerate(shares)
+        ]
+        return _taken(done, len(dead), coerced, evaluate(records, self._dataset))
+
+    def accept(self, events: Sequence[Mapping[str, Any]]) -> Taken:
+        """Append records that have no identity: the same event sent twice counts twice.
+
+        Raises:
+            StoreUnavailable: some partitions may hold their share.
+        """
+        coerced = coerce(events, self._dataset)
+        dead = [DeadLetter(r.record, r.reason, r.field, r.message) for r in coerced.rejected]
+        done = []
+        for part, mine in enumerate(self._shares(coerced.table)):
+            letters = dead if part == 0 else []
+            if letters or mine.any():
+                done.append(self._append(coerced.table.filter(pa.array(mine)), part, None, letters, None))
+        return _taken(done, len(dead), coerced, evaluate(events, self._dataset))
+
+    def _shares(self, records: pa.Table) -> list[npt.NDArray[np.bool_]]:
+        owners = groups_of_column(records[self._dataset.key.name]) * self._partitions // KEY_GROUPS
+        return [owners == part for part in range(self._partitions)]
+
+    def _append(
+        self, records: pa.Table, part: int, identity: Identity | None, dead: list[DeadLetter], cursor: str | None
+    ) -> Appended:
+        return self._log.append(
+            ref(self._dataset), part, records, lateness=self._lateness, identity=identity, dead=dead, cursor=cursor
+        )
+
+
+def lateness_of(source: SourceDef | None, settings: IngestSettings) -> Lateness:
+    """The lateness rules of a dataset's source; without a source nothing is late."""
+    return Lateness(source.max_lateness_us if source else None, settings.max_clock_skew_ms * 1_000)
+
+
+def _letters(coerced: Coerced, identity: Identity, malformed: Sequence[DeadLetter]) -> list[DeadLetter]:
+    rejected = [
+        DeadLetter(r.record, r.reason, r.field, r.message, int(identity.sequence[r.row])) for r in coerced.rejected
+    ]
+    return sorted([*rejected, *malformed], key=lambda letter: letter.sequence or 0)
+
+
+def _taken(done: Sequence[Appended], dead: int, coerced: Coerced, violations: list[Violation]) -> Taken:
+    return Taken(
+        accepted=sum(part.accepted for part in done),
+        duplicates=sum(part.duplicates for part in done),
+        late=sum(part.late for part in done),
+        dead=dead,
+        rejected=coerced.rejected,
+        violations=violations,
+    )

@@ -1,0 +1,508 @@
+"""The registry: what is committed, what happened, who may call, and display copies of what runs.
+
+Definitions are kept as the JSON of their frozen records beside the digest of their canonical bytes, one
+row per (kind, name, version), and are read back through those records. A version counter moves in the
+transaction of every commit and key change, so that readers poll one number. Calls block: an event loop
+runs them in a thread. Nothing here is on the hot path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
+
+from pydantic import Field, ValidationError
+from sqlalchemy import Connection, Row, select, update
+
+from featurelib.clock import Clock, Instant
+from featurelib.definitions import (
+    FORMAT,
+    Commit,
+    DatasetDef,
+    Definition,
+    Definitions,
+    FeaturesetDef,
+    PipelineDef,
+    Record,
+    SourceDef,
+    digest,
+)
+from featurelib.errors import CorruptState, InvalidRequest
+from featurelib.plan import Changes, CommitReceipt
+from featurelib.stores import schema
+from featurelib.stores.database import Database, newest, record_of, upsert
+
+Severity = Literal["info", "warn", "error"]
+Role = Literal["reader", "writer", "admin"]
+JobType = Literal["pipeline", "backfill"]
+
+ROLES: tuple[Role, ...] = get_args(Role)
+"""Each role may do what the ones before it may."""
+
+_SEVERITIES: dict[str, Severity] = {"info": "info", "warn": "warn", "warning": "warn", "error": "error"}
+# Sources and featuresets have no version of their own; the registry keeps them under this one.
+_UNVERSIONED = 1
+_KEY_BYTES = 32
+
+DefinitionModel = type[DatasetDef] | type[PipelineDef] | type[FeaturesetDef] | type[SourceDef]
+_MODELS: dict[str, DefinitionModel] = {
+    "dataset": DatasetDef,
+    "pipeline": PipelineDef,
+    "featureset": FeaturesetDef,
+    "source": SourceDef,
+}
+_D = TypeVar("_D", bound=Definition)
+
+
+class Plan(Protocol):
+    """What the registry needs to know of a commit's plan."""
+
+    @property
+    def no_op(self) -> bool:
+        """Whether the commit changes nothing."""
+        ...
+
+    @property
+    def commit_id(self) -> str:
+        """Digest of the commit's content."""
+        ...
+
+    @property
+    def changes(self) -> Changes:
+        """What it changes."""
+        ...
+
+
+class CommitRecord(Record):
+    """One commit that changed something. ``version`` is the registry's version it led to."""
+
+    commit_id: str
+    version: int
+    status: Literal["applied"] = "applied"
+    message: str
+    committed_by: str | None
+    created_at: Instant
+    receipt: CommitReceipt
+
+
+class NewEvent(Record):
+    """An entry for the platform's feed. ``subject`` is the thing it is about; ``detail`` holds JSON values only."""
+
+    event_type: str
+    severity: Severity = "info"
+    source: str
+    subject: str
+    message: str
+    detail: dict[str, Any] | None = None
+
+
+class EventRecord(NewEvent):
+    """An entry of the platform's feed."""
+
+    id: str
+    created_at: Instant
+
+
+class KeyRecord(Record):
+    """An API key. Its secret is not stored; ``sha256`` is compared with the hash of what a caller sends."""
+
+    fingerprint: str
+    sha256: str = Field(repr=False)
+    role: Role
+    label: str
+    created_at: Instant
+    expires_at: Instant | None = None
+    revoked_at: Instant | None = None
+
+    def valid_at(self, now: Instant) -> bool:
+        """Whether the key is neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+    def allows(self, needed: Role) -> bool:
+        """Whether the key's role includes the needed one."""
+        return ROLES.index(self.role) >= ROLES.index(needed)
+
+
+class JobRecord(Record):
+    """Display copy of a job. ``pipeline`` is a ref; ``applied_us`` the newest event time applied.
+
+    ``rows`` were folded so far; ``lag`` records of its inputs are not applied yet.
+
+    ``updated_at`` of this and the following records is set when they are put.
+    """
+
+    pipeline: str
+    job_type: JobType = "pipeline"
+    partition_count: int
+    state: str
+    detail: str = ""
+    applied_us: Instant | None = None
+    rows: int = 0
+    lag: int = 0
+    updated_at: Instant = 0
+
+
+class SourceStatus(Record):
+    """Display copy of a source's progress; the cursor that counts is the log's."""
+
+    dataset: str
+    cursor_value: str | None = None
+    rows_in: int = 0
+    rows_dead: int = 0
+    rows_late: int = 0
+    last_error: str | None = None
+    updated_at: Instant = 0
+
+
+class BackfillRecord(Record):
+    """Display copy of a backfill's progress."""
+
+    job_name: str
+    source_dataset: str
+    status: str
+    records_ingested: int = 0
+    updated_at: Instant = 0
+
+
+class _Identity(NamedTuple):
+    kind: str
+    name: str
+    version: int
+
+
+class Registry:
+    """The registry in one SQL database.
+
+    Every method raises :class:`~featurelib.errors.StoreUnavailable`, which is retryable, when the database
+    does not answer.
+    """
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        """Open nothing yet; the first call connects.
+
+        Raises:
+            ValueError: the URL is neither a SQLite file nor PostgreSQL.
+            MissingDriver: PostgreSQL without psycopg.
+        """
+        self.database = Database(url)
+        self._clock = clock
+
+    def migrate(self) -> None:
+        """Bring the tables to this version of the code; safe to repeat, and for processes that start together.
+
+        Raises:
+            CorruptState: a newer version of the platform wrote this database.
+        """
+        self.database.migrate()
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self.database.close()
+
+    def version(self) -> int:
+        """A number that moves with every commit and key change. One SELECT of one row."""
+        with self.database.read() as connection:
+            version: int = connection.execute(select(schema.registry_version.c.version)).scalar_one()
+            return version
+
+    def definitions(self) -> Definitions:
+        """Every definition there is, all versions, ordered by name and version.
+
+        Raises:
+            CorruptState: a row cannot be read by this version of the code.
+        """
+        with self.database.read() as connection:
+            return _parsed(_stored(connection).values())
+
+    def commit(
+        self, commit: Commit, decide: Callable[[Definitions, Commit], Plan], committed_by: str | None
+    ) -> CommitReceipt:
+        """Store a commit whole or not at all; what it leaves out stays.
+
+        ``decide`` sees what is stored and is called while no other commit can run; what it raises passes
+        through and nothing is stored. A plan that is a no-op moves no version and makes no event.
+        """
+        with self.database.exclusive() as connection:
+            stored = _stored(connection)
+            current = _parsed(stored.values())
+            plan = decide(current, commit)
+            receipt = _receipt(current, commit, plan)
+            if plan.no_op:
+                _refresh_positions(connection, stored, commit)
+            else:
+                self._apply(connection, stored, commit, receipt, committed_by)
+        return receipt
+
+    def commits(self, limit: int = 100) -> list[CommitRecord]:
+        """The latest commits that changed something, newest first."""
+        with self.database.read() as connection:
+            rows = connection.execute(newest(schema.commits, limit)).all()
+        return [record_of(CommitRecord, row) for row in rows]
+
+    def latest_commit(self) -> CommitRecord | None:
+        """The newest commit, if there is one."""
+        return next(iter(self.commits(limit=1)), None)
+
+    def record_event(self, event: NewEvent) -> None:
+        """Add an entry to the platform's feed."""
+        with self.database.write() as connection:
+            self._insert_event(connection, event)
+
+    def events(
+        self,
+        *,
+        limit: int = 100,
+        severity: str | None = None,
+        event_type: str | None = None,
+        subject: str | None = None,
+    ) -> list[EventRecord]:
+        """The latest events, newest first, at most 1000; filters are exact and combine.
+
+        Raises:
+            InvalidRequest: an unknown severity (``warning`` is ``warn``), or a limit that is not positive.
+        """
+        wanted = {"severity": _severity(severity), "event_type": event_type, "subject": subject}
+        query = newest(schema.events, limit)
+        for column, value in wanted.items():
+            query = query if value is None else query.where(schema.events.c[column] == value)
+        with self.database.read() as connection:
+            rows = connection.execute(query).all()
+        return [record_of(EventRecord, row) for row in rows]
+
+    def create_key(self, role: Role, label: str, *, expires_at: Instant | None = None) -> tuple[KeyRecord, str]:
+        """Make a key. The second member is its secret, which is shown this once and cannot be had again.
+
+        Raises:
+            InvalidRequest: no such role.
+        """
+        if role not in ROLES:
+            raise InvalidRequest(f"role: {role!r} is not one of {', '.join(ROLES)}")
+        with self.database.exclusive() as connection:
+            secret, sha256 = _unused_secret(connection)
+            key = KeyRecord(
+                fingerprint=sha256[:8],
+                sha256=sha256,
+                role=role,
+                label=label,
+                created_at=self._clock.now(),
+                expires_at=expires_at,
+            )
+            connection.execute(schema.api_keys.insert(), key.model_dump())
+            _bump(connection)
+            self._insert_event(
+                connection, _key_event("api_key_created", key.fingerprint, f"{role} key {label!r} created")
+            )
+        return key, secret
+
+    def keys(self) -> list[KeyRecord]:
+        """Every key ever made, oldest first, expired and revoked ones included."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(schema.api_keys).order_by(schema.api_keys.c.sequence)).all()
+        return [record_of(KeyRecord, row) for row in rows]
+
+    def revoke_key(self, fingerprint: str) -> bool:
+        """Make a key invalid from now on; ``False`` when there is no such key, or it was revoked before."""
+        keys = schema.api_keys.c
+        found = update(schema.api_keys).where(keys.fingerprint == fingerprint, keys.revoked_at.is_(None))
+        with self.database.exclusive() as connection:
+            revoked = connection.execute(found.values(revoked_at=self._clock.now())).rowcount == 1
+            if revoked:
+                _bump(connection)
+                self._insert_event(connection, _key_event("api_key_revoked", fingerprint, f"key {fingerprint} revoked"))
+        return revoked
+
+    def put_job(self, job: JobRecord) -> None:
+        """Store the display copy of a job, in place of the one before."""
+        with self.database.write() as connection:
+            upsert(connection, schema.jobs, self._stamped(job))
+
+    def jobs(self) -> list[JobRecord]:
+        """Display copies of all jobs."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(schema.jobs).order_by(*schema.jobs.primary_key)).all()
+        return [record_of(JobRecord, row) for row in rows]
+
+    def put_source(self, status: SourceStatus) -> None:
+        """Store the display copy of a source's progress, in place of the one before."""
+        with self.database.write() as connection:
+            upsert(connection, schema.source_statuses, self._stamped(status))
+
+    def source_statuses(self) -> list[SourceStatus]:
+        """Display copies of all sources' progress."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(schema.source_statuses).order_by(schema.source_statuses.c.dataset)).all()
+        return [record_of(SourceStatus, row) for row in rows]
+
+    def put_backfill(self, backfill: BackfillRecord) -> None:
+        """Store the display copy of a backfill's progress, in place of the one before."""
+        with self.database.write() as connection:
+            upsert(connection, schema.backfills, self._stamped(backfill))
+
+    def backfills(self) -> list[BackfillRecord]:
+        """Display copies of all backfills' progress."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(schema.backfills).order_by(*schema.backfills.primary_key)).all()
+        return [record_of(BackfillRecord, row) for row in rows]
+
+    def _stamped(self, record: Record) -> dict[str, Any]:
+        return {**record.model_dump(), "updated_at": self._clock.now()}
+
+    def _insert_event(self, connection: Connection, event: NewEvent) -> None:
+        row = {**event.model_dump(), "id": str(uuid.uuid4()), "created_at": self._clock.now()}
+        connection.execute(schema.events.insert(), row)
+
+    def _apply(
+        self,
+        connection: Connection,
+        stored: Mapping[_Identity, Row[Any]],
+        commit: Commit,
+        receipt: CommitReceipt,
+        committed_by: str | None,
+    ) -> None:
+        now = self._clock.now()
+        row = {
+            "commit_id": receipt.commit_id,
+            "version": _bump(connection),
+            "message": commit.message,
+            "committed_by": committed_by,
+            "receipt": receipt.model_dump(mode="json"),
+            "created_at": now,
+        }
+        insert = schema.commits.insert().returning(schema.commits.c.sequence)
+        sequence: int = connection.execute(insert, row).scalar_one()
+        for definition in commit.all:
+            _store(connection, stored.get(_identity(definition)), definition, sequence, now)
+        _refresh_positions(connection, stored, commit)
+        self._insert_event(connection, _commit_event(commit, receipt, committed_by))
+
+
+def _identity(definition: Definition) -> _Identity:
+    match definition:
+        case DatasetDef() | PipelineDef():
+            return _Identity(definition.kind, definition.name, definition.version)
+        case FeaturesetDef():
+            return _Identity(definition.kind, definition.name, _UNVERSIONED)
+        case SourceDef():
+            return _Identity(definition.kind, definition.dataset, _UNVERSIONED)
+
+
+def _stored(connection: Connection) -> dict[_Identity, Row[Any]]:
+    table = schema.definitions
+    rows = connection.execute(select(table).order_by(table.c.name, table.c.version)).all()
+    return {_Identity(row.kind, row.name, row.version): row for row in rows}
+
+
+def _parsed(rows: Iterable[Row[Any]]) -> Definitions:
+    definitions = [_definition(row) for row in rows]
+
+    def those(model: type[_D]) -> tuple[_D, ...]:
+        return tuple(definition for definition in definitions if isinstance(definition, model))
+
+    return Definitions(
+        datasets=those(DatasetDef),
+        pipelines=those(PipelineDef),
+        featuresets=those(FeaturesetDef),
+        sources=those(SourceDef),
+    )
+
+
+def _definition(row: Row[Any]) -> Definition:
+    what = f"stored {row.kind} {row.name}@{row.version}"
+    if row.format > FORMAT:
+        raise CorruptState(f"{what} has format {row.format}; this version of the platform reads up to {FORMAT}")
+    try:
+        return _MODELS[row.kind].model_validate_json(row.body)
+    except ValidationError as error:
+        # Its own text would quote the input, which may hold a secret that the user wrote inline.
+        places = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False))
+        raise CorruptState(f"{what} does not parse at {places or 'its start'}") from None
+
+
+def _store(
+    connection: Connection, before: Row[Any] | None, definition: Definition, sequence: int, now: Instant
+) -> None:
+    """Insert or replace the definition, unless its meaning is what is stored already."""
+    meaning = digest(definition)
+    if before is not None and before.digest == meaning:
+        return
+    row = {
+        **_identity(definition)._asdict(),
+        "format": FORMAT,
+        "digest": meaning,
+        "body": definition.model_dump_json(),
+        "commit_sequence": sequence,
+        "created_at": now if before is None else before.created_at,
+        "updated_at": now,
+    }
+    upsert(connection, schema.definitions, row)
+
+
+def _refresh_positions(connection: Connection, stored: Mapping[_Identity, Row[Any]], commit: Commit) -> None:
+    """Keep up with code that moved within its file: an error shall name the line where the user finds it now."""
+    table = schema.definitions
+    for definition in commit.all:
+        before, body = stored.get(_identity(definition)), definition.model_dump_json()
+        if before is not None and before.body != body and before.digest == digest(definition):
+            kind, name, version = _identity(definition)
+            same = update(table).where(table.c.kind == kind, table.c.name == name, table.c.version == version)
+            connection.execute(same.values(body=body))
+
+
+def _receipt(current: Definitions, commit: Commit, plan: Plan) -> CommitReceipt:
+    known = {_identity(definition) for definition in current.all}
+    topics = {f"{dataset.name}_topic" for dataset in commit.datasets if _identity(dataset) not in known}
+    return CommitReceipt(
+        commit_id=plan.commit_id,
+        no_op=plan.no_op,
+        datasets=len(commit.datasets),
+        pipelines=len(commit.pipelines),
+        featuresets=len(commit.featuresets),
+        sources=len(commit.sources),
+        jobs_created=len({_identity(pipeline) for pipeline in commit.pipelines} - known),
+        topics_created=tuple(sorted(topics)),
+        changes=plan.changes,
+    )
+
+
+def _bump(connection: Connection) -> int:
+    table = schema.registry_version
+    moved = update(table).values(version=table.c.version + 1).returning(table.c.version)
+    version: int = connection.execute(moved).scalar_one()
+    return version
+
+
+def _commit_event(commit: Commit, receipt: CommitReceipt, committed_by: str | None) -> NewEvent:
+    changes = receipt.changes
+    counts = f"{len(changes.added)} added, {len(changes.updated)} updated, {len(changes.unchanged)} unchanged"
+    return NewEvent(
+        event_type="commit",
+        source="definition-service",
+        subject=receipt.commit_id,
+        message=f"{commit.message}: {counts}" if commit.message else counts,
+        detail={"committed_by": committed_by, **receipt.model_dump(mode="json")},
+    )
+
+
+def _key_event(event_type: str, fingerprint: str, message: str) -> NewEvent:
+    return NewEvent(event_type=event_type, source="definition-service", subject=fingerprint, message=message)
+
+
+def _unused_secret(connection: Connection) -> tuple[str, str]:
+    """A new secret and its SHA-256. Fingerprints name keys, so one that is taken is not given again."""
+    while True:
+        secret = f"tk_{secrets.token_urlsafe(_KEY_BYTES)}"
+        sha256 = hashlib.sha256(secret.encode()).hexdigest()
+        taken = select(schema.api_keys.c.sequence).where(schema.api_keys.c.fingerprint == sha256[:8])
+        if connection.execute(taken).first() is None:
+            return secret, sha256
+
+
+def _severity(name: str | None) -> Severity | None:
+    if name is None:
+        return None
+    if name not in _SEVERITIES:
+        raise InvalidRequest(f"severity: {name!r} is not one of {', '.join(_SEVERITIES)}")
+    return _SEVERITIES[name]

@@ -1,0 +1,200 @@
+"""The registry's tables: one schema for SQLite and PostgreSQL.
+
+`migrations/versions` builds exactly this, and a test compares the two. Instants are BIGINT
+microseconds, UTC. Text that users can influence goes through `Prose` and `JsonText`, so that no
+value a request may carry (NUL, half a surrogate pair, NaN) can make one database refuse what the
+other takes. Nothing here is read on the hot path.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+_NUL = "\x00"
+_REPLACEMENT = "\ufffd"
+
+
+class Prose(TypeDecorator[str]):
+    """Free text. NUL, which PostgreSQL refuses, and lone surrogates, which UTF-8 has no form for, are replaced."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002  # fixed signature
+        """The text as both databases can store it."""
+        if value is None:
+            return None
+        return value.encode("utf-8", "replace").decode().replace(_NUL, _REPLACEMENT)
+
+
+class JsonText(TypeDecorator[Any]):
+    """JSON kept as text, so that both databases hold the same characters and neither judges them."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002  # fixed signature
+        """SQL NULL for ``None``; ASCII JSON for the rest."""
+        return None if value is None else json.dumps(value, separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002  # fixed signature
+        """The value that was stored."""
+        return None if value is None else json.loads(value)
+
+
+# SQLite only numbers rows by itself in a column typed exactly INTEGER.
+_SEQUENCE = BigInteger().with_variant(Integer(), "sqlite")
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+registry_version = Table(
+    "registry_version",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
+    CheckConstraint("id = 1", name="single"),
+)
+
+commits = Table(
+    "commits",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True),
+    Column("commit_id", String(64), nullable=False),
+    Column("version", BigInteger, nullable=False, unique=True),
+    Column("message", Prose, nullable=False),
+    Column("committed_by", Prose),
+    Column("receipt", JsonText, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index(None, "commit_id"),
+)
+
+definitions = Table(
+    "definitions",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("name", String(128), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("format", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("commit_sequence", _SEQUENCE, ForeignKey("commits.sequence"), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('dataset', 'pipeline', 'featureset', 'source')", name="kind"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("event_type", Prose, nullable=False),
+    Column("severity", String(8), nullable=False),
+    Column("source", Prose, nullable=False),
+    Column("subject", Prose, nullable=False),
+    Column("message", Prose, nullable=False),
+    Column("detail", JsonText),
+    Column("created_at", BigInteger, nullable=False),
+    CheckConstraint("severity IN ('info', 'warn', 'error')", name="severity"),
+    Index(None, "created_at"),
+    Index(None, "subject", "created_at"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True),
+    Column("fingerprint", String(8), nullable=False, unique=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("role", String(8), nullable=False),
+    Column("label", Prose, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    CheckConstraint("role IN ('reader', 'writer', 'admin')", name="role"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("pipeline", String(160), primary_key=True),
+    Column("job_type", String(16), primary_key=True),
+    Column("partition_count", Integer, nullable=False),
+    Column("state", Prose, nullable=False),
+    Column("detail", Prose, nullable=False),
+    Column("applied_us", BigInteger),
+    Column("rows", BigInteger, nullable=False),
+    Column("lag", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    CheckConstraint("job_type IN ('pipeline', 'backfill')", name="job_type"),
+)
+
+source_statuses = Table(
+    "source_statuses",
+    metadata,
+    Column("dataset", String(160), primary_key=True),
+    Column("cursor_value", Prose),
+    Column("rows_in", BigInteger, nullable=False),
+    Column("rows_dead", BigInteger, nullable=False),
+    Column("rows_late", BigInteger, nullable=False),
+    Column("last_error", Prose),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+backfills = Table(
+    "backfills",
+    metadata,
+    Column("job_name", Prose, primary_key=True),
+    Column("source_dataset", String(160), primary_key=True),
+    Column("status", Prose, nullable=False),
+    Column("records_ingested", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+query_runs = Table(
+    "query_runs",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("kind", String(8), nullable=False),
+    Column("featureset", Prose, nullable=False),
+    Column("entity_ids", JsonText, nullable=False),
+    Column("entity_count", Integer, nullable=False),
+    Column("hit_count", Integer, nullable=False),
+    Column("requested_timestamp", BigInteger),
+    Column("latency_ms", BigInteger, nullable=False),
+    Column("api_key_fingerprint", String(8)),
+    Column("correlation_id", Prose),
+    Column("error", Prose),
+    Column("inputs", JsonText),
+    Column("definition", String(64)),
+    Column("positions", JsonText),
+    Column("created_at", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('online', 'batch', 'offline', 'lookup')", name="kind"),
+    Index(None, "created_at"),
+    Index(None, "featureset", "created_at"),
+)

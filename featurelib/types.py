@@ -1,0 +1,30 @@
+"""Column types: what a field may hold, and how Python annotations name them.
+
+A type is stored as its Python name: ``int float str bool datetime``, or ``list[<scalar>]`` for the
+result of ``LastK``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import StringConstraints
+
+ScalarName = Literal["int", "float", "str", "bool", "datetime"]
+SCALARS: tuple[ScalarName, ...] = ("int", "float", "str", "bool", "datetime")
+
+TypeName = Annotated[str, StringConstraints(pattern=r"^(?:int|float|str|bool|datetime|list\[(?:int|float|str|bool|datetime)\])$")]
+"""A scalar name, or ``list[<scalar>]``."""
+
+Scalar = bool | int | float | str
+"""A constant a definition may hold. ``bool`` comes first: in Python it is an ``int`` too."""
+
+Value = Any
+"""A feature value at run time: ``int float str bool None``, an ``Instant`` for datetimes, or a list of these."""
+
+INT_MIN, INT_MAX = -(2**63), 2**63 - 1
+
+
+def element_type(name: str) -> str | None:
+    """``"list[int]"`` → ``"int"``; ``None`` for a scalar."""
+    return name[5:-1] if name.startswith("list[") else None

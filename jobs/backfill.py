@@ -1,0 +1,248 @@
+"""Rebuild a pipeline's state from history: bounded work, as a Ray Data job of its own.
+
+    ray job submit … -- python -m jobs.backfill --pipeline by_carrier
+
+``partition_count`` actors each build their key groups with the engine the live workers use, into the next
+*generation* of the pipeline's state, aside of the one that is served. The hand-over is exact: every group
+starts at one cut of its input partitions, folds everything below it from history, and then applies the
+log from the cut on with the live worker's own code until it has caught up. Only then is the
+generation switched; the supervisor replaces the live workers, whose first act is to raise the epochs.
+A job that dies leaves an unserved generation behind; the next one drops it and starts over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import polars as pl
+import structlog
+
+from featurelib.clock import Instant, SystemClock, parse_instant
+from featurelib.definitions import DatasetDef, Definitions, PipelineDef, ref
+from featurelib.engine.fold import KEY, Program
+from featurelib.engine.keys import groups_of, key_groups
+from featurelib.engine.operators import RightTable
+from featurelib.engine.records import TIME
+from featurelib.errors import NotFound
+from featurelib.settings import Settings, load_settings
+from featurelib.stores.archive import Archive
+from featurelib.stores.history import History
+from featurelib.stores.log import Log
+from featurelib.stores.online import Claim, GroupCommit, OnlineStore, StateName
+from featurelib.stores.registry import BackfillRecord, NewEvent, Registry
+from jobs.wanted import pipelines_of
+from jobs.worker import InputPartition, PartitionWorker, input_partitions
+
+_log = structlog.get_logger(__name__)
+# A key's rows enter its state in slices of this size, so that the buffer never holds a whole history.
+_SLICE_ROWS = 4_096
+
+Cut = list[int]
+"""Per input partition of the pipeline: history below, the log from here on."""
+
+
+class Order(NamedTuple):
+    """What to build: sent to every actor."""
+
+    pipeline: PipelineDef
+    definitions: Definitions
+    state: StateName
+    cut: Cut
+    since: Instant | None
+
+
+class Built(NamedTuple):
+    """What one partition gave."""
+
+    partition: int
+    rows: int
+    keys: int
+
+
+class PartitionBuilder:
+    """Builds the key groups of one partition. No Ray here."""
+
+    def __init__(self, order: Order, settings: Settings) -> None:
+        url = settings.online.redis_url.get_secret_value()
+        self._order = order
+        self._log = Log(url, SystemClock())
+        self._store = OnlineStore(url)
+        self._history = History(Archive(settings.archive_url), self._log)
+        self._program = Program.compile(order.pipeline, order.definitions)
+        self._inputs = input_partitions(self._program, self._log)
+        self._count = settings.pipeline.partition_count
+        self._batch_rows = settings.pipeline.batch_rows
+
+    def build(self, partition: int) -> Built:
+        """Fold history below the cut into the groups of a partition, then catch up with the log."""
+        groups = groups_of(partition, self._count)
+        claims = {claim.group: claim for claim in self._store.claim(self._order.state, groups)}
+        rows, keys = self._fold_history(groups, claims)
+        self._catch_up(groups)
+        return Built(partition, rows, keys)
+
+    def close(self) -> None:
+        """Close connections."""
+        self._log.close()
+        self._store.close()
+
+    def _fold_history(self, groups: range, claims: Mapping[int, Claim]) -> tuple[int, int]:
+        program = self._program
+        records = self._read(program.left, groups if program.keyed_like_its_dataset() else None)
+        shaped = program.prepare(records.select(program.left_columns()), self._rights())
+        grouped = shaped.with_columns(pl.Series("__group", key_groups(shaped[KEY]), dtype=pl.Int64))
+        rows = keys = 0
+        for group in groups:
+            part = grouped.filter(pl.col("__group") == group).drop("__group")
+            keys += self._write_group(claims[group], part)
+            rows += len(part)
+        return rows, keys
+
+    def _write_group(self, claim: Claim, shaped: pl.DataFrame) -> int:
+        changes: dict[str, dict[bytes, bytes]] = {}
+        for key, rows in self._program.rows_by_key(shaped):
+            state = self._program.new_state(len(self._inputs))
+            state.header.applied = list(self._order.cut)
+            for start in range(0, len(rows), _SLICE_ROWS):
+                state.add(rows[start : start + _SLICE_ROWS])
+            changes[key] = state.changes()
+        newest = shaped[TIME].max() if len(shaped) else None
+        assert newest is None or isinstance(newest, int)
+        commit = GroupCommit(claim.group, claim.epoch, self._order.cut, newest, len(shaped), changes)
+        self._store.commit(self._order.state, [commit])
+        return len(changes)
+
+    def _catch_up(self, groups: range) -> None:
+        worker = PartitionWorker(
+            self._program,
+            self._order.state,
+            groups,
+            log=self._log,
+            store=self._store,
+            history=self._history,
+            batch_rows=self._batch_rows,
+        )
+        worker.start()
+        while worker.step().read:
+            pass
+
+    def _rights(self) -> dict[str, RightTable]:
+        tables = self._program.right_tables()
+        for dataset in self._program.rights:
+            tables[dataset.name] = tables[dataset.name].with_records(self._read(dataset, None))
+        return tables
+
+    def _read(self, dataset: DatasetDef, groups: range | None) -> Any:
+        mine = [(index, source) for index, source in enumerate(self._inputs) if source.dataset == dataset]
+        cut = {source.partition: self._order.cut[index] for index, source in mine}
+        since = self._order.since if dataset == self._program.left else None
+        return self._history.read(dataset, len(mine), groups=groups, since=since, cut=cut)
+
+
+class _BuildActor:
+    """What Ray Data calls: one partition per batch."""
+
+    def __init__(self, order: Order) -> None:
+        self._builder = PartitionBuilder(order, load_settings())
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        built = [self._builder.build(int(partition)) for partition in batch["partition"]]
+        return {name: [getattr(one, name) for one in built] for name in Built._fields}
+
+
+def backfill(settings: Settings, name: str, version: int | None = None, since: Instant | None = None) -> list[Built]:
+    """Build the next generation of a pipeline's state and switch to it.
+
+    Must run inside a Ray job of the cluster.
+
+    Raises:
+        NotFound: no such pipeline is committed.
+    """
+    clock = SystemClock()
+    url = settings.online.redis_url.get_secret_value()
+    registry, log, store = Registry(settings.registry_url, clock), Log(url, clock), OnlineStore(url)
+    definitions = registry.definitions()
+    pipeline = _pipeline(definitions, name, version)
+    program = Program.compile(pipeline, definitions)
+    served = StateName(program.ref, store.generation(program.ref))
+    fresh = _next_generation(store, served)
+    order = Order(pipeline, definitions, fresh, _cut(input_partitions(program, log), log), since)
+    title = f"backfill:{program.ref}#{fresh.generation}"
+    registry.put_backfill(BackfillRecord(job_name=title, source_dataset=program.left.name, status="running"))
+    status, rows = "failed", 0
+    try:
+        built = _run(order, settings.pipeline.partition_count)
+        store.switch_generation(program.ref, fresh.generation)
+        status, rows = "completed", sum(one.rows for one in built)
+    finally:
+        registry.put_backfill(
+            BackfillRecord(job_name=title, source_dataset=program.left.name, status=status, records_ingested=rows)
+        )
+    message = f"{rows} rows of {sum(one.keys for one in built)} keys rebuilt; generation {fresh.generation} is served"
+    registry.record_event(
+        NewEvent(event_type="backfill_completed", source="backfill", subject=program.ref, message=message)
+    )
+    return built
+
+
+def _run(order: Order, partition_count: int) -> list[Built]:
+    import ray
+    import ray.data
+
+    partitions = ray.data.from_items([{"partition": partition} for partition in range(partition_count)])
+    built = partitions.map_batches(
+        _BuildActor,
+        fn_constructor_args=(order,),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=partition_count),
+        # The pool must leave CPUs for the tasks that read the items, or the job hangs without a word.
+        num_cpus=0.5,
+    )
+    return [Built(**row) for row in built.take_all()]
+
+
+def _next_generation(store: OnlineStore, served: StateName) -> StateName:
+    fresh = served._replace(generation=served.generation + 1)
+    if store.progress(served).positions is None:
+        # Nothing was ever built: the first generation itself.
+        fresh = served
+    removed = store.drop_generation(fresh)
+    if removed:
+        _log.info("unfinished_generation_dropped", state=str(fresh), keys=removed)
+    return fresh
+
+
+def _cut(inputs: list[InputPartition], log: Log) -> Cut:
+    return [log.head(*source.address).next_offset for source in inputs]
+
+
+def _pipeline(definitions: Definitions, name: str, version: int | None) -> PipelineDef:
+    found = [p for p in pipelines_of(definitions) if p.name == name and version in (None, p.version)]
+    if not found:
+        known = ", ".join(sorted({p.name for p in pipelines_of(definitions)})) or "none"
+        raise NotFound(f"no pipeline {name!r} is committed; there are: {known}")
+    return max(found, key=lambda pipeline: pipeline.version)
+
+
+def main() -> None:
+    """Command line of the job."""
+    parser = argparse.ArgumentParser(prog="jobs.backfill", description=__doc__.splitlines()[0])
+    parser.add_argument("--pipeline", required=True, help="name of a committed pipeline")
+    parser.add_argument("--version", type=int, help="its version; default: the newest")
+    parser.add_argument("--since", help="fold records dated at or after this instant; default: all")
+    arguments = parser.parse_args()
+    since = parse_instant(arguments.since, "--since") if arguments.since else None
+    started = time.monotonic()
+    built = backfill(load_settings(), arguments.pipeline, arguments.version, since)
+    seconds = time.monotonic() - started
+    rows = sum(one.rows for one in built)
+    print(f"{arguments.pipeline}: {rows} rows in {seconds:.1f} s, {len(built)} partitions, process {os.getpid()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Ingest: a source is polled, its records go through the dataset's door into the log.
+
+The log is the only memory. Each partition's append moves its records, dead letters and source position together;
+a poll begins at the lowest position any partition has, so after a crash between two partitions' appends the
+records are read again, and each partition skips what it holds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+
+from featurelib.clock import Clock, SystemClock
+from featurelib.connectors import Malformed, SourceBatch, connect
+from featurelib.definitions import DatasetDef, ExpectationDef, SourceDef, ref
+from featurelib.errors import SourceError, StoreUnavailable
+from featurelib.settings import IngestSettings, Settings
+from featurelib.stores.intake import Intake, Taken, lateness_of
+from featurelib.stores.log import DeadLetter, Head, Identity, Log
+from featurelib.stores.registry import NewEvent, Registry
+
+_log = structlog.get_logger(__name__)
+
+Report = Callable[[NewEvent], None]
+
+
+class StepReport(NamedTuple):
+    """What one step did. ``caught_up``: the source had no more when it was asked."""
+
+    rows: int
+    accepted: int
+    duplicates: int
+    late: int
+    dead: int
+    caught_up: bool
+    cursor: str
+
+
+class SourceIngest:
+    """Feeds one dataset from one source, a batch per step."""
+
+    def __init__(
+        self,
+        source: SourceDef,
+        dataset: DatasetDef,
+        partitions: int,
+        log: Log,
+        *,
+        report: Report,
+        settings: IngestSettings,
+        clock: Clock,
+    ) -> None:
+        self._dataset = dataset
+        self._partitions = partitions
+        self._log = log
+        self._source = connect(source, settings.batch_rows, clock)
+        self._intake = Intake(log, dataset, partitions, lateness_of(source, settings))
+        self._ordered_cursor = bool(source.cursor)
+        self._batches: Iterator[SourceBatch] | None = None
+        self._cursor = ""
+        self._tally = _Tally(dataset, report)
+
+    def step(self) -> StepReport:
+        """Take one batch.
+
+        Raises:
+            SourceError: the source failed; a later step polls it again from the log's position.
+            StoreUnavailable: the log does not answer; likewise.
+        """
+        try:
+            batch = next(self._open(), None)
+            if batch is None:
+                self._close()
+                return StepReport(0, 0, 0, 0, 0, caught_up=True, cursor=self._cursor)
+            self._cursor = self._newer(batch.cursor)
+            identity = Identity(batch.stream, batch.sequence)
+            letters = [malformed_letter(bad) for bad in batch.malformed]
+            taken = self._intake.take(batch.records, identity, batch.through, letters, self._cursor)
+        except (SourceError, StoreUnavailable):
+            self._close()
+            raise
+        self._tally.add(taken)
+        rows = len(batch.sequence) + len(batch.malformed)
+        return StepReport(rows, taken.accepted, taken.duplicates, taken.late, taken.dead, False, self._cursor)
+
+    def _open(self) -> Iterator[SourceBatch]:
+        if self._batches is None:
+            heads = self._log.heads(ref(self._dataset), self._partitions)
+            self._cursor = max((head.cursor for head in heads), key=_cursor_order)
+            self._batches = iter(self._source.poll(resume_position(heads)))
+        return self._batches
+
+    def _close(self) -> None:
+        self._batches = None
+        self._tally.publish()
+
+    def _newer(self, cursor: str) -> str:
+        if not self._ordered_cursor:
+            return cursor or self._cursor
+        return max(self._cursor, cursor, key=_cursor_order)
+
+
+def malformed_letter(bad: Malformed) -> DeadLetter:
+    """The dead letter of a piece of input that is not a record."""
+    return DeadLetter({"text": bad.text}, "malformed", "", bad.message, bad.sequence)
+
+
+def resume_position(heads: Sequence[Head]) -> dict[str, int]:
+    """Per stream the lowest sequence over all partitions; a stream that a partition never heard of starts anew."""
+    streams = set.intersection(*(set(head.sequences) for head in heads))
+    return {stream: min(head.sequences[stream] for head in heads) for stream in streams}
+
+
+def _cursor_order(cursor: str) -> tuple[bool, float, str]:
+    """Numbers by value, all other text by itself; nothing comes first."""
+    try:
+        return True, float(cursor), ""
+    except ValueError:
+        return bool(cursor), float("inf") if cursor else 0.0, cursor
+
+
+class _Tally:
+    """Collects what people should hear of, one event per kind and poll rather than one per batch."""
+
+    def __init__(self, dataset: DatasetDef, report: Report) -> None:
+        self._dataset = dataset
+        self._report = report
+        self._accepted = self._late = self._dead = 0
+        self._example = ""
+        self._violations: dict[ExpectationDef, tuple[int, int]] = {}
+
+    def add(self, taken: Taken) -> None:
+        self._accepted += taken.accepted
+        self._late += taken.late
+        self._dead += taken.dead
+        for rejected in taken.rejected[:1]:
+            self._example = self._example or rejected.message
+        for expectation, failed, total, _ in taken.violations:
+            before_failed, before_total = self._violations.get(expectation, (0, 0))
+            self._violations[expectation] = (before_failed + failed, before_total + total)
+
+    def publish(self) -> None:
+        if self._accepted:
+            self._send("source_ingestion", "info", f"{self._accepted} records accepted", {"accepted": self._accepted})
+        if self._late:
+            self._send("late_records", "warn", f"{self._late} records came too late", {"late": self._late})
+        if self._dead:
+            example = f"; the first: {self._example}" if self._example else ""
+            self._send("dead_letter", "warn", f"{self._dead} records rejected{example}", {"dead": self._dead})
+        for expectation, (failed, total) in self._violations.items():
+            rule = expectation.model_dump(mode="json", exclude_defaults=True)
+            message = f"{expectation.column}: {failed} of {total} values fail {expectation.type}"
+            self._send(
+                "expectation_violation", "warn", message, {"expectation": rule, "failed": failed, "total": total}
+            )
+        self._clear()
+
+    def _send(self, event_type: str, severity: Any, message: str, detail: dict[str, Any]) -> None:
+        self._report(
+            NewEvent(
+                event_type=event_type,
+                severity=severity,
+                source="ingest",
+                subject=self._dataset.name,
+                message=message,
+                detail=detail,
+            )
+        )
+
+    def _clear(self) -> None:
+        self._accepted = self._late = self._dead = 0
+        self._example = ""
+        self._violations = {}
+
+
+class SourceTask:
+    """A source as a task: polls for ever. A source that fails is asked again at its next turn."""
+
+    def __init__(self, source: SourceDef, dataset: DatasetDef, settings: Settings) -> None:
+        clock = SystemClock()
+        self._dataset = dataset
+        self._every_s = (source.every_us or settings.ingest.default_every_ms * 1_000) / 1_000_000
+        self._log = Log(settings.online.redis_url.get_secret_value(), clock)
+        self._registry = Registry(settings.registry_url, clock)
+        self._partitions = self._log.create(ref(dataset), settings.pipeline.partition_count)
+        self._ingest = SourceIngest(
+            source, dataset, self._partitions, self._log, report=self._record, settings=settings.ingest, clock=clock
+        )
+        self._facts: dict[str, Any] = {"caught_up": False, "error": ""}
+
+    def start(self) -> None:
+        """Read the totals so far."""
+        self._facts |= self._totals()
+
+    def step(self) -> bool:
+        """Take one batch; False when the source has no more for now."""
+        try:
+            done = self._ingest.step()
+        except SourceError as error:
+            self._failed(str(error))
+            return False
+        if done.caught_up:
+            # Not the sum of the steps: after a crash a step counts again what was held already.
+            self._facts |= {**self._totals(), "caught_up": True, "error": ""}
+            return False
+        for name in ("accepted", "dead", "late"):
+            self._facts[name] += getattr(done, name)
+        self._facts |= {"cursor": done.cursor, "caught_up": False}
+        return True
+
+    def wait(self, stopping: threading.Event) -> None:
+        """Until the next poll is due."""
+        stopping.wait(self._every_s)
+
+    def facts(self) -> Mapping[str, Any]:
+        """Totals of the dataset's log, the cursor, and what the source last failed with."""
+        return dict(self._facts)
+
+    def close(self) -> None:
+        """Close connections."""
+        self._log.close()
+        self._registry.close()
+
+    def _totals(self) -> dict[str, Any]:
+        heads = self._log.heads(ref(self._dataset), self._partitions)
+        return {
+            "accepted": sum(head.next_offset for head in heads),
+            "dead": sum(head.records_dead for head in heads),
+            "late": sum(head.records_late for head in heads),
+            "cursor": max((head.cursor for head in heads), key=_cursor_order),
+        }
+
+    def _failed(self, message: str) -> None:
+        # A source that stays broken fails at every poll: one event says so until the message changes.
+        if message != self._facts["error"]:
+            subject = self._dataset.name
+            self._record(
+                NewEvent(event_type="source_error", severity="error", source="ingest", subject=subject, message=message)
+            )
+        self._facts["error"] = message
+
+    def _record(self, event: NewEvent) -> None:
+        try:
+            self._registry.record_event(event)
+        except StoreUnavailable as error:
+            _log.warning("event_not_recorded", event_type=event.event_type, detail=str(error))

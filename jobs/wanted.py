@@ -1,0 +1,79 @@
+"""Which tasks should run: a pure function of the registry's definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from featurelib.definitions import DatasetDef, Definitions, PipelineDef, SourceDef, digest, ref
+from featurelib.engine.fold import index_pipeline
+
+Kind = Literal["pipeline", "source", "archive"]
+
+
+class TaskSpec(BaseModel):
+    """One task that should run: everything its actor needs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    kind: Kind
+    definitions: Definitions
+    pipeline: PipelineDef | None = None
+    partition: int = 0
+    generation: int = 1
+    source: SourceDef | None = None
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever the actor must be replaced."""
+        return digest(self)
+
+
+def pipelines_of(definitions: Definitions) -> list[PipelineDef]:
+    """Committed pipelines, and those behind indexed datasets that no pipeline fills."""
+    produced = {pipeline.output_dataset for pipeline in definitions.pipelines}
+    indexes = [index_pipeline(d) for d in definitions.datasets if d.index and d.name not in produced]
+    return [*definitions.pipelines, *indexes]
+
+
+def log_datasets(definitions: Definitions) -> list[DatasetDef]:
+    """Datasets that records are appended to: all that no pipeline fills."""
+    produced = {pipeline.output_dataset for pipeline in definitions.pipelines}
+    return [dataset for dataset in definitions.datasets if dataset.name not in produced]
+
+
+def wanted_tasks(
+    definitions: Definitions, partition_count: int, generation_of: Callable[[str], int]
+) -> dict[str, TaskSpec]:
+    """Every task that should run, by actor name."""
+    specs = [
+        _pipeline_spec(pipeline, definitions, partition, generation_of(ref(pipeline)))
+        for pipeline in pipelines_of(definitions)
+        for partition in range(partition_count)
+    ]
+    for source in definitions.sources:
+        dataset = definitions.dataset(source.dataset)
+        if dataset is not None and source.connector.type != "http":
+            kept = Definitions(datasets=(dataset,))
+            specs.append(TaskSpec(name=f"source:{source.dataset}", kind="source", definitions=kept, source=source))
+    datasets = log_datasets(definitions)
+    if datasets:
+        specs.append(TaskSpec(name="archive", kind="archive", definitions=Definitions(datasets=tuple(datasets))))
+    return {spec.name: spec for spec in specs}
+
+
+def _pipeline_spec(pipeline: PipelineDef, definitions: Definitions, partition: int, generation: int) -> TaskSpec:
+    named = {*pipeline.input_datasets, pipeline.output_dataset, *(join.right for join in pipeline.joins)}
+    datasets = tuple(d for name in sorted(named) if (d := definitions.dataset(name)) is not None)
+    title = pipeline.name if pipeline.version == 1 else f"{pipeline.name}@{pipeline.version}"
+    return TaskSpec(
+        name=f"{title}:{partition}",
+        kind="pipeline",
+        definitions=Definitions(datasets=datasets),
+        pipeline=pipeline,
+        partition=partition,
+        generation=generation,
+    )

@@ -1,0 +1,358 @@
+"""One worker of a pipeline: reads its log partitions, folds, commits. No Ray here.
+
+A worker owns a range of key groups. Each group keeps a position per input partition, committed together
+with the state; after a crash groups may stand at different positions, so the worker reads from the
+lowest and each group skips what it has. The right side of a join lives in memory, rebuilt from history;
+right records are always drained before left ones, so a restarted worker knows at least what any of its
+groups knew. A right record that arrives after left rows it belongs to replaces those rows: putting a row
+in place of the one with the same identity is idempotent, so redoing it after a crash is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurelib.clock import Instant
+from featurelib.definitions import DatasetDef, ref
+from featurelib.engine.aggregators import Row
+from featurelib.engine.codec import decode_rows
+from featurelib.engine.fold import KEY, PLACE, PLACE_BITS, Program
+from featurelib.engine.keys import key_group, key_groups, owner_of_group
+from featurelib.engine.operators import RightTable, records_frame, run_steps
+from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node, pane_field
+from featurelib.engine.records import TIME, record_schema
+from featurelib.stores.log import Log
+from featurelib.stores.online import GroupCommit, OnlineStore, StateName
+
+_GROUP = "__group"
+# Keys whose state is kept in memory between steps; beyond it the oldest are loaded again when touched.
+_CACHED_KEYS = 50_000
+# Panes of one key kept in memory (64 rows each at most); a busier key is reloaded along the paths it touches.
+_CACHED_PANES = 512
+# Left rows kept in memory for right records that arrive late; older ones are read back from history.
+_RECENT_ROWS = 500_000
+
+
+class LeftHistory(Protocol):
+    """Accepted records of a dataset, read back (stores/history.py)."""
+
+    def read(
+        self,
+        dataset: DatasetDef,
+        partitions: int,
+        *,
+        keys: Sequence[str] | None = None,
+        groups: Sequence[int] | None = None,
+        since: Instant | None = None,
+        until: Instant | None = None,
+        cut: Mapping[int, int] | None = None,
+    ) -> pa.Table:
+        """Records in total order; ``cut``: per partition, only offsets below."""
+        ...
+
+
+class InputPartition(NamedTuple):
+    """One log partition a pipeline reads; its index in the pipeline's list names it in positions."""
+
+    dataset: DatasetDef
+    partition: int
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """``(dataset ref, partition)``."""
+        return ref(self.dataset), self.partition
+
+
+class Step(NamedTuple):
+    """What one step did: records read, rows folded, rows replaced by a late right side."""
+
+    read: int
+    folded: int
+    replaced: int
+
+
+def input_partitions(program: Program, log: Log) -> list[InputPartition]:
+    """Every input partition of a pipeline, left dataset first: the order of positions."""
+    return [
+        InputPartition(dataset, partition)
+        for dataset in (program.left, *program.rights)
+        for partition in range(log.partitions(ref(dataset)))
+    ]
+
+
+class PartitionWorker:
+    """Applies a pipeline to the key groups of one partition. Create, :meth:`start`, then :meth:`step` for ever."""
+
+    def __init__(
+        self,
+        program: Program,
+        state: StateName,
+        groups: range,
+        *,
+        log: Log,
+        store: OnlineStore,
+        history: LeftHistory,
+        batch_rows: int,
+    ) -> None:
+        self._program = program
+        self._state = state
+        self._groups = groups
+        self._log = log
+        self._store = store
+        self._history = history
+        self._batch_rows = batch_rows
+        self._inputs = input_partitions(program, log)
+        self._lefts = self._left_inputs()
+        self._rights = [i for i, source in enumerate(self._inputs) if source.dataset != program.left]
+        self._epochs: dict[int, int] = {}
+        self._positions: dict[int, list[int]] = {}
+        self._newest: dict[int, Instant | None] = {}
+        self._rows: dict[int, int] = {}
+        self._keys: dict[str, KeyState] = {}
+        self._right_tables: dict[str, RightTable] = {}
+        self._recent: list[pa.Table] = []
+        self._uncovered_newest: Instant | None = None
+
+    def start(self) -> None:
+        """Fence whoever worked on these groups before and take up their positions.
+
+        Raises:
+            StoreUnavailable: start again.
+        """
+        nothing = [0] * len(self._inputs)
+        for claim in self._store.claim(self._state, self._groups):
+            self._epochs[claim.group] = claim.epoch
+            self._positions[claim.group] = claim.positions or list(nothing)
+            self._newest[claim.group] = claim.newest_us
+            self._rows[claim.group] = claim.rows
+        self._keys.clear()
+        self._recent.clear()
+        known = [newest for newest in self._newest.values() if newest is not None]
+        self._uncovered_newest = max(known, default=None)
+        self._right_tables = self._load_rights()
+
+    @property
+    def newest_us(self) -> Instant | None:
+        """Newest event time folded."""
+        return max((n for n in self._newest.values() if n is not None), default=None)
+
+    @property
+    def rows(self) -> int:
+        """Rows folded since the state began."""
+        return sum(self._rows.values())
+
+    def lag(self) -> int:
+        """Records of its inputs not applied yet."""
+        ends = {
+            source.dataset: self._log.heads(ref(source.dataset), self._log.partitions(ref(source.dataset)))
+            for source in (self._inputs[index] for index in (*self._lefts, *self._rights))
+        }
+        return sum(
+            max(0, ends[self._inputs[i].dataset][self._inputs[i].partition].next_offset - self._lowest(i))
+            for i in (*self._lefts, *self._rights)
+        )
+
+    def wait(self, timeout_ms: int) -> bool:
+        """Block until an input has something new; False on time-out."""
+        wanted = {self._inputs[i].address: self._lowest(i) for i in (*self._lefts, *self._rights)}
+        return self._log.wait(wanted, timeout_ms)
+
+    def step(self) -> Step:
+        """Apply one batch: right records while there are any, then left ones.
+
+        Raises:
+            Fenced: another worker owns the groups; this one must end.
+            StoreUnavailable: call :meth:`start` before the next step.
+        """
+        batch = self._read(self._rights)
+        if batch:
+            return self._apply_right(batch)
+        batch = self._read(self._lefts)
+        return self._apply_left(batch) if batch else Step(0, 0, 0)
+
+    def _left_inputs(self) -> list[int]:
+        lefts = [i for i, source in enumerate(self._inputs) if source.dataset == self._program.left]
+        if not self._program.keyed_like_its_dataset():
+            return lefts
+        owned = {owner_of_group(group, len(lefts)) for group in self._groups}
+        return [i for i in lefts if self._inputs[i].partition in owned]
+
+    def _lowest(self, index: int) -> int:
+        return min(positions[index] for positions in self._positions.values())
+
+    def _read(self, indexes: Sequence[int]) -> dict[int, pa.Table]:
+        batch: dict[int, pa.Table] = {}
+        rows = max(1, self._batch_rows // max(1, len(indexes)))
+        for index in indexes:
+            table = self._log.read(*self._inputs[index].address, self._lowest(index), rows)
+            if table is not None:
+                batch[index] = table
+        return batch
+
+    def _apply_left(self, batch: Mapping[int, pa.Table]) -> Step:
+        columns = self._program.left_columns()
+        records = pa.concat_tables([table.select(columns) for table in batch.values()])
+        if self._right_tables:
+            self._remember(records)
+        shaped = self._unapplied(self._own(self._program.prepare(records, self._right_tables)))
+        ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
+        touched = {key: rows for key, rows in self._program.rows_by_key(shaped.drop(_GROUP))}
+        states = self._states(touched, flushing=False)
+        for key, rows in touched.items():
+            self._add(states[key], rows, ends)
+        self._advance(shaped)
+        self._commit(states, ends)
+        return Step(len(records), len(shaped), 0)
+
+    def _apply_right(self, batch: Mapping[int, pa.Table]) -> Step:
+        before = self._right_tables
+        after = dict(before)
+        for index, table in batch.items():
+            name = self._inputs[index].dataset.name
+            after[name] = after[name].with_records(table)
+        removed, added = self._changed_rows(batch, before, after)
+        replaced = {key: rows for key, rows in self._program.rows_by_key(added)}
+        gone = {key: rows for key, rows in self._program.rows_by_key(removed)}
+        touched = {key: [*gone.get(key, []), *replaced.get(key, [])] for key in {*gone, *replaced}}
+        states = self._states(touched, flushing=True)
+        for key in touched:
+            states[key].replace(gone.get(key, []), replaced.get(key, []))
+        ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
+        self._right_tables = after
+        self._commit(states, ends)
+        return Step(sum(len(table) for table in batch.values()), 0, len(added))
+
+    def _changed_rows(
+        self, batch: Mapping[int, pa.Table], before: Mapping[str, RightTable], after: Mapping[str, RightTable]
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Rows to take out and rows to put in, because their right side changed."""
+        left = self._left_rows(min(pc.min(table[TIME]).as_py() for table in batch.values()))
+        steps = self._program.pipeline.steps[:-1]
+        old = self._applied(self._own(self._program.shape(run_steps(left, steps, before)))).drop(_GROUP)
+        new = self._applied(self._own(self._program.shape(run_steps(left, steps, after)))).drop(_GROUP)
+        everything = old.columns
+        return (
+            old.join(new, on=everything, how="anti", nulls_equal=True),
+            new.join(old, on=everything, how="anti", nulls_equal=True),
+        )
+
+    def _left_rows(self, since: Instant) -> pl.DataFrame:
+        """Left records dated at or after ``since`` that are, or may be, applied already."""
+        columns = self._program.left_columns()
+        tables = [table.filter(pc.greater_equal(table[TIME], since)) for table in self._recent]
+        if self._uncovered_newest is not None and since <= self._uncovered_newest:
+            tables = [self._past_left(since).select(columns)]
+        if not tables:
+            return records_frame(record_schema(self._program.left).empty_table().select(columns))
+        return records_frame(pa.concat_tables(tables, promote_options="default"))
+
+    def _past_left(self, since: Instant) -> pa.Table:
+        held = {self._inputs[i].partition: max(p[i] for p in self._positions.values()) for i in self._lefts}
+        partitions = self._log.partitions(ref(self._program.left))
+        cut = {partition: held.get(partition, 0) for partition in range(partitions)}
+        return self._history.read(self._program.left, partitions, since=since, cut=cut)
+
+    def _remember(self, records: pa.Table) -> None:
+        self._recent.append(records)
+        while sum(len(table) for table in self._recent) > _RECENT_ROWS:
+            oldest = self._recent.pop(0)
+            newest = pc.max(oldest[TIME]).as_py()
+            self._uncovered_newest = max(newest, self._uncovered_newest or newest)
+
+    def _load_rights(self) -> dict[str, RightTable]:
+        tables = self._program.right_tables()
+        for dataset in self._program.rights:
+            indexes = [i for i in self._rights if self._inputs[i].dataset == dataset]
+            cut = {self._inputs[i].partition: self._lowest(i) for i in indexes}
+            if any(cut.values()):
+                records = self._history.read(dataset, len(indexes), cut=cut)
+                tables[dataset.name] = tables[dataset.name].with_records(records)
+        return tables
+
+    def _own(self, shaped: pl.DataFrame) -> pl.DataFrame:
+        groups = pl.Series(_GROUP, key_groups(shaped[KEY]), dtype=pl.Int64)
+        grouped = shaped.with_columns(groups)
+        return grouped.filter(pl.col(_GROUP).is_between(self._groups[0], self._groups[-1]))
+
+    def _unapplied(self, shaped: pl.DataFrame) -> pl.DataFrame:
+        return shaped if self._even() else shaped.filter(~self._is_applied(shaped))
+
+    def _applied(self, shaped: pl.DataFrame) -> pl.DataFrame:
+        return shaped.filter(self._is_applied(shaped))
+
+    def _even(self) -> bool:
+        first, *others = self._positions.values()
+        return all(positions == first for positions in others)
+
+    def _is_applied(self, shaped: pl.DataFrame) -> pl.Series:
+        # Left partitions come first in the list of inputs, so a log partition is its own index there.
+        table = np.array([self._positions[group] for group in self._groups], dtype=np.int64)
+        place = shaped[PLACE].to_numpy()
+        group = shaped[_GROUP].to_numpy() - self._groups[0]
+        offsets = place & ((1 << PLACE_BITS) - 1)
+        return pl.Series(offsets < table[group, place >> PLACE_BITS])
+
+    def _states(self, touched: Mapping[str, Sequence[Row]], *, flushing: bool) -> dict[str, KeyState]:
+        unknown = [key for key in touched if key not in self._keys]
+        if len(self._keys) + len(unknown) > _CACHED_KEYS:
+            self._keys = {key: self._keys[key] for key in touched if key in self._keys}
+        self._keys.update(self._load(unknown))
+        states = {key: self._keys[key] for key in touched}
+        panes = {key: states[key].missing(rows, flushing=flushing) for key, rows in touched.items()}
+        wanted = {key: [pane_field(pane) for pane in missing] for key, missing in panes.items() if missing}
+        if wanted:
+            for key, values in self._store.load(self._state, wanted).items():
+                for pane, data in zip(panes[key], values, strict=True):
+                    states[key].nodes[pane] = decode_node(data) if data is not None else None
+        return states
+
+    def _load(self, keys: Sequence[str]) -> Iterator[tuple[str, KeyState]]:
+        loaded = self._store.load(self._state, {key: (HEADER, BUFFER) for key in keys}) if keys else {}
+        for key, (header, buffer) in loaded.items():
+            if header is None:
+                yield key, self._program.new_state(len(self._inputs))
+            else:
+                rows = decode_rows(buffer) if buffer is not None else []
+                yield key, KeyState(self._program.algebra, self._program.root, Header.decode(header), rows)
+
+    def _add(self, state: KeyState, rows: list[Row], ends: Mapping[int, int]) -> None:
+        applied = state.header.applied
+        if any(applied[index] > self._lowest(index) for index in ends):
+            # A commit in chunks was cut short: this key has part of the batch already.
+            offset_mask = (1 << PLACE_BITS) - 1
+            rows = [row for row in rows if (row[2] & offset_mask) >= applied[row[2] >> PLACE_BITS]]
+        if rows:
+            for index, end in ends.items():
+                applied[index] = max(applied[index], end)
+            state.add(rows)
+
+    def _advance(self, shaped: pl.DataFrame) -> None:
+        summary = shaped.group_by(_GROUP).agg(pl.col(TIME).max(), pl.len())
+        for group, newest, count in summary.iter_rows():
+            self._newest[group] = max(newest, self._newest[group] if self._newest[group] is not None else newest)
+            self._rows[group] += count
+
+    def _commit(self, states: Mapping[str, KeyState], ends: Mapping[int, int]) -> None:
+        by_group: dict[int, dict[str, dict[bytes, bytes]]] = {group: {} for group in self._groups}
+        for key, state in states.items():
+            changes = state.changes()
+            if changes:
+                by_group[key_group(key)][key] = changes
+            if len(state.nodes) > _CACHED_PANES:
+                state.forget_panes()
+        for positions in self._positions.values():
+            for index, end in ends.items():
+                positions[index] = max(positions[index], end)
+        self._store.commit(
+            self._state,
+            [
+                GroupCommit(g, self._epochs[g], self._positions[g], self._newest[g], self._rows[g], changes)
+                for g, changes in by_group.items()
+            ],
+        )

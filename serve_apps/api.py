@@ -1,0 +1,115 @@
+"""The FastAPI part: every route but the hot ones, and the OpenAPI document of all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+
+from featurelib.errors import ThymeError
+from serve_apps.messages import Answer, ErrorBody, internal_error, refuse, refuse_status
+from serve_apps.routes import definitions, features, health, query_runs
+
+_DESCRIPTION = """A real-time feature platform. Both services answer every route on both ports: 8081 is the fast
+listener of the query server, 8080 the definition service's. Every failure has the one error body."""
+_VERSION = "0.1.0"
+_SERVER_ERROR = 500
+_log = structlog.get_logger("thyme.serve")
+_NO_TELEMETRY: dict[str, Any] = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "The request is wrong; the detail names the member at fault."},
+    401: {"model": ErrorBody, "description": "The bearer key is missing, unknown, expired or revoked."},
+    403: {"model": ErrorBody, "description": "The key's role does not allow this."},
+    404: {"model": ErrorBody, "description": "Nothing of that name exists."},
+    413: {"model": ErrorBody, "description": "The body is too large."},
+    500: {"model": ErrorBody, "description": "User code failed, or the service did."},
+    503: {"model": ErrorBody, "description": "A store does not answer; retry."},
+}
+
+
+def build_api() -> FastAPI:
+    """The FastAPI application; its `state.services` is set before the first request."""
+    api = FastAPI(
+        title="Thyme on Ray",
+        description=_DESCRIPTION,
+        version=_VERSION,
+        redirect_slashes=False,
+        # The boundary in front of it accepts any content type: `curl -d` sends JSON as a form.
+        strict_content_type=False,
+        telemetry=_NO_TELEMETRY,  # type: ignore[arg-type]
+        responses=_ERRORS,
+        exception_handlers={
+            ThymeError: _on_thyme_error,
+            RequestValidationError: _on_invalid,
+            HTTPException: _on_http_error,
+            # Answered here, raised again by the framework, and logged once at the request boundary.
+            Exception: _on_unforeseen,
+        },
+    )
+    for module in (definitions, query_runs, health):
+        api.include_router(module.router)
+    api.openapi = lambda: _document(api)  # type: ignore[method-assign]
+    return api
+
+
+def _document(api: FastAPI) -> dict[str, Any]:
+    if api.openapi_schema is None:
+        document = get_openapi(
+            title=api.title, version=api.version, description=api.description, routes=api.routes, summary=api.summary
+        )
+        features.describe(document)
+        _secure(document)
+        api.openapi_schema = document
+    return api.openapi_schema
+
+
+def _secure(document: dict[str, Any]) -> None:
+    schemes = document["components"].setdefault("securitySchemes", {})
+    schemes["bearer"] = {"type": "http", "scheme": HTTPBearer().model.scheme, "description": "An API key, `tk_…`."}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            # A framework refusal is a 400 with the one error body here.
+            operation["responses"].pop("422", None)
+            operation["security"] = [] if path in {"/health", "/metrics"} else [{"bearer": []}]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(unused, None)
+
+
+async def _on_thyme_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ThymeError)
+    if error.status >= _SERVER_ERROR:
+        _log.error("request_failed", path=request.url.path[:200], code=error.code, error=str(error))
+    return _response(refuse(error, request.scope["thyme.correlation_id"]))
+
+
+async def _on_unforeseen(request: Request, error: Exception) -> Response:  # noqa: ARG001  # fixed signature
+    return _response(internal_error(request.scope["thyme.correlation_id"]))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    details = [{"field": _place(problem["loc"]), "message": problem["msg"]} for problem in error.errors()]
+    detail = "; ".join(f"{problem['field']}: {problem['message']}" for problem in details[:5])
+    return _response(refuse_status(400, detail, request.scope["thyme.correlation_id"], details))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = error.detail if error.status_code != 404 else f"no route {request.method} {request.url.path[:200]}"  # noqa: PLR2004
+    answer = refuse_status(error.status_code, detail, request.scope["thyme.correlation_id"])
+    return _response(answer, error.headers)
+
+
+def _response(answer: Answer, more: Any = None) -> Response:
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
+    return Response(answer.body, answer.status, {**headers, **(more or {})})
+
+
+def _place(location: Any) -> str:
+    parts = [str(part) for part in location]
+    return ".".join(parts[1:] if parts[:1] and parts[0] in {"query", "path", "body"} and len(parts) > 1 else parts)

@@ -1,0 +1,93 @@
+"""Query runs written behind the answer: a bounded queue, and batches inserted in a thread.
+
+A full queue or a failing database costs audit records, counted as dropped, and never a query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+import structlog
+
+from featurelib.errors import ThymeError
+from featurelib.stores.audit import QueryRun
+from serve_apps.metrics import Metrics
+
+# Five seconds of 10,000 answers a second: longer than a SQLite checkpoint, shorter than memory cares for (~1 kB each).
+_MOST_WAITING = 50_000
+# One insert of 500 rows holds SQLite's write lock for a few milliseconds.
+_BATCH = 500
+_FLUSH_SECONDS = 0.05
+_RETRY_SECONDS = 0.5
+
+_log = structlog.get_logger("thyme.serve")
+
+
+class RunStore(Protocol):
+    """Where runs are kept."""
+
+    def record(self, runs: Sequence[QueryRun]) -> None:
+        """Store the runs, all or none; a batch sent again adds nothing twice."""
+        ...
+
+
+class AuditWriter:
+    """Takes runs from the request path and writes them in the background. Lives on one event loop."""
+
+    def __init__(self, store: RunStore, metrics: Metrics) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._flushing = asyncio.Lock()
+
+    def put(self, run: dict[str, Any]) -> None:
+        """Queue a run, as the members of a :class:`QueryRun`; never blocks and never fails."""
+        if len(self._waiting) >= _MOST_WAITING:
+            self._metrics.runs_dropped.inc()
+        else:
+            self._waiting.append(run)
+
+    async def write(self) -> None:
+        """Write what is queued, for ever."""
+        failing = False
+        while True:
+            await asyncio.sleep(_RETRY_SECONDS if failing else _FLUSH_SECONDS)
+            try:
+                await self.flush()
+            except ThymeError as error:
+                if not failing:
+                    _log.warning("query_runs_waiting", error=str(error), waiting=len(self._waiting))
+                failing = True
+            else:
+                failing = False
+
+    async def flush(self) -> None:
+        """Write everything queued so far.
+
+        Raises:
+            StoreUnavailable: what was not written stays queued.
+        """
+        async with self._flushing:
+            while self._waiting:
+                batch = list(islice(self._waiting, _BATCH))
+                await asyncio.to_thread(self._record, batch)
+                # Runs leave the queue after they are stored: a failed insert is tried again, and adds nothing twice.
+                for _ in batch:
+                    self._waiting.popleft()
+                self._metrics.runs_recorded.inc(len(batch))
+
+    def _record(self, batch: Sequence[dict[str, Any]]) -> None:
+        # Records are built here, in the thread, since validating one would cost each answer some microseconds.
+        self._store.record([QueryRun(**run) for run in batch])
+
+    async def close(self) -> None:
+        """Write the rest; what cannot be written now is counted as dropped."""
+        try:
+            await self.flush()
+        except ThymeError as error:
+            _log.warning("query_runs_lost", error=str(error), lost=len(self._waiting))
+            self._metrics.runs_dropped.inc(len(self._waiting))

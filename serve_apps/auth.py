@@ -1,0 +1,66 @@
+"""Who calls: bearer keys, checked against hashes held in memory.
+
+The key ring is rebuilt whenever the registry's version moves, so a revoked key stops working within
+one poll; nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from featurelib.clock import Instant
+from featurelib.errors import Forbidden, Unauthenticated
+from featurelib.stores.registry import KeyRecord, Role
+
+_SCHEME = b"bearer "
+
+
+class Caller(NamedTuple):
+    """Who sent a request. ``fingerprint`` is ``None`` for a caller without a key."""
+
+    fingerprint: str | None
+    key: KeyRecord | None
+
+    def require(self, role: Role) -> None:
+        """Refuse a caller whose key does not include the role.
+
+        Raises:
+            Forbidden: names the role needed.
+        """
+        if self.key is not None and not self.key.allows(role):
+            raise Forbidden(f"this needs the role {role!r}; the key {self.fingerprint} has {self.key.role!r}")
+
+
+class KeyRing:
+    """The keys of one registry version.
+
+    Args:
+        keys: all keys; revoked ones are left out.
+        required: whether a request without a valid key is refused.
+    """
+
+    def __init__(self, keys: Sequence[KeyRecord], *, required: bool = True) -> None:
+        self._required = required
+        self._by_fingerprint = {key.fingerprint: key for key in keys if key.revoked_at is None}
+
+    def caller(self, authorization: bytes | None, now: Instant) -> Caller:
+        """Who sends this ``Authorization`` header.
+
+        Raises:
+            Unauthenticated: no key, or one that is unknown, expired or revoked.
+        """
+        if authorization is None or authorization[:7].lower() != _SCHEME:
+            if self._required:
+                raise Unauthenticated("no bearer key was sent")
+            return Caller(None, None)
+        digest = hashlib.sha256(authorization[7:].strip()).hexdigest()
+        key = self._by_fingerprint.get(digest[:8])
+        # The fingerprint is public; the rest of the hash is compared in constant time.
+        if key is not None and hmac.compare_digest(key.sha256, digest) and key.valid_at(now):
+            return Caller(key.fingerprint, key)
+        if self._required:
+            raise Unauthenticated("the bearer key is unknown, expired or revoked")
+        return Caller(digest[:8], None)

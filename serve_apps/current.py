@@ -1,0 +1,158 @@
+"""What this replica serves now: read plans, views and keys of one registry version, swapped in whole.
+
+Nothing announces a commit: every replica polls the registry's version number, so a message that is lost
+delays nobody. The poll and the compilation run in a thread, away from the event loop that answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from featurelib.definitions import Definitions
+from featurelib.errors import BrokenFeatureset, NotFound, ThymeError
+from featurelib.stores.registry import CommitRecord, KeyRecord
+from serve_apps.auth import KeyRing
+from serve_apps.read_plan import ReadPlan, View, compile_plan, compile_views
+
+_log = structlog.get_logger("thyme.serve")
+
+
+class Source(Protocol):
+    """The part of the registry this needs."""
+
+    def version(self) -> int:
+        """A number that moves with every commit and key change."""
+        ...
+
+    def definitions(self) -> Definitions:
+        """Everything committed."""
+        ...
+
+    def keys(self) -> list[KeyRecord]:
+        """Every API key."""
+        ...
+
+    def latest_commit(self) -> CommitRecord | None:
+        """The newest commit."""
+        ...
+
+
+class Generations(Protocol):
+    """The part of the online reader this needs."""
+
+    async def refresh(self, pipelines: Sequence[str]) -> None:
+        """Look which generation of each pipeline is served."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One registry version, compiled."""
+
+    version: int
+    commit_id: str | None
+    definitions: Definitions
+    keys: KeyRing
+    plans: Mapping[str, ReadPlan]
+    views: Mapping[str, View]
+    broken: Mapping[str, str]
+
+    def plan(self, featureset: str) -> ReadPlan:
+        """The read plan of a featureset.
+
+        Raises:
+            NotFound: it is not committed.
+            BrokenFeatureset: it is, but cannot be compiled.
+        """
+        plan = self.plans.get(featureset)
+        if plan is None:
+            if featureset in self.broken:
+                raise BrokenFeatureset(f"featureset {featureset!r} cannot be read: {self.broken[featureset]}")
+            raise NotFound(f"featureset {featureset[:128]!r} is not committed")
+        return plan
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """Every pipeline whose state is read."""
+        return tuple(view.pipeline for view in self.views.values())
+
+
+class Current:
+    """Holds the snapshot and keeps it current.
+
+    Args:
+        source: the registry.
+        generations: the online reader.
+        auth: whether a key is required.
+    """
+
+    def __init__(self, source: Source, generations: Generations, *, auth: bool) -> None:
+        self._source = source
+        self._generations = generations
+        self._auth = auth
+        self._lock = threading.Lock()
+        self.snapshot = Snapshot(-1, None, Definitions(), KeyRing((), required=auth), {}, {}, {})
+
+    async def refresh(self) -> None:
+        """Swap in the registry's version if it moved, and see which generations are served.
+
+        Raises:
+            StoreUnavailable: registry or online store does not answer; what was served stays.
+        """
+        await asyncio.to_thread(self._load)
+        await self._generations.refresh(self.snapshot.pipelines)
+
+    async def watch(self, interval_s: float) -> None:
+        """Refresh for ever; an outage is logged when it begins and when it ends."""
+        failing = False
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self.refresh()
+            except ThymeError as error:
+                if not failing:
+                    _log.warning("read_plans_stale", error=str(error), version=self.snapshot.version)
+                failing = True
+            else:
+                if failing:
+                    _log.info("read_plans_current", version=self.snapshot.version)
+                failing = False
+
+    def _load(self) -> None:
+        with self._lock:
+            # The version is read first: what lands in between is loaded once more at the next poll.
+            version = self._source.version()
+            if version != self.snapshot.version:
+                self.snapshot = self._compiled(version)
+
+    def _compiled(self, version: int) -> Snapshot:
+        before = self.snapshot
+        definitions = self._source.definitions()
+        commit = self._source.latest_commit()
+        keys = KeyRing(self._source.keys(), required=self._auth)
+        if definitions == before.definitions:
+            plans, views, broken = before.plans, before.views, before.broken
+        else:
+            plans, views, broken = compile_all(definitions)
+            for name, why in broken.items():
+                _log.error("broken_definition", name=name, error=why)
+        return Snapshot(version, commit.commit_id if commit else None, definitions, keys, plans, views, broken)
+
+
+def compile_all(definitions: Definitions) -> tuple[dict[str, ReadPlan], dict[str, View], dict[str, str]]:
+    """Every featureset's plan, every readable dataset's view, and what does not compile with its reason."""
+    views, failed = compile_views(definitions)
+    broken = {name: str(error) for name, error in failed.items()}
+    plans: dict[str, ReadPlan] = {}
+    for featureset in definitions.featuresets:
+        try:
+            plans[featureset.name] = compile_plan(featureset, definitions, views)
+        except ThymeError as error:
+            broken[featureset.name] = str(error)
+    return plans, views, broken

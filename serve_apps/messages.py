@@ -1,0 +1,97 @@
+"""Requests and answers of the hot routes, and the one error body of every failure (decision 29)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import msgspec
+from pydantic import BaseModel
+
+from featurelib.errors import ThymeError, Unauthenticated
+from serve_apps.auth import Caller
+
+_JSON = (b"content-type", b"application/json")
+# A retryable failure is over within a second when a store is restarted by its watcher.
+_RETRY_AFTER = (b"retry-after", b"1")
+_CODES = {
+    400: "invalid_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    422: "invalid_request",
+}
+
+# The measured choice: 1.4 to 2.2 µs for an answer of 40 features, against 15.6 of the standard library.
+encode = msgspec.json.Encoder().encode
+
+
+class Call(NamedTuple):
+    """A request, admitted: who sent it and its whole body. ``started`` is of ``time.perf_counter``."""
+
+    method: str
+    query: bytes
+    body: bytes
+    caller: Caller
+    correlation_id: str
+    started: float
+
+
+class Answer(NamedTuple):
+    """A whole response."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
+
+
+class ErrorBody(BaseModel):
+    """The body of every failure."""
+
+    error: str
+    """Stable code."""
+    detail: str
+    """What is wrong and where."""
+    message: str
+    """The same as `detail`."""
+    details: list[dict[str, Any]] | None = None
+    """Each problem on its own, where there are several."""
+    correlation_id: str
+    """The request's id, also in `X-Correlation-ID` and in the service's log."""
+
+
+def json_answer(value: object, *headers: tuple[bytes, bytes]) -> Answer:
+    """200 with the value as JSON."""
+    return Answer(200, encode(value), (_JSON, *headers))
+
+
+def refuse(error: ThymeError, correlation_id: str) -> Answer:
+    """The answer to a request that failed with one of our errors."""
+    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    if error.retryable:
+        headers = (*headers, _RETRY_AFTER)
+    if isinstance(error, Unauthenticated):
+        headers = (*headers, (b"www-authenticate", b"Bearer"))
+    return Answer(error.status, error_body(error.code, str(error), correlation_id, error.details), headers)
+
+
+def refuse_status(status: int, detail: str, correlation_id: str, details: list[dict[str, Any]] | None = None) -> Answer:
+    """The answer to a request the framework refused; unknown codes are named after their HTTP phrase."""
+    code = _CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")
+    return Answer(status, error_body(code, detail, correlation_id, details))
+
+
+def internal_error(correlation_id: str) -> Answer:
+    """The answer to a failure nobody foresaw; its cause is in the log and nowhere else."""
+    detail = f"something failed inside the service; its log names the cause under {correlation_id}"
+    return Answer(500, error_body("internal", detail, correlation_id, None))
+
+
+def error_body(code: str, detail: str, correlation_id: str, details: list[dict[str, Any]] | None) -> bytes:
+    """The one error body, encoded."""
+    body = {"error": code, "detail": detail, "message": detail, "details": details, "correlation_id": correlation_id}
+    return encode(body)

@@ -1,0 +1,226 @@
+"""Reads features: one clock reading, one store read per look-up level, extractors, answer.
+
+Knows no HTTP. A :class:`Question` is what a caller asked, in a form that is kept with the query run, so that
+a replay asks it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any, Literal, NamedTuple, Protocol
+
+from featurelib.clock import Clock, Instant, format_instant
+from featurelib.engine.extract import Row, Wanted
+from featurelib.errors import InvalidRequest
+from featurelib.stores.online import Lookup
+from featurelib.types import Value
+from serve_apps.current import Current, Snapshot
+from serve_apps.read_plan import Entity, KeyForm, ReadPlan, View
+
+Shape = Literal["features", "batch", "lookup"]
+Kind = Literal["online", "batch", "offline", "lookup"]
+
+# Finishing and extracting 64 entities takes some 10 ms; between two chunks other requests get their turn.
+_ENTITIES_PER_CHUNK = 64
+_MOST_ENTITIES = 10_000
+_ANY_KEY = KeyForm("str")
+
+
+class Online(Protocol):
+    """Reads the newest state."""
+
+    async def rows(self, lookups: Sequence[Lookup]) -> list[Row]:
+        """Rows in order, from one round trip; ``None`` for an unknown key."""
+        ...
+
+    async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:
+        """Newest applied event time of each pipeline."""
+        ...
+
+
+class History(Protocol):
+    """Reads as of a past instant; blocks."""
+
+    def rows(self, lookups: Sequence[Lookup]) -> list[Row]:
+        """Rows in order; ``None`` for a key unknown at its instant."""
+        ...
+
+
+class Question(NamedTuple):
+    """What a caller asked.
+
+    ``target`` is the featureset, or the dataset of a look-up; ``at`` is ``None`` for "now"; ``entity_ids`` are as
+    they were sent.
+    """
+
+    shape: Shape
+    target: str
+    entity_ids: tuple[Any, ...]
+    entity_type: str | None = None
+    at: Instant | None = None
+    inputs: Mapping[str, Any] = {}
+
+    @property
+    def kind(self) -> Kind:
+        """The query run's kind (decision 25)."""
+        if self.shape == "features":
+            return "online" if self.at is None else "offline"
+        return self.shape
+
+    def recorded(self) -> dict[str, Any]:
+        """JSON that :meth:`from_recorded` reads back."""
+        return {**self._asdict(), "inputs": dict(self.inputs)}
+
+    @classmethod
+    def from_recorded(cls, stored: Mapping[str, Any]) -> Question:
+        """The question a query run was recorded with."""
+        return cls(**{**stored, "entity_ids": tuple(stored["entity_ids"])})
+
+
+class Reply(NamedTuple):
+    """What was read: the answer's members, and what the query run says of it."""
+
+    body: dict[str, Any]
+    entity_ids: tuple[str, ...]
+    hits: int
+    commit_id: str | None
+
+
+class _Moment(NamedTuple):
+    at: Instant
+    clock: str
+    is_past: bool
+
+    @property
+    def mode(self) -> str:
+        return "point_in_time" if self.is_past else "online"
+
+    def metadata(self) -> dict[str, str]:
+        return {"timestamp": format_instant(self.at), "clock": self.clock}
+
+
+class QueryServer:
+    """Answers questions from whatever is committed now.
+
+    Args:
+        current: the read plans.
+        online: the online store.
+        history: point-in-time reads.
+        clock: read once per request.
+        threads: where ``history``, which blocks, runs.
+    """
+
+    def __init__(self, current: Current, online: Online, history: History, clock: Clock, threads: Executor) -> None:
+        self._current = current
+        self._online = online
+        self._history = history
+        self._clock = clock
+        self._threads = threads
+
+    async def answer(self, question: Question) -> Reply:
+        """Answer a question.
+
+        Raises:
+            NotFound: unknown featureset.
+            InvalidRequest: an id, an input or the entity type does not fit.
+            UserCodeError: an extractor failed.
+            StoreUnavailable: the store does not answer.
+        """
+        snapshot = self._current.snapshot
+        if question.shape == "lookup":
+            return await self._lookup(question, snapshot)
+        plan = snapshot.plan(question.target)
+        plan.check_entity_type(question.entity_type)
+        if question.shape == "batch":
+            return await self._batch(question, plan, snapshot)
+        return await self._features(question, plan, snapshot)
+
+    async def _features(self, question: Question, plan: ReadPlan, snapshot: Snapshot) -> Reply:
+        entity = plan.key_form.read(question.entity_ids[0])
+        requested = plan.requested(question.inputs)
+        moment = await self._moment(question.at, plan)
+        (values,) = await self._read(plan, [entity], requested, moment)
+        body = {
+            "entity_type": plan.entity_type,
+            "entity_id": entity.key,
+            "features": dict(zip(plan.feature_names, values, strict=True)),
+            "mode": moment.mode,
+            "metadata": moment.metadata(),
+        }
+        return Reply(body, (entity.key,), int(None not in values), snapshot.commit_id)
+
+    async def _batch(self, question: Question, plan: ReadPlan, snapshot: Snapshot) -> Reply:
+        if len(question.entity_ids) > _MOST_ENTITIES:
+            raise InvalidRequest(f"entity_ids: {len(question.entity_ids)} ids; at most {_MOST_ENTITIES} at once")
+        entities = [plan.key_form.read(given, f"entity_ids[{i}]") for i, given in enumerate(question.entity_ids)]
+        requested = plan.requested(question.inputs)
+        moment = await self._moment(question.at, plan)
+        rows: list[list[Any]] = []
+        for start in range(0, len(entities), _ENTITIES_PER_CHUNK):
+            rows += await self._read(plan, entities[start : start + _ENTITIES_PER_CHUNK], requested, moment)
+        ids = tuple(entity.key for entity in entities)
+        body = {
+            "features": ["entity_id", *plan.feature_names],
+            "values": [[key, *values] for key, values in zip(ids, rows, strict=True)],
+        }
+        return Reply(body, ids, sum(None not in values for values in rows), snapshot.commit_id)
+
+    async def _lookup(self, question: Question, snapshot: Snapshot) -> Reply:
+        view = snapshot.views.get(question.target)
+        entity = (view.key_form if view else _ANY_KEY).read(question.entity_ids[0])
+        moment = self._wall(question.at)
+        # An unknown dataset is answered like an unknown entity: clients probe names this way.
+        row = view.row(entity, await self._row(view, entity.key, moment)) if view else None
+        body = {
+            "entity_type": question.target,
+            "entity_id": entity.key,
+            "features": row,
+            "mode": moment.mode,
+            "metadata": moment.metadata(),
+        }
+        return Reply(body, (entity.key,), int(row is not None and None not in row.values()), snapshot.commit_id)
+
+    async def _moment(self, at: Instant | None, plan: ReadPlan) -> _Moment:
+        if at is not None or plan.clock == "wall":
+            return self._wall(at)
+        newest = await self._online.clocks(plan.clock_pipelines)
+        # A pipeline that has applied nothing has no clock of its own and nothing to read: the others decide.
+        known = [instant for instant in newest.values() if instant is not None]
+        return _Moment(min(known) if known else self._clock.now(), "event", is_past=False)
+
+    def _wall(self, at: Instant | None) -> _Moment:
+        if at is not None:
+            return _Moment(at, "request", is_past=True)
+        return _Moment(self._clock.now(), "wall", is_past=False)
+
+    async def _read(
+        self, plan: ReadPlan, entities: Sequence[Entity], requested: Sequence[tuple[int, Value]], moment: _Moment
+    ) -> list[list[Any]]:
+        slots = [plan.values(entity, requested) for entity in entities]
+        rows = await self._rows([Lookup(v.program, e.key, moment.at) for e in entities for v in plan.views], moment)
+        width = len(plan.views)
+        for index, (entity, values) in enumerate(zip(entities, slots, strict=True)):
+            plan.fill(values, entity, rows[index * width : (index + 1) * width])
+            await self._extract(plan, values, moment)
+        return [plan.answer(values) for values in slots]
+
+    async def _extract(self, plan: ReadPlan, values: list[Value], moment: _Moment) -> None:
+        fetched: dict[Wanted, Row] = {}
+        pause = plan.graph.run(values, moment.at, fetched)
+        while pause is not None:
+            wanted = pause.wanted
+            past = moment.is_past or wanted.at != moment.at
+            view = plan.lookup_views[wanted.dataset]
+            fetched[wanted] = await self._row(view, wanted.key, _Moment(wanted.at, moment.clock, past))
+            pause = plan.graph.run(values, moment.at, fetched, pause.step)
+
+    async def _row(self, view: View, key: str, moment: _Moment) -> Row:
+        (row,) = await self._rows([Lookup(view.program, key, moment.at)], moment)
+        return row
+
+    async def _rows(self, lookups: Sequence[Lookup], moment: _Moment) -> list[Row]:
+        if not moment.is_past:
+            return await self._online.rows(lookups)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._history.rows, lookups)

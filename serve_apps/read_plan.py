@@ -1,0 +1,356 @@
+"""A featureset compiled for reading: a request walks it and decides nothing.
+
+On every new registry version each featureset becomes a :class:`ReadPlan` (look-ups, key form, casts,
+defaults, extractor order) and each readable dataset a :class:`View`; replicas swap the whole set in
+at once (:mod:`serve_apps.current`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from featurelib.definitions import DatasetDef, Definitions, FeatureDef, FeaturesetDef, ref
+from featurelib.engine.extract import ExtractorGraph, Row, Slot
+from featurelib.engine.fold import Program, index_pipeline
+from featurelib.engine.keys import instant_key, key_text
+from featurelib.engine.values import Cast, caster, shown, text_caster
+from featurelib.errors import DefinitionError, InvalidRequest, Problem, ThymeError
+from featurelib.types import Value
+
+# Longer ids are a mistake, or an attack on the audit's disk; Redis itself would take 512 MB.
+_LONGEST_ID = 1_024
+
+Show = Callable[[Value], Value]
+
+
+class Entity(NamedTuple):
+    """One entity of a request: its id as a value of the entity feature's type, and its key text."""
+
+    value: Value
+    key: str
+
+
+class KeyForm:
+    """How an entity id, as a request gives it, is read.
+
+    Args:
+        type_name: type of the entity feature or of the dataset's key.
+        parts: number of group keys; with more than one an id may also be a JSON array (decision 16).
+    """
+
+    def __init__(self, type_name: str, parts: int = 1) -> None:
+        self._cast = text_caster(type_name)
+        self._is_time = type_name == "datetime"
+        self._is_text = type_name == "str"
+        self._composite = parts > 1
+
+    def read(self, given: object, field: str = "entity_id") -> Entity:
+        """The entity that ``given`` names.
+
+        Raises:
+            InvalidRequest: empty, too long, holding NUL, or not of the key's type; names ``field``.
+        """
+        if self._composite:
+            given = _joined(given, field)
+        elif isinstance(given, int | float) and self._is_text and not isinstance(given, bool):
+            given = str(given)
+        try:
+            value = self._cast(given)
+        except ValueError as error:
+            raise InvalidRequest(f"{field}: {error}") from None
+        text = instant_key(value) if self._is_time and value is not None else key_text([value])
+        if value is None or not text or len(text) > _LONGEST_ID or "\0" in text:
+            raise InvalidRequest(f"{field}: expected 1 to {_LONGEST_ID} characters without NUL, got {repr(given)[:60]}")
+        return Entity(value, text)
+
+
+def _joined(given: object, field: str) -> object:
+    if isinstance(given, str):
+        if not given.startswith("["):
+            return given
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            raise InvalidRequest(f"{field}: starts as a JSON array but is none") from None
+    if not isinstance(given, list):
+        return given
+    if not all(isinstance(part, str | int | float) for part in given):
+        raise InvalidRequest(f"{field}: the parts of a composite id are text, numbers or booleans")
+    return key_text(given)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A dataset that can be read by key, and the program behind it."""
+
+    dataset: DatasetDef
+    program: Program
+    is_index: bool
+    key_form: KeyForm
+    shows: Mapping[str, Show]
+
+    @property
+    def pipeline(self) -> str:
+        """``Name@version`` of the pipeline whose state is read."""
+        return ref(self.program.pipeline)
+
+    def row(self, entity: Entity, row: Row) -> dict[str, Any] | None:
+        """The stored row as the wire shows it, key column first; ``None`` for an unknown key."""
+        if row is None:
+            return None
+        whole = {self.dataset.key.name: entity.value, **row}
+        for name, show in self.shows.items():
+            whole[name] = show(whole.get(name))
+        return whole
+
+
+class _LookedUp(NamedTuple):
+    slot: int
+    column: str
+    cast: Cast | None  # None: the column has the feature's type
+
+
+class _Source(NamedTuple):
+    """What one view's row fills."""
+
+    dataset: str
+    features: tuple[_LookedUp, ...]
+
+
+class _Requested(NamedTuple):
+    slot: int
+    names: tuple[str, ...]
+    cast: Cast
+    default: Value
+    nullable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """Everything a read of one featureset needs. Make one with :func:`compile_plan`."""
+
+    featureset: str
+    entity_type: str
+    entity_name: str
+    clock: Literal["wall", "event"]
+    key_form: KeyForm
+    graph: ExtractorGraph
+    views: tuple[View, ...]
+    clock_pipelines: tuple[str, ...]
+    lookup_views: Mapping[str, View]
+    _names: tuple[str, ...]
+    _sources: tuple[_Source, ...]
+    _requested: tuple[_Requested, ...]
+    _entity_slots: tuple[tuple[int, Cast], ...]
+    _start: tuple[Value, ...]
+    _shows: tuple[tuple[int, Show], ...]
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The featureset's features, in declared order."""
+        return self._names
+
+    def check_entity_type(self, entity_type: str | None) -> None:
+        """Refuse an entity type that is not this featureset's (decision 24)."""
+        if entity_type is not None and entity_type != self.entity_type:
+            raise InvalidRequest(
+                f"entity_type: featureset {self.featureset!r} is of {self.entity_type!r}, not {entity_type[:60]!r}"
+            )
+
+    def requested(self, inputs: Mapping[str, object]) -> list[tuple[int, Value]]:
+        """The request-time values by slot, defaults filled in.
+
+        Raises:
+            InvalidRequest: one is missing, unknown, or of the wrong type; names it.
+        """
+        known = {name for request in self._requested for name in request.names}
+        unknown = [name for name in inputs if name not in known]
+        if unknown:
+            accepted = ", ".join(sorted(known)) or "none"
+            raise InvalidRequest(f"inputs.{unknown[0][:60]}: no such request feature; accepted: {accepted}")
+        return [(request.slot, _request_value(request, inputs)) for request in self._requested]
+
+    def values(self, entity: Entity, requested: Iterable[tuple[int, Value]]) -> list[Value]:
+        """The slots of one entity before anything was read.
+
+        Raises:
+            InvalidRequest: the id is not of the type a featureset this one depends on gives it.
+        """
+        values = list(self._start)
+        for slot, value in requested:
+            values[slot] = value
+        for slot, cast in self._entity_slots:
+            try:
+                values[slot] = cast(entity.value)
+            except ValueError as error:
+                raise InvalidRequest(f"entity_id: {error}") from None
+        return values
+
+    def fill(self, values: list[Value], entity: Entity, rows: Sequence[Row]) -> None:
+        """Put the rows read, one per view, into the slots they feed; a miss leaves the default."""
+        for view, source, row in zip(self.views, self._sources, rows, strict=True):
+            if row is None:
+                continue
+            key_name = view.dataset.key.name
+            for looked_up in source.features:
+                column = looked_up.column
+                value = entity.value if column == key_name else row[column]
+                values[looked_up.slot] = value if looked_up.cast is None else _as_declared(looked_up.cast, value)
+
+    def answer(self, values: Sequence[Value]) -> list[Any]:
+        """The featureset's own values in declared order, as the wire shows them."""
+        own = list(values[: len(self._names)])
+        for slot, show in self._shows:
+            own[slot] = show(own[slot])
+        return own
+
+
+def _request_value(request: _Requested, inputs: Mapping[str, object]) -> Value:
+    name = next((name for name in request.names if name in inputs), None)
+    if name is None:
+        if request.default is None:
+            raise InvalidRequest(f"inputs.{request.names[0]}: missing; it is a request feature without a default")
+        return request.default
+    given = inputs[name]
+    if given is None and not request.nullable:
+        raise InvalidRequest(f"inputs.{name}: null; the feature is not Optional")
+    try:
+        return request.cast(given)
+    except ValueError as error:
+        raise InvalidRequest(f"inputs.{name}: {error}") from None
+
+
+def _as_declared(cast: Cast, value: Value) -> Value:
+    # A stored 3.5 behind an int feature cannot be cast without loss; the stored number is then the truer answer.
+    try:
+        return cast(value)
+    except ValueError:
+        return value
+
+
+def compile_view(dataset: DatasetDef, definitions: Definitions) -> View | None:
+    """The view of a dataset: of the pipeline that makes it, else of its index; ``None`` when it has neither."""
+    producer = definitions.producer(dataset.name)
+    if producer is None and not dataset.index:
+        return None
+    program = Program.compile(producer or index_pipeline(dataset), definitions)
+    shows = {field.name: form for field in dataset.fields if (form := shown(field.type))}
+    readable = {dataset.key.name, *program.outputs}
+    return View(
+        dataset=dataset,
+        program=program,
+        is_index=producer is None,
+        key_form=KeyForm(dataset.key.type, len(program.pipeline.fold.keys)),
+        shows={name: show for name, show in shows.items() if name in readable},
+    )
+
+
+def compile_views(definitions: Definitions) -> tuple[dict[str, View], dict[str, ThymeError]]:
+    """The newest version of every dataset that can be read by key, and those whose pipeline does not compile."""
+    views: dict[str, View] = {}
+    broken: dict[str, ThymeError] = {}
+    for name in {dataset.name for dataset in definitions.datasets}:
+        dataset = definitions.dataset(name)
+        assert dataset is not None
+        try:
+            view = compile_view(dataset, definitions)
+        except ThymeError as error:
+            broken[name] = error
+        else:
+            views |= {name: view} if view else {}
+    return views, broken
+
+
+def compile_plan(featureset: FeaturesetDef, definitions: Definitions, views: Mapping[str, View]) -> ReadPlan:
+    """Compile one featureset.
+
+    Raises:
+        DefinitionError: it looks up a column nobody produces, or its extractors do not fit together.
+        UserCodeError: an extractor's source does not load.
+    """
+    graph = ExtractorGraph.compile(featureset, definitions)
+    sources = _sources(graph.slots, views)
+    used = tuple(views[source.dataset] for source in sources)
+    lookup_views = {name: _view(name, featureset.name, views) for name in graph.datasets}
+    entities = {fs.name: fs.entity for fs in definitions.featuresets}
+    entity = featureset.entity
+    parts = max((len(view.program.pipeline.fold.keys) for view in used), default=1)
+    own = graph.slots[: len(featureset.features)]
+    return ReadPlan(
+        featureset=featureset.name,
+        entity_type=featureset.entity_type or featureset.name,
+        entity_name=entity.name if entity else "entity_id",
+        clock=featureset.online_clock,
+        key_form=KeyForm(entity.type if entity else "str", parts),
+        graph=graph,
+        views=used,
+        clock_pipelines=_clock_pipelines(used),
+        lookup_views=lookup_views,
+        _names=tuple(feature.name for feature in featureset.features),
+        _sources=sources,
+        _requested=tuple(_requested(slot, graph.slots) for slot in graph.slots if slot.feature.request),
+        _entity_slots=tuple(
+            (slot.position, text_caster(slot.feature.type))
+            for slot in graph.slots
+            if entities[slot.featureset] == slot.feature
+        ),
+        _start=tuple(_default(slot.feature) for slot in graph.slots),
+        _shows=tuple((slot.position, show) for slot in own if (show := shown(slot.feature.type))),
+    )
+
+
+def _clock_pipelines(views: Sequence[View]) -> tuple[str, ...]:
+    # An index of slowly changing rows (planes, say) must not hold the event clock back at its last change:
+    # declared pipelines decide R, and an index only where there is nothing else.
+    declared = [view.pipeline for view in views if not view.is_index]
+    return tuple(declared or [view.pipeline for view in views])
+
+
+def _sources(slots: Sequence[Slot], views: Mapping[str, View]) -> tuple[_Source, ...]:
+    by_dataset: dict[str, list[_LookedUp]] = {}
+    for slot in slots:
+        lookup = slot.feature.lookup
+        if lookup is not None:
+            view = _view(lookup.dataset, f"{slot.featureset}.{slot.feature.name}", views)
+            by_dataset.setdefault(lookup.dataset, []).append(_looked_up(slot, view))
+    return tuple(_Source(dataset, tuple(features)) for dataset, features in by_dataset.items())
+
+
+def _view(dataset: str, subject: str, views: Mapping[str, View]) -> View:
+    view = views.get(dataset)
+    if view is None:
+        message = f"looks up {dataset!r}, which cannot be read by key; declare it with index=True or give it a pipeline"
+        raise DefinitionError([Problem("not_indexed", subject, message)])
+    return view
+
+
+def _looked_up(slot: Slot, view: View) -> _LookedUp:
+    assert slot.feature.lookup is not None
+    column = view.dataset.field(slot.feature.lookup.field)
+    if column is None or not (column.key or column.name in view.program.outputs):
+        message = f"looks up {view.dataset.name}.{slot.feature.lookup.field}, which {view.pipeline} does not produce"
+        raise DefinitionError([Problem("unknown_column", f"{slot.featureset}.{slot.feature.name}", message)])
+    # The column may declare `str` where a last_k makes a list: then the value stands as it is.
+    cast = None if column.type == slot.feature.type else caster(slot.feature.type)
+    return _LookedUp(slot.position, column.name, cast)
+
+
+def _requested(slot: Slot, slots: Sequence[Slot]) -> _Requested:
+    name, qualified = slot.feature.name, f"{slot.featureset}.{slot.feature.name}"
+    first = next(other for other in slots if other.feature.request and other.feature.name == name)
+    # Two featuresets may each have a request feature of one name: the bare name is the first one's.
+    names = (name, qualified) if first == slot else (qualified,)
+    cast = caster(slot.feature.type)
+    return _Requested(slot.position, names, cast, _default(slot.feature), slot.feature.optional)
+
+
+def _default(feature: FeatureDef) -> Value:
+    if feature.default is None:
+        return None
+    try:
+        return caster(feature.type)(feature.default)
+    except ValueError:
+        return feature.default

@@ -1,0 +1,25 @@
+"""What FastAPI's routes take from the request: the services, and the caller with the role they need."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from serve_apps.auth import Caller
+from serve_apps.services import Services
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def _writer(request: Request) -> Caller:
+    caller: Caller = request.scope["thyme.caller"]
+    caller.require("writer")
+    return caller
+
+
+ServicesOf = Annotated[Services, Depends(_services)]
+Writer = Annotated[Caller, Depends(_writer)]

@@ -1,0 +1,137 @@
+"""`/api/v1/...`: commits, events, and what is committed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+
+from featurelib.errors import InvalidRequest
+from featurelib.plan import CommitReceipt
+from serve_apps.definition_service import DefinitionService
+from serve_apps.routes.access import ServicesOf, Writer
+from serve_apps.services import Services
+
+router = APIRouter(tags=["definitions"])
+
+_PROTOBUF = "application/protobuf"
+_MOST_PROBLEMS = 100
+Limit = Annotated[int, Query(ge=1, le=1_000, description="Most entries, newest first.")]
+
+
+class LogRequest(BaseModel):
+    """Records for a dataset's log."""
+
+    dataset: str
+    events: list[dict[str, Any]]
+
+
+class RejectedRecord(BaseModel):
+    """A record that went to the dead letters."""
+
+    row: int
+    """Its place in the request, from 0."""
+    reason: str
+    field: str
+    message: str
+
+
+class LogAnswer(BaseModel):
+    """What became of the records."""
+
+    events_sent: int
+    """Accepted into the log."""
+    late: int
+    """Accepted, stored and counted, but too late to be aggregated."""
+    rejected: int
+    """Gone to the dataset's dead letters."""
+    problems: list[RejectedRecord]
+    """Why, for the first hundred."""
+
+
+def _service(services: Services) -> DefinitionService:
+    return DefinitionService(services.stores.registry, services.stores.log, services.settings)
+
+
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+@router.post("/api/v1/commit", openapi_extra=_BODY, responses={409: {"description": "A breaking change."}})
+@router.post("/", include_in_schema=False)
+async def commit(request: Request, services: ServicesOf, caller: Writer) -> CommitReceipt:
+    """Store definitions sent together, whole or not at all; what a commit leaves out stays."""
+    if request.headers.get("content-type", "").startswith(_PROTOBUF):
+        # These words make the stock command line send the same commit again as JSON.
+        raise InvalidRequest("Unsupported operator: application/protobuf; send the commit as JSON")
+    body = await request.body()
+    receipt = await asyncio.to_thread(_service(services).commit, body, caller.fingerprint)
+    # This replica serves the commit before it is acknowledged; the others follow within one poll.
+    await services.current.refresh()
+    return receipt
+
+
+@router.post("/api/v1/log")
+def log(body: LogRequest, services: ServicesOf, caller: Writer) -> LogAnswer:  # noqa: ARG001  # the role is the point
+    """Append records to a dataset; a record that does not fit goes to its dead letters, the others continue."""
+    taken = _service(services).log(body.dataset, body.events)
+    problems = [
+        RejectedRecord(row=r.row, reason=r.reason, field=r.field, message=r.message)
+        for r in taken.rejected[:_MOST_PROBLEMS]
+    ]
+    return LogAnswer(events_sent=taken.accepted, late=taken.late, rejected=taken.dead, problems=problems)
+
+
+@router.get("/api/v1/featuresets")
+def featuresets(services: ServicesOf) -> list[dict[str, Any]]:
+    """Every committed featureset with its features and extractors."""
+    return _service(services).featuresets()
+
+
+@router.get("/api/v1/datasets")
+def datasets(services: ServicesOf) -> list[dict[str, Any]]:
+    """Every committed dataset, all versions."""
+    return _service(services).datasets()
+
+
+@router.get("/api/v1/pipelines")
+def pipelines(services: ServicesOf) -> list[dict[str, Any]]:
+    """Every committed pipeline, all versions."""
+    return _service(services).pipelines()
+
+
+@router.get("/api/v1/sources")
+def sources(services: ServicesOf) -> list[dict[str, Any]]:
+    """Every source and how far it got; secrets are masked."""
+    return _service(services).sources()
+
+
+@router.get("/api/v1/jobs")
+def jobs(services: ServicesOf) -> list[dict[str, Any]]:
+    """Every job and how far it got."""
+    return _service(services).jobs()
+
+
+@router.get("/api/v1/commits")
+def commits(services: ServicesOf, limit: Limit = 100) -> list[dict[str, Any]]:
+    """The latest commits that changed something."""
+    return _service(services).commits(limit)
+
+
+@router.get("/api/v1/events")
+def events(
+    services: ServicesOf,
+    limit: Limit = 100,
+    severity: str | None = None,
+    event_type: str | None = None,
+    subject: str | None = None,
+) -> list[dict[str, Any]]:
+    """The platform's feed; filters are exact and combine."""
+    return _service(services).events(limit, severity, event_type, subject)
+
+
+@router.get("/api/v1/status")
+def status(services: ServicesOf) -> dict[str, Any]:
+    """Everything at a glance."""
+    return _service(services).status()

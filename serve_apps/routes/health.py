@@ -1,0 +1,47 @@
+"""`/health` and `/metrics`; both need no key."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from featurelib.errors import StoreUnavailable
+from serve_apps.metrics import CONTENT_TYPE
+from serve_apps.routes.access import ServicesOf
+
+router = APIRouter(tags=["operations"])
+
+# A monitor that waits longer has given up on us.
+_ANSWER_SECONDS = 3.0
+
+
+class Health(BaseModel):
+    """What this replica stands on."""
+
+    status: str = "ok"
+    registry: str = "ok"
+    online_store: str = "ok"
+    version: int
+    """Registry version of the read plans being served."""
+
+
+@router.get("/health")
+async def health(services: ServicesOf) -> Health:
+    """200 when registry and online store answer; 503 otherwise."""
+    registry, online = services.stores.registry, services.stores.online
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await asyncio.gather(asyncio.to_thread(registry.version), online.ping())
+    except TimeoutError:
+        raise StoreUnavailable(f"registry or online store did not answer within {_ANSWER_SECONDS} s") from None
+    services.check_background()
+    return Health(version=services.current.snapshot.version)
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(services: ServicesOf) -> Response:
+    """Prometheus text of this replica."""
+    services.metrics.plan_version.set(services.current.snapshot.version)
+    return Response(services.metrics.text(), media_type=CONTENT_TYPE)

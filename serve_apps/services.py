@@ -1,0 +1,111 @@
+"""What both services stand on, opened once per replica and handed to whoever needs it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from featurelib.clock import Clock
+from featurelib.settings import Settings
+from featurelib.stores.audit import Audit
+from featurelib.stores.log import Log
+from featurelib.stores.registry import Registry
+from serve_apps.audit import AuditWriter
+from serve_apps.current import Current, Generations
+from serve_apps.metrics import Metrics
+from serve_apps.query_server import History, Online, QueryServer
+
+# Point-in-time reads fold in Polars, which has threads of its own; more callers than this only queue inside it.
+_HISTORY_THREADS = 4
+
+
+class OnlineStore(Online, Generations, Protocol):
+    """The online store as the services use it."""
+
+    async def ping(self) -> None:
+        """Raise StoreUnavailable unless the store answers."""
+        ...
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        ...
+
+
+class Stores(NamedTuple):
+    """The stores a replica opens."""
+
+    registry: Registry
+    online: OnlineStore
+    history: History
+    log: Log
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a request may need."""
+
+    settings: Settings
+    clock: Clock
+    stores: Stores
+    audit: Audit
+    writer: AuditWriter
+    metrics: Metrics
+    current: Current
+    query_server: QueryServer
+    threads: ThreadPoolExecutor
+    background: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @classmethod
+    def over(cls, stores: Stores, settings: Settings, clock: Clock) -> Services:
+        """Build the services over opened stores; call on the event loop that will serve."""
+        metrics = Metrics()
+        audit = Audit(stores.registry.database)
+        threads = ThreadPoolExecutor(_HISTORY_THREADS, thread_name_prefix="history")
+        current = Current(stores.registry, stores.online, auth=settings.serving.auth)
+        return cls(
+            settings=settings,
+            clock=clock,
+            stores=stores,
+            audit=audit,
+            writer=AuditWriter(audit, metrics),
+            metrics=metrics,
+            current=current,
+            query_server=QueryServer(current, stores.online, stores.history, clock, threads),
+            threads=threads,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Services]:
+        """Load the first plans, then keep them current and write query runs until the block ends.
+
+        Raises:
+            StoreUnavailable: registry or online store did not answer at the start.
+        """
+        await self.current.refresh()
+        interval_s = self.settings.serving.plan_poll_ms / 1_000
+        self.background.append(asyncio.create_task(self.current.watch(interval_s)))
+        self.background.append(asyncio.create_task(self.writer.write()))
+        try:
+            yield self
+        finally:
+            await self._close()
+
+    def check_background(self) -> None:
+        """Raise what ended a background task: a replica whose plans no longer move must be replaced."""
+        for task in self.background:
+            if task.done():
+                task.result()
+
+    async def _close(self) -> None:
+        for task in self.background:
+            task.cancel()
+        await asyncio.gather(*self.background, return_exceptions=True)
+        await self.writer.close()
+        await self.stores.online.close()
+        self.threads.shutdown(wait=False)
+        self.stores.log.close()
+        self.stores.registry.close()

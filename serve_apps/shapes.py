@@ -1,0 +1,401 @@
+"""How definitions and their state look on the wire (contract sections 7.1 and 7.2; decisions 26 and 27).
+
+Functions take typed values and give JSON trees; none fetches anything. No secret leaves here: what a source's
+configuration holds of one is masked.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from featurelib.clock import Instant, format_duration, format_instant
+from featurelib.definitions import (
+    AggregateStep,
+    AssignStep,
+    DatasetDef,
+    Definitions,
+    ExtractorDef,
+    FeatureDef,
+    FeaturesetDef,
+    FilterStep,
+    JoinStep,
+    NamedAggregate,
+    PipelineDef,
+    SourceDef,
+    ref,
+)
+from featurelib.engine.fold import index_pipeline
+from featurelib.expr import (
+    ArithNode,
+    ColumnNode,
+    CompareNode,
+    FillNullNode,
+    IsNullNode,
+    JsonExtractNode,
+    LiteralNode,
+    LogicNode,
+)
+from featurelib.secrets import SecretRef
+from featurelib.stores.audit import QueryRun
+from featurelib.stores.registry import BackfillRecord, CommitRecord, EventRecord, JobRecord, SourceStatus
+
+MASK = "***"
+
+_IDS = uuid.UUID("8f7f6c5e-51a1-4c4e-9a83-0d6f2f6f7d11")
+_SECRET_NAME = re.compile(r"password|passphrase|secret|token|api_?key|private_key|credential", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?<=://)([^/@\s]*:)[^/@\s]*(?=@)")
+_SYMBOLS = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "eq": "==",
+    "ne": "!=",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "and": "and",
+    "or": "or",
+}
+
+Json = dict[str, Any]
+
+
+def identity(kind: str, name: str) -> str:
+    """The stable id of a definition: the same name has the same id in every answer."""
+    return str(uuid.uuid5(_IDS, f"{kind}:{name}"))
+
+
+def featureset_record(featureset: FeaturesetDef) -> Json:
+    """A featureset with its features and extractors; a looked-up feature shows as an extractor of kind LOOKUP."""
+    return {
+        "id": identity("featureset", featureset.name),
+        "name": featureset.name,
+        "spec": featureset_spec(featureset),
+        "metadata": featureset.metadata.model_dump(),
+    }
+
+
+def featureset_spec(featureset: FeaturesetDef) -> Json:
+    """The ``spec`` member of a featureset."""
+    return {
+        "name": featureset.name,
+        "entity_type": featureset.entity_type or featureset.name,
+        "online_clock": featureset.online_clock,
+        "features": [_feature(feature) for feature in featureset.features],
+        "extractors": [
+            *(_lookup_extractor(feature) for feature in featureset.features if feature.lookup),
+            *(_extractor(extractor) for extractor in featureset.extractors),
+        ],
+    }
+
+
+def dataset_record(dataset: DatasetDef) -> Json:
+    """A dataset with its columns."""
+    return {
+        "id": identity("dataset", ref(dataset)),
+        "name": dataset.name,
+        "version": dataset.version,
+        "index": dataset.index,
+        "schema": {field.name: field.type for field in dataset.fields},
+        "fields": [field.model_dump() for field in dataset.fields],
+        "primary_keys": [dataset.key.name],
+        "time_field": dataset.timestamp.name,
+        "retention": _duration(dataset.retention_us),
+        "metadata": dataset.metadata.model_dump(),
+    }
+
+
+def pipeline_record(pipeline: PipelineDef) -> Json:
+    """A pipeline with its operators."""
+    return {
+        "id": identity("pipeline", ref(pipeline)),
+        "name": pipeline.name,
+        "version": pipeline.version,
+        "input_datasets": list(pipeline.input_datasets),
+        "output_dataset": pipeline.output_dataset,
+        "operators": operators(pipeline),
+    }
+
+
+def source_record(source: SourceDef, status: SourceStatus | None) -> Json:
+    """A source, its secrets masked, and how far it got."""
+    return {
+        "id": identity("source", source.dataset),
+        "dataset": source.dataset,
+        "connector_type": "s3_json" if source.connector.type == "s3json" else source.connector.type,
+        "config": {name: _masked(name, value) for name, value in source.connector.config.items()},
+        "cursor_field": source.cursor,
+        "poll_interval": _duration(source.every_us) or "",
+        "cursor_value": (status.cursor_value if status else None) or "",
+        "max_lateness": _duration(source.max_lateness_us) or "",
+        "cdc": source.cdc,
+        "rows_in": status.rows_in if status else 0,
+        "rows_dead": status.rows_dead if status else 0,
+        "rows_late": status.rows_late if status else 0,
+        "last_error": status.last_error if status else None,
+        "metadata": source.metadata.model_dump(),
+    }
+
+
+def job_records(definitions: Definitions, jobs: Iterable[JobRecord], partitions: int) -> list[Json]:
+    """One job per pipeline, indexes of raw datasets included, and those of backfills."""
+    pipelines = {ref(pipeline): pipeline for pipeline in all_pipelines(definitions)}
+    known = {(job.pipeline, job.job_type): job for job in jobs}
+    for name in pipelines:
+        absent = JobRecord(pipeline=name, partition_count=partitions, state="pending")
+        known.setdefault((name, "pipeline"), absent)
+    return [_job(pipelines[name], job, definitions) for (name, _), job in sorted(known.items()) if name in pipelines]
+
+
+def all_pipelines(definitions: Definitions) -> tuple[PipelineDef, ...]:
+    """Declared pipelines, and the implicit one behind each indexed dataset nothing else produces."""
+    raw = (d for d in definitions.datasets if d.index and definitions.producer(d.name) is None)
+    return (*definitions.pipelines, *(index_pipeline(dataset) for dataset in raw))
+
+
+def _job(pipeline: PipelineDef, job: JobRecord, definitions: Definitions) -> Json:
+    name = f"{pipeline.name}_job"
+    source = definitions.source(pipeline.input_datasets[0])
+    spec = {
+        "name": name,
+        "partition_count": job.partition_count,
+        "input_topic": f"{pipeline.input_datasets[0]}_topic",
+        "output_topic": f"{pipeline.output_dataset}_topic",
+        "replaylog_topic": f"{name}_replaylog",
+        "pipeline_spec": {
+            "operators": operators(pipeline),
+            "max_lateness": _duration(source.max_lateness_us if source else None) or "",
+        },
+    }
+    return {
+        "id": identity(job.job_type, ref(pipeline)),
+        "name": name,
+        "job_type": job.job_type,
+        "partition_count": job.partition_count,
+        "version": pipeline.version,
+        "state": job.state,
+        "detail": job.detail,
+        "applied_until": _instant(job.applied_us),
+        "rows": job.rows,
+        "updated_at": _instant(job.updated_at or None),
+        "spec": spec,
+    }
+
+
+def status(definitions: Definitions, jobs: list[Json], backfills: Iterable[BackfillRecord]) -> Json:
+    """The parts of the status that follow from definitions and jobs."""
+    return {
+        "datasets": [{"name": d.name, "version": d.version} for d in definitions.datasets],
+        "pipelines": [
+            {
+                "name": p.name,
+                "version": p.version,
+                "input_datasets": list(p.input_datasets),
+                "output_dataset": p.output_dataset,
+            }
+            for p in definitions.pipelines
+        ],
+        "featuresets": [_featureset_status(featureset) for featureset in definitions.featuresets],
+        "sources": [
+            {"dataset": source.dataset, "connector_type": source.connector.type} for source in definitions.sources
+        ],
+        "jobs": jobs,
+        "backfills": [b.model_dump(exclude={"updated_at"}) for b in backfills],
+        "physical_assets": [
+            *({"kind": "stream", "name": ref(d), "owner": d.name, "bytes": None} for d in definitions.datasets),
+            *(
+                {"kind": "state", "name": ref(p), "owner": p.output_dataset, "bytes": None}
+                for p in all_pipelines(definitions)
+            ),
+        ],
+    }
+
+
+def commit_record(commit: CommitRecord) -> Json:
+    """A commit of the history."""
+    return {
+        "id": commit.commit_id,
+        "status": commit.status,
+        "version": commit.version,
+        "message": commit.message,
+        "committed_by": commit.committed_by,
+        "created_at": format_instant(commit.created_at),
+        "changes": commit.receipt.changes.model_dump(mode="json"),
+    }
+
+
+def event_record(event: EventRecord) -> Json:
+    """An entry of the platform's feed."""
+    return {**event.model_dump(mode="json"), "created_at": format_instant(event.created_at)}
+
+
+def query_run_record(run: QueryRun) -> Json:
+    """A query run: metadata only, never a value; request inputs stay in the registry."""
+    return {
+        "id": run.id,
+        "featureset": run.featureset,
+        "entity_ids": list(run.entity_ids),
+        "requested_timestamp": _instant(run.requested_timestamp),
+        "kind": run.kind,
+        "row_count": run.entity_count,
+        "hit_count": run.hit_count,
+        "latency_ms": run.latency_ms,
+        "api_key_fingerprint": run.api_key_fingerprint,
+        "correlation_id": run.correlation_id,
+        "definition": run.definition,
+        "error": run.error,
+        "created_at": format_instant(run.created_at),
+    }
+
+
+def operators(pipeline: PipelineDef) -> list[Json]:
+    """The steps, flat: one entry per operator and per aggregate."""
+    return [operator for step in pipeline.steps for operator in _operators(step)]
+
+
+def _operators(step: BaseModel) -> Iterable[Json]:
+    match step:
+        case FilterStep():
+            yield {"filter": {"expression": expression_text(step.predicate)}}
+        case AssignStep():
+            yield {"assign": {"column": step.column, "expression": expression_text(step.value)}}
+        case JoinStep():
+            yield {
+                "temporal_join": {
+                    "right_dataset": step.right,
+                    "left_key_field": step.on,
+                    "select_fields": list(step.fields),
+                }
+            }
+        case AggregateStep():
+            for named in step.aggregates:
+                yield {"aggregate": _aggregate(named, step.keys)}
+
+
+def _aggregate(named: NamedAggregate, keys: tuple[str, ...]) -> Json:
+    aggregate = named.aggregate
+    options = aggregate.model_dump(exclude={"type", "of", "window", "where", "default"})
+    return {
+        "agg_type": aggregate.type,
+        "field": aggregate.of,
+        "window": str(aggregate.window),
+        "output_field": named.output,
+        "keys": list(keys),
+        **({"where": expression_text(aggregate.where)} if aggregate.where is not None else {}),
+        **({"default": aggregate.default.value} if aggregate.default is not None else {}),
+        **options,
+    }
+
+
+def expression_text(node: BaseModel) -> str:
+    """An expression as a person would write it."""
+    match node:
+        case ColumnNode(name=name):
+            text = name
+        case LiteralNode(value=value):
+            text = repr(value)
+        case ArithNode() | CompareNode():
+            text = f"({expression_text(node.left)} {_SYMBOLS[node.op]} {expression_text(node.right)})"
+        case LogicNode(op="not"):
+            text = f"not {expression_text(node.operands[0])}"
+        case LogicNode():
+            text = "(" + f" {_SYMBOLS[node.op]} ".join(map(expression_text, node.operands)) + ")"
+        case IsNullNode():
+            text = f"({expression_text(node.operand)} is null)"
+        case FillNullNode():
+            text = f"fill_null({expression_text(node.operand)}, {node.default!r})"
+        case JsonExtractNode():
+            text = f"json_extract({expression_text(node.operand)}, {node.path!r})"
+        case _:
+            text = str(node)
+    return text
+
+
+def _featureset_status(featureset: FeaturesetDef) -> Json:
+    spec = featureset_spec(featureset)
+    return {
+        "name": featureset.name,
+        "version": 1,
+        "feature_count": len(featureset.features),
+        "features": spec["features"],
+        "extractors": spec["extractors"],
+    }
+
+
+def _feature(feature: FeatureDef) -> Json:
+    return {
+        "name": feature.name,
+        "dtype": feature.type,
+        "optional": feature.optional,
+        "request": feature.request,
+        "default": feature.default,
+        "description": feature.description,
+    }
+
+
+def _lookup_extractor(feature: FeatureDef) -> Json:
+    assert feature.lookup is not None
+    lookup = {
+        "dataset_name": feature.lookup.dataset,
+        "field_name": feature.lookup.field,
+        "default": feature.default,
+    }
+    return {
+        "name": f"_thyme_lookup_{feature.name}",
+        "inputs": [],
+        "outputs": [feature.name],
+        "deps": [feature.lookup.dataset],
+        "version": 1,
+        "kind": "LOOKUP",
+        "pycode": None,
+        "lookup_info": lookup,
+    }
+
+
+def _extractor(extractor: ExtractorDef) -> Json:
+    code = extractor.code
+    return {
+        "name": extractor.name,
+        "inputs": list(extractor.inputs),
+        "outputs": list(extractor.outputs),
+        "deps": list(extractor.deps),
+        "version": extractor.version,
+        "kind": "PY_FUNC",
+        "pycode": {
+            "entry_point": code.entry_point,
+            "source_code": code.source,
+            "generated_code": "",
+            "imports": "",
+        },
+        "lookup_info": None,
+    }
+
+
+def _masked(name: str, value: object) -> object:
+    if isinstance(value, SecretRef):
+        # A reference says where the secret is kept, which an operator needs; a literal is the secret itself.
+        shown = MASK if value.kind == "literal" else value.value.get_secret_value()
+        return {"kind": value.kind, "value": shown}
+    if isinstance(value, str):
+        return MASK if value and _SECRET_NAME.search(name) else _URL_PASSWORD.sub(rf"\1{MASK}", value)
+    return value
+
+
+def _duration(us: int | None) -> str | None:
+    return None if us is None else format_duration(us)
+
+
+def _instant(instant: Instant | None) -> str | None:
+    return None if instant is None else format_instant(instant)
+
+
+def by_dataset(statuses: Iterable[SourceStatus]) -> Mapping[str, SourceStatus]:
+    """Source statuses by the dataset's name; a status may be kept under ``Name@version``."""
+    return {status.dataset.partition("@")[0]: status for status in statuses}

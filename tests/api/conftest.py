@@ -1,0 +1,140 @@
+"""The whole application in process: real registry on SQLite, real log and online store on Valkey, real engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from featurelib.clock import parse_instant
+from featurelib.compile import compile_module
+from featurelib.definitions import ref
+from featurelib.settings import Settings
+from featurelib.stores.archive import Archive
+from featurelib.stores.history import History
+from featurelib.stores.log import Log
+from featurelib.stores.online import OnlineReader
+from featurelib.stores.point_in_time import PointInTime
+from featurelib.stores.registry import Registry
+from jobs.pipeline import PipelineTask
+from serve_apps.services import Services, Stores
+from serve_apps.shapes import all_pipelines
+from serve_apps.web import Application
+
+NOON = parse_instant("2026-03-01T12:00:00Z")
+RIDES = [
+    {"ride": "r1", "rider": 7, "city": "Oslo", "fare": 10.0, "at": "2026-03-01T09:00:00Z"},
+    {"ride": "r2", "rider": 7, "city": "Bergen", "fare": 5.0, "at": "2026-03-01T11:00:00Z"},
+    {"ride": "r3", "rider": 8, "city": "Oslo", "fare": 4.0, "at": "2026-03-01T10:00:00Z"},
+]
+CITIES = [
+    {"city": "Oslo", "country": "NO", "opened": "2020-01-01T00:00:00Z", "at": "2026-01-01T00:00:00Z"},
+    {"city": "Bergen", "country": "NO", "opened": "2021-01-01T00:00:00Z", "at": "2026-01-01T00:00:00Z"},
+]
+
+
+class SettableClock:
+    """A clock the test moves."""
+
+    def __init__(self, now: int) -> None:
+        self._now = now
+
+    def now(self) -> int:
+        return self._now
+
+    def advance(self, duration: int) -> None:
+        self._now += duration
+
+
+class Platform:
+    """Application, its stores, and a client per role."""
+
+    def __init__(self, settings: Settings, clock: SettableClock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.registry = Registry(settings.registry_url, clock)
+        self.registry.migrate()
+        self.log = Log(settings.online.redis_url.get_secret_value(), clock)
+        self.keys = {role: self.registry.create_key(role, role) for role in ("reader", "writer", "admin")}
+        self.application = Application(self._open)
+        self.services: Services
+
+    def _open(self):
+        history = PointInTime(History(Archive(self.settings.archive_url), self.log), self.log)
+        online = OnlineReader(self.settings.online.redis_url.get_secret_value())
+        log = Log(self.settings.online.redis_url.get_secret_value(), self.clock)
+        registry = Registry(self.settings.registry_url, self.clock)
+        return Services.over(Stores(registry, online, history, log), self.settings, self.clock).running()
+
+    def client(self, role: str | None = "writer") -> httpx2.AsyncClient:
+        headers = {} if role is None else {"Authorization": f"Bearer {self.keys[role][1]}"}
+        # Errors of the application must come back as answers, never as exceptions in the client.
+        transport = httpx2.ASGITransport(self.application, raise_app_exceptions=True)
+        return httpx2.AsyncClient(transport=transport, base_url="http://thyme", headers=headers)
+
+    async def commit_rides(self, client: httpx2.AsyncClient) -> httpx2.Response:
+        commit = compile_module(Path(__file__).parent / "rides.py")
+        return await client.post("/api/v1/commit", content=commit.model_dump_json())
+
+    def fold(self) -> None:
+        """Apply everything in the log, as the workers of the embedded platform would."""
+        definitions = self.registry.definitions()
+        for pipeline in all_pipelines(definitions):
+            for partition in range(self.settings.pipeline.partition_count):
+                task = PipelineTask(pipeline, definitions, partition, 1, self.settings)
+                task.start()
+                while task.step():
+                    pass
+                task.close()
+
+    def create_logs(self) -> None:
+        for dataset in self.registry.definitions().datasets:
+            self.log.create(ref(dataset), self.settings.pipeline.partition_count)
+
+
+@pytest.fixture
+def clock() -> SettableClock:
+    return SettableClock(NOON)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, empty_redis_url: str) -> Settings:
+    return Settings(
+        data_dir=tmp_path,
+        online={"redis_url": empty_redis_url},
+        registry={"url": f"sqlite:///{tmp_path}/registry.db"},
+        serving={"plan_poll_ms": 20, "max_body_bytes": 65_536},
+    )
+
+
+@pytest.fixture
+async def platform(settings: Settings, clock: SettableClock) -> AsyncIterator[Platform]:
+    """Running, with nothing committed."""
+    platform = Platform(settings, clock)
+    async with platform.application.running() as services:
+        platform.services = services
+        yield platform
+    platform.log.close()
+    platform.registry.close()
+
+
+@pytest.fixture
+async def client(platform: Platform) -> AsyncIterator[httpx2.AsyncClient]:
+    """A writer's client."""
+    async with platform.client() as client:
+        yield client
+
+
+@pytest.fixture
+async def rides(platform: Platform, client: httpx2.AsyncClient) -> AsyncIterator[httpx2.AsyncClient]:
+    """A writer's client of a platform with the rides committed, logged and folded."""
+    done = await platform.commit_rides(client)
+    assert done.status_code == 200, done.text
+    platform.create_logs()
+    for dataset, events in (("Ride", RIDES), ("City", CITIES)):
+        done = await client.post("/api/v1/log", json={"dataset": dataset, "events": events})
+        assert done.json()["events_sent"] == len(events), done.text
+    platform.fold()
+    yield client

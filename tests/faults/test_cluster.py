@@ -1,0 +1,247 @@
+"""A whole cluster on free ports, with parts of it killed. It runs stand-ins for the services and the jobs.
+
+One cluster serves the module. Each test leaves it ready, so that their order does not matter.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+from cluster import local
+from cluster.launcher import Launcher
+from cluster.layout import Layout
+from cluster.local import ClusterStatus
+from cluster.processes import free_port, kill, marked, port_holder, wait_until
+from cluster.sockets import bind_listener
+from cluster.state import PartStatus, Workload, read_state
+from featurelib.errors import ClusterError
+from featurelib.settings import Settings, load_settings
+
+pytestmark = pytest.mark.cluster
+
+STAND_IN = Workload(
+    serve_config=Path(__file__).parents[1] / "support" / "stand_in.yaml",
+    supervisor="python -m tests.support.stand_in",
+    first_start="python -m cluster.first_start",
+)
+RECOVERY_S = 90.0
+
+
+class Cluster:
+    """The running cluster and what tests ask of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.layout = Layout(settings)
+
+    def up(self) -> ClusterStatus:
+        return local.up(self.settings, workload=STAND_IN)
+
+    def part(self, name: str) -> PartStatus:
+        state = read_state(self.layout.state_file)
+        assert state is not None
+        return state.parts[name]
+
+    def processes(self, part: str, name: str) -> list[psutil.Process]:
+        return [process for process in marked(self.layout.id, part) if process.name() == name]
+
+    def ports(self) -> list[int]:
+        state = read_state(self.layout.state_file)
+        assert state is not None
+        serving = self.settings.serving
+        own = [serving.query_port, serving.definition_port, self.settings.cluster.dashboard_port]
+        return [*own, *state.ports.model_dump().values()]
+
+    def recovers(self, condition: Callable[[], bool] = lambda: True) -> None:
+        """Wait until ``condition`` holds and everything is ready."""
+        assert wait_until(lambda: condition() and local.status(self.settings).ready, RECOVERY_S, every_s=0.2), (
+            local.status(self.settings).model_dump_json(indent=1)
+        )
+
+    @contextmanager
+    def answering(self, timeout_s: float = 5.0) -> Iterator[None]:
+        """Both services answer every request sent while the block runs."""
+        probe = Probe(local.status(self.settings), timeout_s)
+        probe.start()
+        try:
+            yield
+        finally:
+            probe.finish()
+        assert probe.failures == []
+        assert probe.answers > 2
+
+
+class Probe(threading.Thread):
+    """Asks both services in turn, ten times a second, each time on a new connection."""
+
+    def __init__(self, status: ClusterStatus, timeout_s: float) -> None:
+        super().__init__(daemon=True)
+        self._urls = (f"{status.query_url}/health", f"{status.definition_url}/health")
+        self._timeout_s = timeout_s
+        self._over = threading.Event()
+        self.answers = 0
+        self.failures: list[str] = []
+
+    def run(self) -> None:
+        while not self._over.wait(0.1):
+            for url in self._urls:
+                self._ask(url)
+
+    def finish(self) -> None:
+        self._over.set()
+        self.join()
+
+    def _ask(self, url: str) -> None:
+        try:
+            httpx2.get(url, timeout=self._timeout_s, trust_env=False).raise_for_status()
+            self.answers += 1
+        except httpx2.HTTPError as error:
+            self.failures.append(f"{url}: {error!r}")
+
+
+def _settings(data_dir: Path) -> Settings:
+    ports: list[int] = []
+    for _ in range(3):
+        ports.append(free_port(ports))
+    serving = {"query_port": ports[0], "definition_port": ports[1]}
+    return load_settings(data_dir=data_dir, serving=serving, cluster={"dashboard_port": ports[2], "cpus": 4})
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        made = Cluster(_settings(tmp_path_factory.mktemp("platform")))
+        try:
+            made.up()
+            yield made
+        finally:
+            local.down(made.settings)
+    assert marked(made.layout.id) == []
+
+
+def test_up_on_a_running_cluster_starts_nothing(cluster):
+    before = {process.pid for process in marked(cluster.layout.id)}
+    assert cluster.up().ready
+    started = {name: cluster.part(name).process for name in ("online", "head", "node", "listeners")}
+    assert {owned.pid for owned in started.values()} <= before
+
+
+def test_work_runs_on_the_worker_node_and_not_on_the_head(cluster):
+    titles = {process.name() for process in marked(cluster.layout.id, "head")}
+    assert not any(title.startswith("ray::ServeReplica") for title in titles)
+    job = Launcher.of(cluster.settings)
+    with job:
+        assert "supervising" in job.logs(cluster.part("supervisor").detail)
+    assert any(process.name().startswith("ray::ServeReplica") for process in marked(cluster.layout.id, "node"))
+
+
+def test_the_job_interface_refuses_a_caller_without_the_token(cluster):
+    url = f"{cluster.layout.dashboard_url}/api/jobs/"
+    assert httpx2.get(url, trust_env=False).status_code == 401
+    with Launcher(cluster.layout.dashboard_url, "guess") as stranger, pytest.raises(ClusterError, match="40[13]"):
+        stranger.submit("true", "thyme-stranger")
+
+
+def test_a_killed_online_server_comes_back_while_the_services_answer(cluster):
+    before = cluster.part("online").process
+    with cluster.answering():
+        os.kill(before.pid, 9)
+        cluster.recovers(lambda: cluster.part("online").process != before)
+
+
+def test_a_killed_control_store_costs_no_answer_and_comes_back(cluster):
+    store, head = cluster.part("gcs-store").process, cluster.part("head").process
+    with cluster.answering():
+        os.kill(store.pid, 9)
+        cluster.recovers(lambda: cluster.part("gcs-store").process != store and cluster.part("head").process != head)
+
+
+def test_a_killed_ray_head_costs_no_answer_and_comes_back(cluster):
+    head, node, supervisor = (cluster.part(name) for name in ("head", "node", "supervisor"))
+    with cluster.answering():
+        for process in (*cluster.processes("head", "gcs_server"), *cluster.processes("head", "raylet")):
+            process.kill()
+        cluster.recovers(lambda: cluster.part("head").process != head.process)
+    assert cluster.part("node").process == node.process
+    assert cluster.part("supervisor").detail == supervisor.detail
+
+
+def test_a_killed_worker_node_comes_back_with_services_and_jobs(cluster):
+    node, supervisor = cluster.part("node").process, cluster.part("supervisor").detail
+    for process in cluster.processes("node", "raylet"):
+        process.kill()
+    # Nobody accepts meanwhile, but the sockets are held: callers wait in the queue and are not refused.
+    with cluster.answering(timeout_s=RECOVERY_S):
+        cluster.recovers(
+            lambda: cluster.part("node").process != node and cluster.part("supervisor").detail != supervisor
+        )
+
+
+def test_a_killed_watcher_is_replaced_by_up_which_adopts_everything(cluster):
+    kept = {name: cluster.part(name).process for name in ("online", "gcs-store", "listeners", "head", "node")}
+    with cluster.answering():
+        kill(lambda: marked(cluster.layout.id, "watcher"))
+        assert not local.status(cluster.settings).running
+        assert cluster.up().ready
+    assert {name: cluster.part(name).process for name in kept} == kept
+
+
+def test_a_killed_holder_of_the_sockets_comes_back_unnoticed(cluster):
+    before = cluster.part("listeners").process
+    with cluster.answering():
+        os.kill(before.pid, 9)
+        cluster.recovers(lambda: cluster.part("listeners").process != before)
+
+
+def test_a_stopped_supervisor_job_is_submitted_again(cluster):
+    before = cluster.part("supervisor").detail
+    with Launcher.of(cluster.settings) as launcher:
+        assert launcher.stop(before)
+        cluster.recovers(lambda: cluster.part("supervisor").detail != before)
+        assert launcher.job(before).status == "STOPPED"
+
+
+def test_down_leaves_no_process_and_no_port_and_up_starts_again(cluster):
+    stopped = local.down(cluster.settings)
+    assert stopped.processes > 10
+    assert marked(cluster.layout.id) == []
+    assert [port_holder("127.0.0.1", port) for port in cluster.ports()] == [None] * 8
+    assert not cluster.layout.short.exists()
+    assert not local.status(cluster.settings).running
+    assert local.down(cluster.settings).processes == 0
+    assert cluster.up().ready
+
+
+def test_a_taken_port_is_refused_before_anything_starts(tmp_path):
+    settings = _settings(tmp_path)
+    with (
+        bind_listener("127.0.0.1", settings.serving.query_port),
+        bind_listener("127.0.0.1", settings.cluster.dashboard_port),
+        pytest.raises(ClusterError) as caught,
+    ):
+        local.up(settings, workload=STAND_IN)
+    message = str(caught.value)
+    for port in (settings.serving.query_port, settings.cluster.dashboard_port):
+        assert f"port {port} is already taken by process {os.getpid()}" in message
+    assert "THYME_SERVING__QUERY_PORT" in message
+    assert marked(Layout(settings).id) == []
+    local.down(settings)
+
+
+def test_a_part_that_cannot_start_is_reported_with_its_reason(tmp_path):
+    settings = _settings(tmp_path)
+    hopeless = STAND_IN.model_copy(update={"first_start": "python -m cluster.no_such_module"})
+    try:
+        with pytest.raises(ClusterError, match=r"(?s)registry failed 3 times.*no_such_module"):
+            local.up(settings, workload=hopeless)
+    finally:
+        local.down(settings)
+    assert marked(Layout(settings).id) == []

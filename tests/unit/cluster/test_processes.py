@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+
+import psutil
+import pytest
+from cluster.processes import (
+    CLUSTER_MARK,
+    PART_MARK,
+    Owned,
+    free_port,
+    is_live,
+    kill,
+    marked,
+    part_of,
+    port_holder,
+    spawn,
+    stop,
+    wait_until,
+)
+from cluster.sockets import bind_listener
+
+FOREVER = [sys.executable, "-c", "import time; time.sleep(600)"]
+WITH_CHILD = [sys.executable, "-c", f"import subprocess, sys; subprocess.run({FOREVER!r})"]
+DEAF = [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"]
+
+
+@pytest.fixture
+def cluster_id():
+    identity = uuid.uuid4().hex[:10]
+    yield identity
+    kill(lambda: marked(identity))
+
+
+def _start(cluster_id, tmp_path, command=FOREVER, part="online"):
+    return spawn(command, {**os.environ, CLUSTER_MARK: cluster_id, PART_MARK: part}, tmp_path / "log", cwd=tmp_path)
+
+
+def test_children_of_a_part_are_found_by_the_inherited_mark(cluster_id, tmp_path):
+    with _start(cluster_id, tmp_path, WITH_CHILD, part="node") as parent:
+        assert wait_until(lambda: len(marked(cluster_id, "node")) == 2, 10)
+        assert {part_of(process) for process in marked(cluster_id)} == {"node"}
+        assert marked(cluster_id, "head") == []
+        kill(lambda: marked(cluster_id))
+        parent.wait(10)
+
+
+def test_stopping_one_cluster_leaves_another_running(cluster_id, tmp_path):
+    other = uuid.uuid4().hex[:10]
+    with _start(cluster_id, tmp_path) as mine, _start(other, tmp_path) as theirs:
+        assert stop(lambda: marked(cluster_id), 5.0) == []
+        assert mine.wait(10) != 0
+        assert [process.pid for process in marked(other)] == [theirs.pid]
+        kill(lambda: marked(other))
+
+
+def test_a_process_deaf_to_sigterm_is_killed_after_the_grace_time(cluster_id, tmp_path):
+    with _start(cluster_id, tmp_path, DEAF) as deaf:
+        assert wait_until(lambda: (tmp_path / "log").read_text() == "1\n", 10)
+        assert stop(lambda: marked(cluster_id), 0.2) == []
+        assert deaf.wait(10) == -9
+
+
+def test_a_recycled_process_id_is_not_taken_for_ours():
+    mine = Owned.of(os.getpid())
+    assert mine.process() == psutil.Process()
+    assert mine.model_copy(update={"created": mine.created - 60}).process() is None
+
+
+def test_a_zombie_is_not_alive():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    process = psutil.Process(child.pid)
+    assert wait_until(lambda: not is_live(process), 10)
+    assert psutil.pid_exists(child.pid)
+    child.wait()
+
+
+def test_the_holder_of_a_port_is_named_with_pid_and_command():
+    with bind_listener("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        holder = port_holder("127.0.0.1", port)
+    assert holder is not None
+    assert holder.pid == os.getpid()
+    assert f"port {port} is already taken by process {os.getpid()}" in str(holder)
+    assert "python" in holder.command
+    assert port_holder("127.0.0.1", port) is None
+
+
+def test_a_free_port_can_be_bound_and_avoids_those_named():
+    port = free_port()
+    assert free_port([port]) != port
+    bind_listener("127.0.0.1", port).close()
