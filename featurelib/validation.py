@@ -526,9 +526,8 @@ class _Featureset:
                 self._add("request_output", extractor.name, text, "Leave out request=True, or the output.")
         for dep in extractor.deps:
             if self.world.dataset(dep) is None and self.world.featureset(dep) is None:
-                hint = did_you_mean(
-                    dep, [d.name for d in (*self.world.datasets, *self.world.featuresets)], "The commit"
-                )
+                known = [*(d.name for d in self.world.datasets), *(f.name for f in self.world.featuresets)]
+                hint = did_you_mean(dep, known, "The commit")
                 text = f"deps: there is no dataset or featureset `{dep}`"
                 self._add("unknown_dep", extractor.name, text, hint, dep)
 

@@ -17,6 +17,7 @@ import structlog
 from featurelib.clock import Clock, Duration, Instant, SystemClock
 from featurelib.definitions import DatasetDef, ref
 from featurelib.engine.records import OFFSET, record_schema
+from featurelib.errors import CorruptState
 from featurelib.settings import Settings
 from featurelib.stores.archive import Archive, with_schema
 from featurelib.stores.fsync import FsyncFence
@@ -72,16 +73,22 @@ class ArchiveCopy:
 
         Raises:
             StoreUnavailable: log or archive does not answer; a later step goes on where this one stopped.
-            CorruptState: the log no longer holds what the archive needs next.
+            CorruptState: the log of a dataset does not fit its archive; the others were copied.
         """
         ends = self._ends()
         durable = self._durable.part_of(ends)
         rows = commits = 0
-        lag = {}
+        lag, failures = {}, []
         for dataset in self._datasets:
-            copied, behind = self._copy(dataset, ends, durable)
+            try:
+                copied, behind = self._copy(dataset, ends, durable)
+            except CorruptState as error:  # the other datasets go on
+                failures.append(str(error))
+                continue
             rows, commits = rows + copied, commits + bool(copied)
             lag[ref(dataset)] = behind
+        if failures:
+            raise CorruptState("; ".join(failures))
         return CopyReport(rows, commits, lag)
 
     def _ends(self) -> Ends:
@@ -97,6 +104,7 @@ class ArchiveCopy:
         mine = {part: end for (of, part), end in ends.items() if of == name}
         snapshot = self._archive.snapshot(dataset)
         start = {part: snapshot.archived_offset(part) for part in mine}
+        self._refuse_lost_log(dataset, start, mine)
         behind = sum(max(0, end - start[part]) for part, end in mine.items())
         if not behind:
             return 0, 0
@@ -106,13 +114,20 @@ class ArchiveCopy:
             self._after_commit(dataset)
         return copied, behind - copied
 
+    def _refuse_lost_log(self, dataset: DatasetDef, start: Mapping[int, int], ends: Mapping[int, int]) -> None:
+        """A log that ends before its archive gives offsets a second time: those records would never be archived."""
+        for part, offset in start.items():
+            # Another archiver may have moved on since the ends were read: ask again before calling it lost.
+            if ends[part] < offset and (end := self._log.head(ref(dataset), part).next_offset) < offset:
+                raise CorruptState(f"the log of {ref(dataset)}/{part} ends at {end}, but {offset} records are archived")
+
     def _read(self, dataset: DatasetDef, start: Mapping[int, int], stop: Mapping[int, int]) -> pa.Table:
         schema = record_schema(dataset)
         # An equal share of the batch for each partition, so that a busy one does not hold back the others.
         share = max(1, self._batch_rows // len(start))
         found = [schema.empty_table()]
-        for part, offset in start.items():
-            end = min(stop[part], offset + share)
+        for part, first in start.items():
+            offset, end = first, min(stop[part], first + share)
             while offset < end:
                 batch = self._log.read(ref(dataset), part, offset, min(end - offset, _READ_ROWS))
                 if batch is None:

@@ -74,7 +74,8 @@ class Supervisor:
         self._registry = registry
         self._log = log
         self._store = store
-        self._actors: dict[str, ActorHandle] = {}
+        self._clock = SystemClock()
+        self._actors: dict[str, ActorHandle[Any]] = {}
         self._reports: dict[str, Report] = {}
         self._failures: dict[str, int] = {}
         self._version: int | None = None
@@ -124,7 +125,9 @@ class Supervisor:
             known = launcher.job(self._catching_up[pipeline]) if pipeline in self._catching_up else None
             if known is None or not known.running:
                 command = f"python -m jobs.backfill --pipeline {spec.pipeline.name} --version {spec.pipeline.version}"
-                self._catching_up[pipeline] = launcher.submit(command, metadata={"pipeline": pipeline})
+                submission = f"thyme-catch-up-{pipeline.replace('@', '-')}-{self._clock.now()}"
+                launcher.submit(command, submission, metadata={"pipeline": pipeline})
+                self._catching_up[pipeline] = submission
                 self._event("backfill_started", pipeline, f"{waiting} records behind: catching up as a bounded job")
         return True
 
@@ -152,7 +155,7 @@ class Supervisor:
         self._event("job_stopped", name, why)
 
     def _collect(self, wanted: Mapping[str, TaskSpec]) -> None:
-        asked = {actor.report.remote(): name for name, actor in self._actors.items()}
+        asked: dict[Any, str] = {actor.report.remote(): name for name, actor in self._actors.items()}
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
         for reply in answered:
             name = asked[reply]

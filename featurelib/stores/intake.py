@@ -1,4 +1,4 @@
-"""The door of a dataset: raw records are typed, judged, spread over log partitions and appended, or become dead letters.
+"""The door of a dataset: raw records are typed, judged, spread over log partitions, appended; or dead letters.
 
 Sources and ``POST /api/v1/log`` come through here, so a record means the same whichever way it came.
 """

@@ -137,9 +137,9 @@ def test_up_on_a_running_cluster_starts_nothing(cluster):
 def test_work_runs_on_the_worker_node_and_not_on_the_head(cluster):
     titles = {process.name() for process in marked(cluster.layout.id, "head")}
     assert not any(title.startswith("ray::ServeReplica") for title in titles)
-    job = Launcher.of(cluster.settings)
-    with job:
-        assert "supervising" in job.logs(cluster.part("supervisor").detail)
+    with Launcher.of(cluster.settings) as launcher:
+        job = cluster.part("supervisor").detail
+        assert wait_until(lambda: "supervising" in launcher.logs(job), RECOVERY_S, every_s=0.2)
     assert any(process.name().startswith("ray::ServeReplica") for process in marked(cluster.layout.id, "node"))
 
 

@@ -1,0 +1,504 @@
+"""The archive, the copy into it, and history read over both. Real Delta tables on disk, real Valkey."""
+
+import multiprocessing
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+from deltalake import DeltaTable
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featurelib.clock import parse_instant
+from featurelib.definitions import DatasetDef, FieldDef, ref
+from featurelib.engine.coerce import coerce
+from featurelib.engine.keys import key_group
+from featurelib.engine.records import ORDER, record_schema
+from featurelib.errors import CorruptState, StoreUnavailable
+from featurelib.stores.archive import Archive
+from featurelib.stores.fsync import FsyncFence
+from featurelib.stores.history import History
+from featurelib.stores.intake import Intake
+from featurelib.stores.log import Lateness, Log
+from jobs.maintain import ArchiveCopy
+
+PARTITIONS = 2
+TRIP = DatasetDef(
+    name="Trip",
+    fields=(
+        FieldDef(name="rider", type="str", key=True),
+        FieldDef(name="at", type="datetime", timestamp=True),
+        FieldDef(name="fare", type="float", optional=True),
+    ),
+)
+WIDER = TRIP.model_copy(update={"fields": (*TRIP.fields, FieldDef(name="tip", type="float", optional=True))})
+JANUARY = parse_instant("2026-01-01")
+DAY_US = 86_400_000_000
+
+
+class StoppedClock:
+    """Time that a test moves."""
+
+    def __init__(self, now: int = parse_instant("2026-12-01")) -> None:
+        self.time = now
+
+    def now(self) -> int:
+        return self.time
+
+
+@pytest.fixture
+def archive(tmp_path) -> Archive:
+    return Archive(str(tmp_path / "archive"))
+
+
+@pytest.fixture
+def log(empty_redis_url):
+    log = Log(empty_redis_url, StoppedClock())
+    log.create(ref(TRIP), PARTITIONS)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def fence(empty_redis_url):
+    fence = FsyncFence(empty_redis_url)
+    yield fence
+    fence.close()
+
+
+def records(first: int, count: int, partition: int = 0, dataset: DatasetDef = TRIP) -> pa.Table:
+    """Log records with these offsets; event times a day apart."""
+    rows = [
+        {
+            "rider": f"rider{i % 10}",
+            "fare": float(i),
+            "__time": JANUARY + i * DAY_US,
+            "__accepted_at": i,
+            "__partition": partition,
+            "__offset": i,
+            "__late": i % 3 == 0,
+        }
+        for i in range(first, first + count)
+    ]
+    for row in rows:
+        row["at"] = row["__time"]
+        row |= {"tip": 1.0} if dataset is WIDER else {}
+    names = record_schema(dataset).names
+    columns = [pa.array([row[name] for row in rows]) for name in names]
+    return pa.Table.from_arrays(columns, names=names).cast(record_schema(dataset))
+
+
+def offsets(table: pa.Table, partition: int = 0) -> list[int]:
+    return sorted(row["__offset"] for row in table.to_pylist() if row["__partition"] == partition)
+
+
+def test_what_is_appended_is_read_back_as_it_was(archive):
+    written = pa.concat_tables([records(0, 50), records(0, 20, partition=1)])
+    assert archive.append(TRIP, written) == 70
+    by_offset = [("__partition", "ascending"), ("__offset", "ascending")]
+    assert archive.read(TRIP).sort_by(by_offset).equals(written.sort_by(by_offset))
+    assert [archive.archived_offset(TRIP, part) for part in range(3)] == [50, 20, 0]
+
+
+def test_an_archive_that_does_not_exist_yet_is_empty(archive):
+    assert archive.archived_offset(TRIP, 0) == 0
+    assert archive.read(TRIP).schema == record_schema(TRIP)
+    assert len(archive.read(TRIP)) == 0
+    assert (archive.compact(TRIP), archive.vacuum(TRIP)) == ((0, 0), 0)
+
+
+def test_rows_archived_before_are_skipped_also_by_a_writer_that_knows_nothing_of_them(archive, tmp_path):
+    archive.append(TRIP, records(0, 10))
+    assert archive.append(TRIP, records(0, 10)) == 0
+    assert Archive(str(tmp_path / "archive")).append(TRIP, records(5, 10)) == 5
+    assert offsets(archive.read(TRIP)) == list(range(15))
+    assert archive.archived_offset(TRIP, 0) == 15
+
+
+def test_a_commit_with_an_older_position_never_moves_it_back(archive):
+    archive.append(TRIP, records(0, 100))
+    assert archive.append(TRIP, records(0, 3)) == 0
+    assert archive.archived_offset(TRIP, 0) == 100
+
+
+def test_a_gap_is_refused_and_nothing_is_written(archive):
+    archive.append(TRIP, records(0, 10))
+    with pytest.raises(CorruptState, match=r"Trip@1/0 needs offset 10 next, not 12"):
+        archive.append(TRIP, pa.concat_tables([records(12, 5), records(0, 5, partition=1)]))
+    assert [archive.archived_offset(TRIP, part) for part in range(2)] == [10, 0]
+
+
+def _append_all(root: str, start: "multiprocessing.synchronize.Barrier") -> None:
+    archive = Archive(root)
+    start.wait()
+    for first in range(0, 60, 10):
+        archive.append(TRIP, records(first, 10))
+
+
+def test_writers_that_race_archive_every_row_once(archive, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    root = str(tmp_path / "archive")
+    writers = [context.Process(target=_append_all, args=(root, barrier)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert offsets(archive.read(TRIP)) == list(range(60))
+
+
+def test_a_snapshot_does_not_see_later_commits(archive):
+    archive.append(TRIP, records(0, 10))
+    snapshot = archive.snapshot(TRIP)
+    archive.append(TRIP, records(10, 10))
+    archive.compact(TRIP)
+    assert snapshot.archived_offset(0) == 10
+    assert offsets(snapshot.read()) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "kept"),
+    [
+        ({"keys": ["rider3"]}, lambda row: row["rider"] == "rider3"),
+        ({"keys": ["rider3", "rider4"]}, lambda row: row["rider"] in ("rider3", "rider4")),
+        ({"keys": ["nobody"]}, lambda row: False),
+        ({"keys": []}, lambda row: False),
+        ({"groups": range(32)}, lambda row: key_group(row["rider"]) < 32),
+        ({"groups": []}, lambda row: False),
+        ({"since": JANUARY + 40 * DAY_US}, lambda row: row["__offset"] >= 40),
+        ({"until": JANUARY + 40 * DAY_US}, lambda row: row["__offset"] <= 40),
+        ({"since": JANUARY + 31 * DAY_US, "until": JANUARY + 31 * DAY_US}, lambda row: row["__offset"] == 31),
+        ({"below": {0: 7}}, lambda row: row["__partition"] == 0 and row["__offset"] < 7),
+        ({"below": {0: 7, 1: 200}}, lambda row: row["__partition"] == 1 or row["__offset"] < 7),
+        ({"below": {}}, lambda row: False),
+    ],
+)
+def test_every_bound_keeps_exactly_its_records(archive, bounds, kept):
+    written = pa.concat_tables([records(0, 100), records(0, 100, partition=1)])
+    archive.append(TRIP, written)
+    name = lambda row: (row["__partition"], row["__offset"])  # noqa: E731
+    expected = sorted(name(row) for row in written.to_pylist() if kept(row))
+    assert sorted(name(row) for row in archive.read(TRIP, **bounds).to_pylist()) == expected
+
+
+@pytest.mark.parametrize(
+    ("type_name", "values", "text", "found"),
+    [
+        ("int", [1, -5, 7], "-5", 1),
+        ("int", [1, -5, 7], "seven", 0),
+        ("bool", [True, False, True], "true", 2),
+        ("datetime", [JANUARY, JANUARY + DAY_US, JANUARY], "2026-01-02T00:00:00Z", 1),
+        ("str", ["a:b", "a\\b", "a"], "a:b", 1),
+    ],
+)
+def test_keys_of_every_type_are_found_by_their_text(archive, type_name, values, text, found):
+    fields = (FieldDef(name="rider", type=type_name, key=True), *TRIP.fields[1:])
+    dataset = TRIP.model_copy(update={"fields": fields})
+    base = records(0, len(values))
+    storage = pa.array(values, pa.int64()) if type_name == "datetime" else pa.array(values)
+    table = base.set_column(0, "rider", storage.cast(record_schema(dataset).field("rider").type))
+    archive.append(dataset, table)
+    assert len(archive.read(dataset, keys=[text])) == found
+
+
+def test_an_added_optional_column_is_null_in_older_records(archive):
+    archive.append(TRIP, records(0, 2))
+    assert archive.read(WIDER)["tip"].to_pylist() == [None, None]
+    archive.append(WIDER, records(2, 2, dataset=WIDER))
+    both = archive.read(WIDER).sort_by("__offset")
+    assert both["tip"].to_pylist() == [None, None, 1.0, 1.0]
+    assert archive.append(TRIP, records(4, 1)) == 1
+    assert offsets(archive.read(TRIP)) == list(range(5))
+
+
+def test_a_read_of_one_key_decodes_a_small_part_and_a_bounded_read_opens_its_months_only(archive):
+    count = 100_000
+    base = records(0, 1)
+    columns = {name: pa.repeat(base[name][0], count) for name in base.column_names}
+    columns["rider"] = pa.array([f"rider{i % 5_000}" for i in range(count)])
+    columns["__offset"] = pa.array(range(count))
+    columns["__time"] = pa.array(np.linspace(JANUARY, JANUARY + 59 * DAY_US, count).astype(np.int64))
+    archive.append(TRIP, pa.table(columns).cast(record_schema(TRIP)))
+    stored = DeltaTable(archive.location(TRIP)).to_pyarrow_dataset()
+    one_key = ds.field("__key_group") == key_group("rider7")
+    groups = [(len(part.row_groups), len(part.subset(one_key).row_groups)) for part in stored.get_fragments()]
+    assert len(groups) == 2  # January and February
+    assert sum(read for _, read in groups) <= 4 < sum(every for every, _ in groups) - 2
+    assert len(list(stored.get_fragments(ds.field("__month") <= 202601))) == 1
+    assert len(archive.read(TRIP, keys=["rider7"])) == 20
+
+
+def test_compaction_changes_files_and_nothing_else(archive):
+    for first in range(0, 90, 3):
+        archive.append(TRIP, records(first, 3))
+    before = archive.read(TRIP).sort_by("__offset")
+    done = archive.compact(TRIP)
+    assert done.before >= 30 > 8 >= done.after
+    assert archive.read(TRIP).sort_by("__offset").equals(before)
+    assert archive.archived_offset(TRIP, 0) == 90
+    assert archive.append(TRIP, records(80, 20)) == 10
+    assert archive.vacuum(TRIP, retention_hours=0) >= 30
+    assert offsets(archive.read(TRIP)) == list(range(100))
+
+
+def test_the_position_survives_checkpoints_of_the_table(archive):
+    archive.append(TRIP, records(0, 5))
+    archive.append(TRIP, records(0, 5, partition=1))
+    table = DeltaTable(archive.location(TRIP))
+    table.create_checkpoint()
+    table.cleanup_metadata()
+    assert [archive.archived_offset(TRIP, part) for part in range(2)] == [5, 5]
+
+
+def test_a_root_that_cannot_be_written_is_store_unavailable(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreUnavailable):
+        Archive(str(tmp_path / "file")).append(TRIP, records(0, 1))
+
+
+# The copy from the log.
+
+
+def send(log: Log, count: int, first: int = 0) -> None:
+    """Append records whose fare says which they are."""
+    events = [
+        {"rider": f"rider{i % 10}", "at": (JANUARY + i) // 1_000_000 + i % 5, "fare": i}
+        for i in range(first, first + count)
+    ]
+    Intake(log, TRIP, PARTITIONS, Lateness(None, 0)).accept(events)
+
+
+def copy_of(log: Log, archive: Archive, fence: FsyncFence, **options) -> ArchiveCopy:
+    options = {"clock": StoppedClock(), "batch_rows": 1_000, **options}
+    return ArchiveCopy([TRIP], log, archive, fence=fence, **options)
+
+
+def fares(table: pa.Table) -> list[int]:
+    return [int(fare) for fare in table["fare"].to_pylist()]
+
+
+def test_the_copy_takes_all_partitions_in_one_commit_and_reports_its_lag(log, archive, fence):
+    send(log, 500)
+    copy = copy_of(log, archive, fence, batch_rows=300)
+    first = copy.step()
+    assert first.commits == 1
+    assert first.rows <= 300
+    assert first.lag == {"Trip@1": 500 - first.rows}
+    while not copy.step().caught_up:
+        pass
+    assert sorted(fares(archive.read(TRIP))) == list(range(500))
+    assert copy.step() == (0, 0, {"Trip@1": 0})
+
+
+def test_copies_never_archive_a_record_twice_however_often_they_start_over(log, archive, fence):
+    for first in range(0, 200, 50):
+        send(log, 50, first)
+        copy_of(log, archive, fence).step()
+        copy_of(log, archive, fence).step()
+    assert sorted(fares(archive.read(TRIP))) == list(range(200))
+
+
+def test_archived_records_are_those_of_the_log_system_columns_included(log, archive, fence):
+    send(log, 50)
+    copy_of(log, archive, fence).step()
+    logged = pa.concat_tables([log.read(ref(TRIP), part, 0, 100) for part in range(PARTITIONS)])
+    order = [(name, "ascending") for name in ORDER]
+    assert archive.read(TRIP).sort_by(order).equals(logged.select(record_schema(TRIP).names).sort_by(order))
+
+
+def test_nothing_is_archived_before_the_server_confirms_its_disk(log, archive):
+    class Unconfirmed(FsyncFence):
+        answer = "late"
+
+        def __init__(self) -> None:
+            pass
+
+        def wait(self, timeout_ms: int):
+            return self.answer
+
+    send(log, 20)
+    fence = Unconfirmed()
+    copy = copy_of(log, archive, fence)
+    assert copy.step() == (0, 0, {"Trip@1": 20})
+    fence.answer = "yes"
+    assert copy.step().rows == 20
+    send(log, 5, 20)
+    fence.answer = "late"
+    assert copy.step() == (0, 0, {"Trip@1": 5})
+
+
+def test_without_waitaof_only_what_is_older_than_three_seconds_is_archived(archive, redis_server):
+    with redis_server.client() as client:
+        client.config_set("appendonly", "no")
+    log, fence, clock = Log(redis_server.url, StoppedClock()), FsyncFence(redis_server.url), StoppedClock()
+    log.create(ref(TRIP), PARTITIONS)
+    copy = copy_of(log, archive, fence, clock=clock)
+    send(log, 20)
+    assert copy.step().rows == 0
+    clock.time += 2_000_000
+    send(log, 5, 20)
+    assert copy.step().rows == 0
+    clock.time += 1_000_000
+    assert copy.step().rows == 20
+    clock.time += 2_000_000
+    assert copy.step().rows == 5
+    log.close()
+    fence.close()
+
+
+def test_the_fence_says_yes_only_after_an_fsync_of_what_others_wrote(redis_server):
+    with redis_server.client() as client:
+        fence = FsyncFence(redis_server.url)
+        assert fence.wait(5_000) == "yes"
+        client.config_set("appendfsync", "no")
+        client.set("written", "by another connection")
+        assert fence.wait(200) == "late"
+        client.config_set("appendfsync", "always")
+        assert fence.wait(5_000) == "yes"
+        fence.close()
+
+
+def test_what_is_archived_is_still_in_the_log_after_the_server_was_killed(archive, redis_server):
+    log, fence = Log(redis_server.url, StoppedClock()), FsyncFence(redis_server.url)
+    log.create(ref(TRIP), PARTITIONS)
+    send(log, 30)
+    copy_of(log, archive, fence).step()
+    redis_server.kill()
+    redis_server.start()
+    for part, head in enumerate(log.heads(ref(TRIP), PARTITIONS)):
+        assert head.next_offset == archive.archived_offset(TRIP, part) > 0
+    log.close()
+    fence.close()
+
+
+def test_a_log_that_lost_archived_records_is_refused_aloud(log, archive, fence, shared_redis):
+    send(log, 20)
+    copy_of(log, archive, fence).step()
+    with shared_redis.client() as client:
+        client.flushall()
+    log.create(ref(TRIP), PARTITIONS)
+    with pytest.raises(CorruptState, match="ends at 0, but"):
+        copy_of(log, archive, fence).step()
+
+
+# History: archive and log as one.
+
+
+def test_history_is_all_records_in_total_order(log, archive, fence):
+    send(log, 60)
+    copy_of(log, archive, fence).step()
+    send(log, 40, 60)
+    table = History(archive, log).read(TRIP, PARTITIONS)
+    assert sorted(fares(table)) == list(range(100))
+    assert table.schema == record_schema(TRIP)
+    assert table.equals(table.sort_by([(name, "ascending") for name in ORDER]))
+
+
+@pytest.mark.parametrize("archived", [0, 30, 100])
+@pytest.mark.parametrize(
+    ("bounds", "kept"),
+    [
+        ({"keys": ["rider3"]}, lambda row: row["rider"] == "rider3"),
+        ({"groups": range(20)}, lambda row: key_group(row["rider"]) < 20),
+        ({"since": JANUARY + 2_000_000}, lambda row: row["__time"] >= JANUARY + 2_000_000),
+        ({"until": JANUARY + 2_000_000}, lambda row: row["__time"] <= JANUARY + 2_000_000),
+        ({"cut": {0: 10, 1: 0}}, lambda row: row["__partition"] == 0 and row["__offset"] < 10),
+        ({"cut": {1: 35}}, lambda row: row["__partition"] == 1 and row["__offset"] < 35),
+    ],
+)
+def test_bounds_mean_the_same_wherever_a_record_lies(log, archive, fence, archived, bounds, kept):
+    send(log, archived)
+    copy_of(log, archive, fence).step()
+    send(log, 100 - archived, archived)
+    history = History(archive, log)
+    expected = [row for row in history.read(TRIP, PARTITIONS).to_pylist() if kept(row)]
+    assert 0 < len(expected) < 100
+    assert history.read(TRIP, PARTITIONS, **bounds).to_pylist() == expected
+
+
+def test_history_reads_again_when_the_log_was_trimmed_under_it(log, archive, fence):
+    send(log, 40)
+    copy = copy_of(log, archive, fence)
+
+    class MovesMeanwhile(Archive):
+        """An archiver that copies and trims right after a reader took its snapshot."""
+
+        moved = 0
+
+        def snapshot(self, dataset):
+            taken = super().snapshot(dataset)
+            if self.moved < 2:
+                self.moved += 1
+                send(log, 10, 30 + 10 * self.moved)
+                copy.step()
+                for part, head in enumerate(log.heads(ref(TRIP), PARTITIONS)):
+                    log.trim(ref(TRIP), part, head.next_offset)
+            return taken
+
+    reader = MovesMeanwhile(archive._root)
+    table = History(reader, log).read(TRIP, PARTITIONS)
+    assert reader.moved == 2
+    # The cut was taken first, so what came during the read is not in it.
+    assert sorted(fares(table)) == list(range(40))
+    assert sorted(fares(History(archive, log).read(TRIP, PARTITIONS))) == list(range(60))
+
+
+def test_readers_see_every_record_once_while_the_archiver_runs(log, archive, fence):
+    copy, history = copy_of(log, archive, fence), History(archive, log)
+    done, failures = threading.Event(), []
+
+    def archive_and_trim() -> None:
+        while not done.is_set():
+            try:
+                copy.step()
+                for part in range(PARTITIONS):
+                    log.trim(ref(TRIP), part, archive.archived_offset(TRIP, part))
+            except Exception as error:  # noqa: BLE001  # a thread: the test fails with it below
+                failures.append(error)
+                return
+
+    archiver = threading.Thread(target=archive_and_trim)
+    archiver.start()
+    try:
+        for sent in range(25, 25 * 13, 25):
+            send(log, 25, sent - 25)
+            assert sorted(fares(history.read(TRIP, PARTITIONS))) == list(range(sent))
+    finally:
+        done.set()
+        archiver.join()
+    assert failures == []
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(moves=st.lists(st.sampled_from(["send", "copy", "trim", "compact"]), max_size=12))
+def test_any_order_of_sending_copying_trimming_and_compacting_gives_the_same_history(
+    moves, tmp_path_factory, shared_redis
+):
+    with shared_redis.client() as client:
+        client.flushall()
+    log, fence = Log(shared_redis.url, StoppedClock()), FsyncFence(shared_redis.url)
+    log.create(ref(TRIP), PARTITIONS)
+    archive = Archive(str(tmp_path_factory.mktemp("archive")))
+    copy, sent = copy_of(log, archive, fence), 0
+    for move in moves:
+        if move == "send":
+            send(log, 7, sent)
+            sent += 7
+        elif move == "copy":
+            copy.step()
+        elif move == "compact":
+            archive.compact(TRIP)
+        else:
+            for part in range(PARTITIONS):
+                log.trim(ref(TRIP), part, archive.archived_offset(TRIP, part))
+    table = History(archive, log).read(TRIP, PARTITIONS)
+    log.close()
+    fence.close()
+    assert sorted(fares(table)) == list(range(sent))
+    expected = coerce([{"rider": f"rider{i % 10}", "at": 0, "fare": i} for i in range(sent)], TRIP).table
+    assert dict(zip(fares(table), table["rider"].to_pylist(), strict=True)) == dict(
+        enumerate(expected["rider"].to_pylist())
+    )

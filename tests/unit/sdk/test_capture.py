@@ -1,0 +1,138 @@
+"""The text of an extractor holds all it needs and nothing else."""
+
+import pytest
+
+from featurelib.compile import compile_module
+from featurelib.errors import DefinitionError
+from tests.support.modules import HEAD, write_module
+
+TAIL = """
+@featureset
+class F:
+    shop: str = feature()
+    x: float = feature()
+
+    @extractor
+    @extractor_outputs("x")
+    def f(cls, ts):
+{body}
+"""
+
+
+def _module(head: str, body: str) -> str:
+    indented = "\n".join(f"        {line}" for line in body.splitlines())
+    return HEAD + head + TAIL.format(body=indented)
+
+
+def _captured(tmp_path, head: str, body: str) -> str:
+    commit = compile_module(write_module(tmp_path, _module(head, body)))
+    return commit.featuresets[0].extractors[0].code.source
+
+
+def _codes(tmp_path, head: str, body: str) -> list[str]:
+    with pytest.raises(DefinitionError) as caught:
+        compile_module(write_module(tmp_path, _module(head, body)))
+    return [problem.code for problem in caught.value.problems]
+
+
+def _value(source: str) -> object:
+    scope: dict[str, object] = {}
+    exec(source, scope)
+    return scope["f"](None, None)
+
+
+def test_a_function_on_its_own_is_its_text_without_decorators(tmp_path):
+    assert _captured(tmp_path, "", "return 1.0") == "def f(cls, ts):\n    return 1.0\n"
+
+
+def test_only_the_used_name_of_an_import_is_carried(tmp_path):
+    source = _captured(tmp_path, "from math import sqrt, log as ln\nimport json\n", "return ln(1.0)")
+    assert source.startswith("from math import log as ln\n")
+    assert "sqrt" not in source
+    assert "json" not in source
+
+
+def test_a_dotted_import_is_carried_by_its_first_name(tmp_path):
+    source = _captured(tmp_path, "import os.path\n", "return float(len(os.path.sep))")
+    assert source.startswith("import os.path\n")
+    assert _value(source) == 1.0
+
+
+def test_needs_are_followed_through_functions_constants_and_classes(tmp_path):
+    head = (
+        "from dataclasses import dataclass\n"
+        "BASE = 3\n"
+        "STEP = BASE + 1\n"
+        "UNUSED = 9\n"
+        "@dataclass\n"
+        "class Pair:\n"
+        "    left: int\n"
+        "    right: int = STEP\n"
+        "def total(pair):\n"
+        "    return pair.left + pair.right\n"
+    )
+    source = _captured(tmp_path, head, "return float(total(Pair(1)))")
+    assert _value(source) == 5.0
+    assert "UNUSED" not in source
+
+
+def test_functions_that_call_each_other_are_carried_once(tmp_path):
+    head = "def even(n):\n    return n == 0 or odd(n - 1)\ndef odd(n):\n    return n != 0 and even(n - 1)\n"
+    source = _captured(tmp_path, head, "return float(even(4))")
+    assert _value(source) == 1.0
+    assert source.count("def odd") == 1
+
+
+def test_a_conditional_import_is_carried_whole(tmp_path):
+    head = "try:\n    import absent_package as fast\nexcept ImportError:\n    fast = None\n"
+    assert _value(_captured(tmp_path, head, "return 1.0 if fast is None else 0.0")) == 1.0
+
+
+def test_the_inside_of_a_string_keeps_its_indentation(tmp_path):
+    body = 'text = """a\n        b\n  c"""\nreturn float(len(text))'
+    path = write_module(tmp_path, HEAD + TAIL.format(body='        text = """a\n        b\n  c"""\n        return float(len(text))'))
+    source = compile_module(path).featuresets[0].extractors[0].code.source
+    assert _value(source) == float(len("a\n        b\n  c"))
+    assert body.startswith("text")
+
+
+def test_the_line_of_the_function_is_kept_outside_the_digest(tmp_path):
+    path = write_module(tmp_path, _module("", "return 1.0"))
+    code = compile_module(path).featuresets[0].extractors[0].code
+    assert path.read_text().splitlines()[code.line - 1].strip() == "def f(cls, ts):"
+    assert code.file == str(path)
+
+
+def test_annotations_nobody_evaluates_need_not_be_carried(tmp_path):
+    text = "from __future__ import annotations\n" + _module("", "return 1.0").replace("(cls, ts)", "(cls: Nowhere, ts: Never)")
+    source = compile_module(write_module(tmp_path, text)).featuresets[0].extractors[0].code.source
+    assert source.startswith("from __future__ import annotations\n")
+    assert _value(source) == 1.0
+
+
+def test_a_value_of_an_enclosing_function_is_a_problem(tmp_path):
+    text = HEAD + (
+        "def make(factor):\n"
+        "    @featureset\n"
+        "    class F:\n"
+        "        shop: str = feature()\n"
+        "        x: float = feature()\n"
+        "        @extractor\n"
+        "        @extractor_outputs('x')\n"
+        "        def f(cls, ts):\n"
+        "            return 1.0 * factor\n"
+        "    return F\n"
+        "F = make(2.0)\n"
+    )
+    with pytest.raises(DefinitionError) as caught:
+        compile_module(write_module(tmp_path, text))
+    assert [(problem.code, problem.line) for problem in caught.value.problems] == [("closure", 9)]
+
+
+def test_an_import_of_a_neighbouring_file_is_a_problem(tmp_path):
+    (tmp_path / "neighbour_of_features.py").write_text("FACTOR = 2.0\n")
+    assert _codes(tmp_path, "from neighbour_of_features import FACTOR\n", "return FACTOR") == ["local_import"]
+
+
+def test_each_undefined_name_is_a_problem_of_its_own(tmp_path):
+    assert _codes(tmp_path, "", "return here + there") == ["unresolved_name", "unresolved_name"]

@@ -1,0 +1,94 @@
+"""A module becomes a commit: equal meaning, equal bytes, wherever and however often it is compiled."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from featurelib.compile import compile_module
+from featurelib.definitions import Commit, canonical_bytes, digest
+from featurelib.errors import DefinitionError
+from featurelib.plan import commit_id
+from tests.support.modules import EVENT, FEATURES, HEAD, STATS, VALID, write_module
+
+
+def test_a_commit_survives_json_and_keeps_its_digest(tmp_path):
+    commit = compile_module(write_module(tmp_path, VALID))
+    again = Commit.model_validate_json(commit.model_dump_json())
+    assert again == commit
+    assert digest(again) == digest(commit)
+
+
+def test_compiling_twice_gives_the_same_commit(tmp_path):
+    path = write_module(tmp_path, VALID)
+    assert compile_module(path) == compile_module(path)
+
+
+def test_the_folder_and_the_place_in_the_file_have_no_meaning(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    first = compile_module(write_module(one, VALID))
+    second = compile_module(write_module(two, "# a comment\n\n" + VALID, name="other.py"))
+    assert first.locations != second.locations
+    assert canonical_bytes(first) == canonical_bytes(second)
+
+
+def test_the_order_of_definitions_does_not_change_the_commit_id(tmp_path):
+    rate = "\n@dataset()\nclass Rate:\n    k: str = field(key=True)\n    at: datetime = field(timestamp=True)\n"
+    first = compile_module(write_module(tmp_path, HEAD + rate + EVENT))
+    second = compile_module(write_module(tmp_path, HEAD + EVENT + rate))
+    assert first.datasets != second.datasets
+    assert commit_id(first) == commit_id(second)
+
+
+def test_a_changed_window_changes_the_commit_id(tmp_path):
+    first = compile_module(write_module(tmp_path, VALID))
+    second = compile_module(write_module(tmp_path, VALID.replace('window="1d"', 'window="2d"')))
+    assert commit_id(first) != commit_id(second)
+
+
+def test_definitions_from_a_neighbouring_module_are_part_of_the_commit(tmp_path):
+    write_module(tmp_path, HEAD + EVENT + STATS, name="datasets_of_shops.py")
+    path = write_module(tmp_path, "from datasets_of_shops import *\n" + FEATURES)
+    for _ in range(2):
+        commit = compile_module(path)
+        assert [each.name for each in commit.datasets] == ["Sale", "ShopStats"]
+        assert [each.name for each in commit.featuresets] == ["ShopFeatures"]
+    assert "datasets_of_shops" not in sys.modules
+
+
+def test_a_mistake_in_a_neighbouring_module_names_that_file(tmp_path):
+    write_module(tmp_path, HEAD + EVENT.replace("paid: bool", "paid: bytes"), name="neighbour.py")
+    path = write_module(tmp_path, "from neighbour import *\n")
+    with pytest.raises(DefinitionError) as caught:
+        compile_module(path)
+    assert [problem.file for problem in caught.value.problems] == [str(tmp_path / "neighbour.py")]
+
+
+def test_a_module_that_is_imported_already_compiles_to_the_same_commit(tmp_path, monkeypatch):
+    path = write_module(tmp_path, VALID, name="imported_features.py")
+    spec = importlib.util.spec_from_file_location("imported_features", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "imported_features", module)
+    spec.loader.exec_module(module)
+    assert compile_module(module) == compile_module(path)
+
+
+def test_annotations_as_text_are_understood(tmp_path):
+    commit = compile_module(write_module(tmp_path, "from __future__ import annotations\n" + VALID))
+    plain = compile_module(write_module(tmp_path, VALID))
+    assert commit.datasets == plain.datasets
+
+
+def test_importing_the_sdk_loads_nothing_heavy():
+    heavy = "ray redis sqlalchemy polars pyarrow pandas numpy httpx2 typer rich fastapi deltalake".split()
+    script = (
+        "import sys; before = set(sys.modules); import featurelib; "
+        f"loaded = set(sys.modules) - before; print(len(loaded), *(m for m in {heavy!r} if m in loaded))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    # pydantic is most of it: about 240 modules in all; the HTTP client alone would add more than a hundred.
+    assert int(out[0]) < 320
+    assert out[1:] == []
