@@ -29,7 +29,7 @@ def compile_module(
     """Gather what a module declares, with what it imports from other modules of declarations.
 
     Args:
-        target: a file, a module's dotted name, or a module that is imported already.
+        target: a file, a dotted name looked for from the working directory on, or a module that is imported already.
         context: definitions the module may refer to beside its own.
         connectors: connector types the platform can read.
 
@@ -106,7 +106,8 @@ def _load(target: str | Path | ModuleType) -> tuple[ModuleType | None, list[Prob
     path = Path(target)
     if path.suffix == ".py" or path.exists():
         return _load_file(path)
-    return _run(lambda: import_module(str(target)), str(target))
+    with _beside(Path.cwd()):
+        return _run(lambda: import_module(str(target)), str(target))
 
 
 def _load_file(path: Path) -> tuple[ModuleType | None, list[Problem]]:

@@ -94,6 +94,7 @@ class DefinitionError(ThymeError):
 
     @property
     def details(self) -> list[dict[str, object]]:
+        """Every problem as a dict."""
         return [dict(problem._asdict()) for problem in self.problems]
 
 

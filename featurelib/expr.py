@@ -114,10 +114,10 @@ class Expr:
         self.node = node
 
     def _arith(self, op: str, left: Any, right: Any) -> Expr:
-        return Expr(ArithNode(op=op, left=_node(left), right=_node(right)))  # type: ignore[arg-type]
+        return Expr(ArithNode(op=op, left=_node(left), right=_node(right)))
 
     def _compare(self, op: str, other: Any) -> Predicate:
-        return Predicate(CompareNode(op=op, left=self.node, right=_node(other)))  # type: ignore[arg-type]
+        return Predicate(CompareNode(op=op, left=self.node, right=_node(other)))
 
     def __add__(self, other: Expr | Scalar) -> Expr:
         return self._arith("add", self, other)
@@ -192,7 +192,7 @@ class Predicate(Expr):
     """A condition per row."""
 
     __slots__ = ()
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __and__(self, other: Predicate) -> Predicate:
         return Predicate(LogicNode(op="and", operands=(self.node, _node(other))))

@@ -265,9 +265,9 @@ def _extractor(
     inputs = tuple(_input_name(cls, given) for given in noted.inputs or ())
     outputs = tuple(given.name if isinstance(given, Reference) else str(given) for given in noted.outputs)
     _check_names(cls, inputs, outputs, features, Problem("", subject, "", "", site.file, site.line))
-    _check_signature(function, inputs, declared, subject, site)
+    fits = _check_signature(function, inputs, declared, subject, site)
     code = capture(function, subject, declared)
-    if code is None:
+    if code is None or not fits:
         declared.broken |= {f"{cls.__name__}.{output}" for output in outputs}
         return None
     try:
@@ -311,21 +311,22 @@ def _check_names(
 
 def _check_signature(
     function: FunctionType, inputs: tuple[str, ...], declared: Declared, subject: str, site: Site
-) -> None:
-    """``(cls, ts, *inputs)`` by position, or ``(cls, ts, inputs)`` with one dictionary (decision 19)."""
+) -> bool:
+    """Whether it takes ``(cls, ts, *inputs)`` by position, or ``(cls, ts, inputs)`` as one dictionary (decision 19)."""
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         text, hint = "an extractor is a plain function", "Return the value; neither async nor yield."
         declared.problem("extractor_signature", subject, text, hint, site=site)
-        return
-    parameters = list(inspect.signature(function).parameters)[2:]
-    if parameters == ["inputs"]:
-        return
+        return False
+    if list(inspect.signature(function).parameters)[2:] == ["inputs"]:
+        return True
     try:
         inspect.signature(function).bind(None, None, *inputs)
     except TypeError:
         text = f"the function does not take {len(inputs)} inputs after cls and ts"
         hint = f"Write def {function.__name__}({', '.join(['cls', 'ts', *(i.split('.')[-1] for i in inputs)])})."
         declared.problem("extractor_signature", subject, text, hint, site=site)
+        return False
+    return True
 
 
 def _dep(dep: Any, declared: Declared, subject: str, site: Site) -> str:

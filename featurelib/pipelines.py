@@ -292,6 +292,9 @@ def _ends_well(node: Any, declared: Declared, subject: str, site: Site) -> bool:
 def _backfill(value: Any) -> BackfillDef:
     if value is None:
         return BackfillDef(enabled=False)
+    if value is not UNSET and not isinstance(value, Backfill):
+        text = f"backfill= takes Backfill(since=…) or None; found {_described(value)}"
+        refuse_here("invalid_value", "pipeline", text, "Leave it out to fold all history.", DeclarationTypeError)
     since = value.since if isinstance(value, Backfill) else None
     return BackfillDef(since_us=parse_instant(since) if isinstance(since, datetime) else None)
 

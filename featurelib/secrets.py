@@ -31,4 +31,4 @@ class Secret(SecretRef):
             message = "Secret takes exactly one non-empty argument of env=, arn=, name="
             raise ValueError(message)
         ((kind, value),) = given.items()
-        super().__init__(**{"kind": kind, "value": SecretStr(value)})  # type: ignore[arg-type]
+        super().__init__(kind=kind, value=SecretStr(value))

@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     """Everything the embedded platform stores lives below this directory."""
 
     listener_socket: str = ""
-    """Unix socket that hands out the services' listening sockets; `thyme up` sets it. Empty: replicas bind the ports."""
+    """Unix socket that hands out the services' listening sockets; `thyme up` sets it. Empty: replicas bind."""
 
     online: OnlineSettings = OnlineSettings()
     registry: RegistrySettings = RegistrySettings()
@@ -160,7 +160,7 @@ class Settings(BaseSettings):
 
 
 def _settings_file() -> Path:
-    import os  # noqa: PLC0415  # the one place that may read the environment
+    import os  # the one place that may read the environment
 
     named = os.environ.get("THYME_SETTINGS")
     root = os.environ.get("THYME_DATA_DIR") or Path.home() / ".thyme" / "platform"

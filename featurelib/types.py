@@ -13,7 +13,8 @@ from pydantic import StringConstraints
 ScalarName = Literal["int", "float", "str", "bool", "datetime"]
 SCALARS: tuple[ScalarName, ...] = ("int", "float", "str", "bool", "datetime")
 
-TypeName = Annotated[str, StringConstraints(pattern=r"^(?:int|float|str|bool|datetime|list\[(?:int|float|str|bool|datetime)\])$")]
+_SCALAR = "(?:int|float|str|bool|datetime)"
+TypeName = Annotated[str, StringConstraints(pattern=rf"^(?:{_SCALAR}|list\[{_SCALAR}\])$")]
 """A scalar name, or ``list[<scalar>]``."""
 
 Scalar = bool | int | float | str

@@ -6,6 +6,7 @@ Pure: the SDK runs it before sending, the service runs it again on what arrives.
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -284,6 +285,8 @@ class _Pipeline:
 
     def _inputs_known(self) -> bool:
         names = [*self.pipeline.input_datasets, self.pipeline.output_dataset]
+        if not self.pipeline.input_datasets:
+            self._add("missing_inputs", "", "the pipeline names no input", "Write @inputs(SomeDataset).")
         for name in names:
             if self.world.dataset(name) is None:
                 hint = did_you_mean(name, [d.name for d in self.world.datasets], "The commit")
@@ -512,6 +515,7 @@ class _Featureset:
         ]
 
     def _extractor(self, extractor: ExtractorDef) -> None:
+        self._code(extractor)
         for name in extractor.inputs:
             if "." in name:
                 self._foreign_input(extractor, name)
@@ -530,6 +534,16 @@ class _Featureset:
                 hint = did_you_mean(dep, known, "The commit")
                 text = f"deps: there is no dataset or featureset `{dep}`"
                 self._add("unknown_dep", extractor.name, text, hint, dep)
+
+    def _code(self, extractor: ExtractorDef) -> None:
+        try:
+            body = ast.parse(extractor.code.source).body
+        except (SyntaxError, ValueError) as error:
+            self._add("invalid_code", extractor.name, f"the text of the function is not Python: {error}")
+            return
+        entry = extractor.code.entry_point
+        if not any(isinstance(node, ast.FunctionDef) and node.name == entry for node in body):
+            self._add("invalid_code", extractor.name, f"the text defines no function `{entry}`")
 
     def _unknown_feature(self, extractor: ExtractorDef, name: str, role: str) -> None:
         known = [feature.name for feature in self.featureset.features]

@@ -22,7 +22,7 @@ import polars as pl
 import structlog
 
 from featurelib.clock import Instant, SystemClock, parse_instant
-from featurelib.definitions import DatasetDef, Definitions, PipelineDef, ref
+from featurelib.definitions import DatasetDef, Definitions, PipelineDef
 from featurelib.engine.fold import KEY, Program
 from featurelib.engine.keys import groups_of, key_groups
 from featurelib.engine.operators import RightTable
@@ -241,7 +241,9 @@ def main() -> None:
     built = backfill(load_settings(), arguments.pipeline, arguments.version, since)
     seconds = time.monotonic() - started
     rows = sum(one.rows for one in built)
-    print(f"{arguments.pipeline}: {rows} rows in {seconds:.1f} s, {len(built)} partitions, process {os.getpid()}")
+    print(  # noqa: T201  # the job's own output
+        f"{arguments.pipeline}: {rows} rows in {seconds:.1f} s, {len(built)} partitions, process {os.getpid()}"
+    )
 
 
 if __name__ == "__main__":

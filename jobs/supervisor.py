@@ -36,6 +36,7 @@ _ANSWER_S = 5.0
 # Workers mostly wait; a tenth of a logical CPU each places them on the raylet that has any (the head's has none).
 _ACTOR_CPUS = 0.1
 
+
 class TaskActor:
     """A Ray actor around one task."""
 
@@ -106,7 +107,9 @@ class Supervisor:
             self._version = version
         wanted = wanted_tasks(self._definitions, self._settings.pipeline.partition_count, self._store.generation)
         behind = self._far_behind(wanted)
-        return {name: spec for name, spec in wanted.items() if spec.pipeline is None or ref(spec.pipeline) not in behind}
+        return {
+            name: spec for name, spec in wanted.items() if spec.pipeline is None or ref(spec.pipeline) not in behind
+        }
 
     def _far_behind(self, wanted: Mapping[str, TaskSpec]) -> set[str]:
         """Pipelines that have no state yet and more input than live workers should fold: a bounded job goes first."""
@@ -164,7 +167,9 @@ class Supervisor:
             except ray.exceptions.RayActorError as error:
                 self._actors.pop(name)
                 self._reports.pop(name, None)
-                self._event("job_failed", name, f"its process died: {str(error).splitlines()[0][:200]}", severity="error")
+                self._event(
+                    "job_failed", name, f"its process died: {str(error).splitlines()[0][:200]}", severity="error"
+                )
                 continue
             self._note_failure(name, report)
             self._reports[name] = report
@@ -209,12 +214,16 @@ class Supervisor:
             rows_in=facts.get("accepted", 0),
             rows_dead=facts.get("dead", 0),
             rows_late=facts.get("late", 0),
-            last_error=report.detail if report.state == "retrying" else None,
+            last_error=facts.get("error") or (report.detail if report.state == "retrying" else None),
         )
 
-    def _event(self, event_type: str, subject: str, message: str, severity: Literal["info", "warn", "error"] = "info") -> None:
+    def _event(
+        self, event_type: str, subject: str, message: str, severity: Literal["info", "warn", "error"] = "info"
+    ) -> None:
         _log.info(event_type, subject=subject, message=message)
-        event = NewEvent(event_type=event_type, severity=severity, source="supervisor", subject=subject, message=message)
+        event = NewEvent(
+            event_type=event_type, severity=severity, source="supervisor", subject=subject, message=message
+        )
         try:
             self._registry.record_event(event)
         except StoreUnavailable as error:

@@ -26,7 +26,8 @@ from featurelib.engine.fold import KEY, PLACE, PLACE_BITS, Program
 from featurelib.engine.keys import key_group, key_groups, owner_of_group
 from featurelib.engine.operators import RightTable, records_frame, run_steps
 from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node, pane_field
-from featurelib.engine.records import TIME, record_schema
+from featurelib.engine.records import OFFSET, TIME, record_schema
+from featurelib.errors import CorruptState
 from featurelib.stores.log import Log
 from featurelib.stores.online import GroupCommit, OnlineStore, StateName
 
@@ -190,9 +191,13 @@ class PartitionWorker:
         batch: dict[int, pa.Table] = {}
         rows = max(1, self._batch_rows // max(1, len(indexes)))
         for index in indexes:
-            table = self._log.read(*self._inputs[index].address, self._lowest(index), rows)
-            if table is not None:
-                batch[index] = table
+            lowest = self._lowest(index)
+            table = self._log.read(*self._inputs[index].address, lowest, rows)
+            if table is None:
+                continue
+            if table[OFFSET][0].as_py() != lowest:
+                raise CorruptState(f"the log of {self._inputs[index].address} no longer holds offset {lowest}")
+            batch[index] = table
         return batch
 
     def _apply_left(self, batch: Mapping[int, pa.Table]) -> Step:
@@ -202,7 +207,7 @@ class PartitionWorker:
             self._remember(records)
         shaped = self._unapplied(self._own(self._program.prepare(records, self._right_tables)))
         ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
-        touched = {key: rows for key, rows in self._program.rows_by_key(shaped.drop(_GROUP))}
+        touched = dict(self._program.rows_by_key(shaped.drop(_GROUP)))
         states = self._states(touched, flushing=False)
         for key, rows in touched.items():
             self._add(states[key], rows, ends)
@@ -217,8 +222,8 @@ class PartitionWorker:
             name = self._inputs[index].dataset.name
             after[name] = after[name].with_records(table)
         removed, added = self._changed_rows(batch, before, after)
-        replaced = {key: rows for key, rows in self._program.rows_by_key(added)}
-        gone = {key: rows for key, rows in self._program.rows_by_key(removed)}
+        replaced = dict(self._program.rows_by_key(added))
+        gone = dict(self._program.rows_by_key(removed))
         touched = {key: [*gone.get(key, []), *replaced.get(key, [])] for key in {*gone, *replaced}}
         states = self._states(touched, flushing=True)
         for key in touched:
@@ -313,7 +318,7 @@ class PartitionWorker:
         return states
 
     def _load(self, keys: Sequence[str]) -> Iterator[tuple[str, KeyState]]:
-        loaded = self._store.load(self._state, {key: (HEADER, BUFFER) for key in keys}) if keys else {}
+        loaded = self._store.load(self._state, dict.fromkeys(keys, (HEADER, BUFFER))) if keys else {}
         for key, (header, buffer) in loaded.items():
             if header is None:
                 yield key, self._program.new_state(len(self._inputs))

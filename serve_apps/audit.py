@@ -15,6 +15,7 @@ import structlog
 
 from featurelib.errors import ThymeError
 from featurelib.stores.audit import QueryRun
+from serve_apps.current import passed
 from serve_apps.metrics import Metrics
 
 # Five seconds of 10,000 answers a second: longer than a SQLite checkpoint, shorter than memory cares for (~1 kB each).
@@ -51,11 +52,10 @@ class AuditWriter:
         else:
             self._waiting.append(run)
 
-    async def write(self) -> None:
-        """Write what is queued, for ever."""
+    async def write(self, stopping: asyncio.Event) -> None:
+        """Write what is queued until ``stopping``."""
         failing = False
-        while True:
-            await asyncio.sleep(_RETRY_SECONDS if failing else _FLUSH_SECONDS)
+        while not await passed(stopping, _RETRY_SECONDS if failing else _FLUSH_SECONDS):
             try:
                 await self.flush()
             except ThymeError as error:

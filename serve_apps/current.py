@@ -108,11 +108,10 @@ class Current:
         await asyncio.to_thread(self._load)
         await self._generations.refresh(self.snapshot.pipelines)
 
-    async def watch(self, interval_s: float) -> None:
-        """Refresh for ever; an outage is logged when it begins and when it ends."""
+    async def watch(self, interval_s: float, stopping: asyncio.Event) -> None:
+        """Refresh until ``stopping``; an outage is logged when it begins and when it ends."""
         failing = False
-        while True:
-            await asyncio.sleep(interval_s)
+        while not await passed(stopping, interval_s):
             try:
                 await self.refresh()
             except ThymeError as error:
@@ -143,6 +142,16 @@ class Current:
             for name, why in broken.items():
                 _log.error("broken_definition", name=name, error=why)
         return Snapshot(version, commit.commit_id if commit else None, definitions, keys, plans, views, broken)
+
+
+async def passed(event: asyncio.Event, within_s: float) -> bool:
+    """Wait for an event, but not longer than ``within_s``; whether it happened."""
+    try:
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def compile_all(definitions: Definitions) -> tuple[dict[str, ReadPlan], dict[str, View], dict[str, str]]:

@@ -57,6 +57,7 @@ class Services:
     current: Current
     query_server: QueryServer
     threads: ThreadPoolExecutor
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
     background: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
@@ -87,8 +88,8 @@ class Services:
         """
         await self.current.refresh()
         interval_s = self.settings.serving.plan_poll_ms / 1_000
-        self.background.append(asyncio.create_task(self.current.watch(interval_s)))
-        self.background.append(asyncio.create_task(self.writer.write()))
+        self.background.append(asyncio.create_task(self.current.watch(interval_s, self.stopping)))
+        self.background.append(asyncio.create_task(self.writer.write(self.stopping)))
         try:
             yield self
         finally:
@@ -101,8 +102,8 @@ class Services:
                 task.result()
 
     async def _close(self) -> None:
-        for task in self.background:
-            task.cancel()
+        # Asked, not cancelled: a task cancelled while it connects leaves a socket nobody closes.
+        self.stopping.set()
         await asyncio.gather(*self.background, return_exceptions=True)
         await self.writer.close()
         await self.stores.online.close()

@@ -127,7 +127,9 @@ def main() -> int:
     if differences:
         return 1
     total = time.monotonic() - started
-    console.print(f"\n[green]Every number equals SQL.[/green] {folded:.0f} s to ingest and fold, {total:.0f} s in all.\n")
+    console.print(
+        f"\n[green]Every number equals SQL.[/green] {folded:.0f} s to ingest and fold, {total:.0f} s in all.\n"
+    )
     _next_steps(config)
     return 0
 
@@ -141,7 +143,9 @@ def _next_steps(config: Config) -> None:
     console.print("  .venv/bin/thyme status")
     console.print("  .venv/bin/thyme query examples.flights.features:CarrierFeatures -e B6,DL")
     console.print("  .venv/bin/thyme lookup examples.flights.features:Plane -e N14228")
-    key = "$(python3 -c 'import json,os;print(json.load(open(os.path.expanduser(\"~/.thyme/credentials\")))[\"api_key\"])')"
+    key = (
+        '$(python3 -c \'import json,os;print(json.load(open(os.path.expanduser("~/.thyme/credentials")))["api_key"])\')'
+    )
     console.print(
         f'  curl -H "Authorization: Bearer {key}" '
         f"'{config.query_url}/features?featureset=CarrierFeatures&entity_id=UA'",

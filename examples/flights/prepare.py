@@ -40,7 +40,9 @@ def _departures(folder: Path) -> None:
         "distance",
         pl.col("dep_delay").cast(pl.Float64).alias("delay_minutes"),
         pl.col("dep_time").is_null().alias("cancelled"),
-        (scheduled + pl.duration(minutes=pl.col("dep_delay").fill_null(0))).dt.cast_time_unit("us").alias("departed_at"),
+        (scheduled + pl.duration(minutes=pl.col("dep_delay").fill_null(0)))
+        .dt.cast_time_unit("us")
+        .alias("departed_at"),
         "month",
     ).sort("departed_at", "carrier", "flight")
     for (month,), part in departures.partition_by("month", as_dict=True, include_key=False).items():

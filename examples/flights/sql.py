@@ -1,4 +1,4 @@
-"""The same numbers from the raw files in SQL (DuckDB), sharing no code with the platform: what the demo compares with."""
+"""The same numbers from the raw files in SQL (DuckDB): what the demo compares with. No code of the platform."""
 
 from __future__ import annotations
 

@@ -42,8 +42,6 @@ def compile_target(target: str, message: str) -> Commit:
     """The commit of a file or module."""
     from featurelib.compile import compile_module
 
-    # A dotted name is looked for beside the user, as `python -m` does.
-    sys.path.insert(0, str(Path.cwd()))
     return compile_module(target).model_copy(update={"message": message})
 
 

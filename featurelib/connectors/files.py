@@ -56,7 +56,7 @@ class _Place(NamedTuple):
 
 
 class FilesSource:
-    """Reads what is new in a set of files. Keeps only byte offsets between polls; they are hints, not state."""
+    """Reads what is new in a set of files. What it keeps between polls (offsets, sizes) are hints, not state."""
 
     def __init__(self, config: Mapping[str, Setting], cursor: str, batch_rows: int, clock: Clock) -> None:
         self._path = _text(config, "path")
@@ -71,6 +71,7 @@ class FilesSource:
         self._batch_rows = batch_rows
         self._clock = clock
         self._places: dict[str, _Place] = {}
+        self._exhausted: dict[str, tuple[int, int, int]] = {}
 
     def poll(self, position: Position) -> Iterator[SourceBatch]:
         """New records of every file, file by file in the order of their names.
@@ -81,8 +82,7 @@ class FilesSource:
         failures = []
         for file in self._files():
             try:
-                for batch in self._read(file, position.get(file.stream, 0)):
-                    yield batch._replace(cursor=self._cursor_of(batch))
+                yield from self._read_new(file, position.get(file.stream, 0))
             except (OSError, pa.ArrowException, SourceError) as error:
                 failures.append(f"{file.stream}: {error}")
         if failures:
@@ -92,11 +92,11 @@ class FilesSource:
         path = Path(self._path).expanduser()
         if path.is_file():
             return [_File(path.name, path, self._format_of(path) or _unknown(path))]
-        if glob.has_magic(self._path):
+        if path.is_dir():
+            root, found = path, list(path.rglob("*"))
+        elif glob.has_magic(self._path):
             root = _fixed_part(path)
             found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207  # an absolute pattern
-        elif path.is_dir():
-            root, found = path, list(path.rglob("*"))
         else:
             raise SourceError(f"files source: {path} does not exist")
         files = [
@@ -108,6 +108,18 @@ class FilesSource:
 
     def _format_of(self, path: Path) -> str:
         return self._format or _FORMATS.get(path.suffix.lower(), "")
+
+    def _read_new(self, file: _File, done: int) -> Iterator[SourceBatch]:
+        """The file after ``done``; one that was read to its end and did not change since is not even opened."""
+        stat = file.path.stat()
+        if self._exhausted.get(file.stream) == (stat.st_size, stat.st_mtime_ns, done):
+            return
+        for batch in self._read(file, done):
+            done = batch.through
+            yield batch._replace(cursor=self._cursor_of(batch))
+        # An unfinished last line may count later though nothing changes: then the known place is before the end.
+        if file.format == "parquet" or self._places.get(file.stream, _Place(0, 0)).byte == stat.st_size:
+            self._exhausted[file.stream] = (stat.st_size, stat.st_mtime_ns, done)
 
     def _read(self, file: _File, done: int) -> Iterator[SourceBatch]:
         return self._read_parquet(file, done) if file.format == "parquet" else self._read_text(file, done)

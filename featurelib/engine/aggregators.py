@@ -223,7 +223,7 @@ def _order(entry: Sequence[Any]) -> tuple[Any, ...]:
     return (entry[0], entry[1], entry[2])
 
 
-def aggregator_for(aggregate: Aggregate, source: Input) -> Aggregator:
+def aggregator_for(aggregate: Aggregate, source: Input) -> Aggregator:  # noqa: PLR0911  # a table
     """The algebra of an aggregate over an input."""
     match aggregate:
         case Count():

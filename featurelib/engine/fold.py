@@ -133,7 +133,7 @@ class Program:
         }
 
     def keyed_like_its_dataset(self) -> bool:
-        """Whether rows fold under the key their log is partitioned by, so that a worker reads only its own partitions."""
+        """Whether rows fold under the key of their log, so that a worker reads only its own partitions."""
         rewritten = any(isinstance(s, AssignStep) and s.column == self.left.key.name for s in self.pipeline.steps)
         return self.pipeline.fold.keys == (self.left.key.name,) and not rewritten
 
@@ -154,9 +154,7 @@ class Program:
     def shape(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The columns a row is made of."""
         keyed = frame.with_columns(key_texts([frame[name] for name in self.pipeline.fold.keys]).alias(KEY))
-        bits = [
-            expression(predicate).cast(pl.Int64) * (1 << bit) for bit, predicate in enumerate(self._predicates)
-        ]
+        bits = [expression(predicate).cast(pl.Int64) * (1 << bit) for bit, predicate in enumerate(self._predicates)]
         mask = pl.sum_horizontal(bits).alias(_MASK) if bits else pl.lit(0, dtype=pl.Int64).alias(_MASK)
         place = (pl.col(PARTITION).cast(pl.Int64) * (1 << PLACE_BITS) + pl.col(OFFSET)).alias(PLACE)
         values = [_stored(keyed.schema[name], name) for name in self._value_columns]
@@ -369,4 +367,3 @@ def _stored(kind: pl.DataType, name: str) -> pl.Expr:
     # Instants are stored as integers, microseconds, like every other instant.
     column = pl.col(name)
     return (column.dt.epoch("us") if kind.is_temporal() else column).alias(f"__value_{name}")
-

@@ -19,7 +19,7 @@ KEY_GROUPS = 64
 
 
 def key_text(parts: Sequence[object]) -> str:
-    """The text of a key: parts joined by ``:``, with ``\\`` escaping ``:`` and ``\\`` in composite keys (decision 16)."""
+    """The text of a key: parts joined by ``:``; a backslash escapes both in composite keys (decision 16)."""
     if len(parts) == 1:
         return _part_text(parts[0])
     return ":".join(_part_text(part).replace("\\", "\\\\").replace(":", "\\:") for part in parts)

@@ -47,9 +47,7 @@ def root_level(longest_window: Duration | None) -> int:
     """The level of the tree's roots: the lowest whose panes are as long as the longest window (``None``: lifetime)."""
     if longest_window is None:
         return _TOP_LEVEL
-    return next(
-        (level for level in range(1, _TOP_LEVEL) if 1 << (_BITS * level) >= longest_window), _TOP_LEVEL
-    )
+    return next((level for level in range(1, _TOP_LEVEL) if 1 << (_BITS * level) >= longest_window), _TOP_LEVEL)
 
 
 def pane_field(pane: Pane) -> bytes:

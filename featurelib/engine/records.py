@@ -46,7 +46,13 @@ def dataset_schema(dataset: DatasetDef) -> pa.Schema:
 
 def record_schema(dataset: DatasetDef) -> pa.Schema:
     """Arrow schema of a dataset's records, system columns included."""
-    system = [(TIME, pa.int64()), (ACCEPTED_AT, pa.int64()), (PARTITION, pa.int32()), (OFFSET, pa.int64()), (LATE, pa.bool_())]
+    system = [
+        (TIME, pa.int64()),
+        (ACCEPTED_AT, pa.int64()),
+        (PARTITION, pa.int32()),
+        (OFFSET, pa.int64()),
+        (LATE, pa.bool_()),
+    ]
     return pa.schema([*dataset_schema(dataset), *(pa.field(name, kind) for name, kind in system)])
 
 

@@ -174,11 +174,11 @@ class Archive:
             return len(table.vacuum(retention_hours, dry_run=False, enforce_retention_duration=False))
 
     def _open(self, dataset: DatasetDef) -> DeltaTable | None:
-        try:
-            with _unavailable():
+        with _unavailable():
+            try:
                 return DeltaTable(self.location(dataset), storage_options=self._storage_options)
-        except TableNotFoundError:
-            return None
+            except TableNotFoundError:
+                return None
 
     def _create(self, dataset: DatasetDef) -> DeltaTable:
         return DeltaTable.create(
@@ -326,7 +326,5 @@ def _merge(table: DeltaTable, month: int, *, whole: bool) -> None:
 def _unavailable() -> Iterator[None]:
     try:
         yield
-    except TableNotFoundError:
-        raise
     except (DeltaError, OSError) as error:
         raise StoreUnavailable(f"the archive does not answer: {error}") from error

@@ -91,6 +91,8 @@ class History:
             offset = start[part]
             while offset < end:
                 batch = self._log.read(ref(dataset), part, offset, min(end - offset, _TAIL_ROWS))
+                if batch is None and self._log.head(ref(dataset), part).next_offset <= offset:
+                    break  # the cut lies beyond what was ever appended
                 if batch is None or batch[OFFSET][0].as_py() != offset:
                     return None
                 offset = batch[OFFSET][-1].as_py() + 1

@@ -281,7 +281,9 @@ class Log:
 
     def _decode(self, dataset: str, partition: int, base: int, fields: Mapping[bytes, bytes]) -> pa.Table:
         if fields[b"f"] != _FORMAT:
-            message = f"log entry {base} of {dataset}/{partition} has format {fields[b'f']!r}; this version reads {_FORMAT!r}"
+            message = (
+                f"log entry {base} of {dataset}/{partition} has format {fields[b'f']!r}; this version reads {_FORMAT!r}"
+            )
             raise CorruptState(message)
         schema = self._schema(dataset, partition, fields[b"s"].decode())
         plain_bytes, payload = int(fields[b"z"]), pa.py_buffer(fields[b"b"])

@@ -64,4 +64,3 @@ class PointInTime:
 
     def _records(self, dataset: DatasetDef, until: Instant) -> pa.Table:
         return self._history.read(dataset, self._log.partitions(ref(dataset)), until=until)
-

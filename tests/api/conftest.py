@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -55,7 +56,6 @@ class Platform:
         self.settings = settings
         self.clock = clock
         self.registry = Registry(settings.registry_url, clock)
-        self.registry.migrate()
         self.log = Log(settings.online.redis_url.get_secret_value(), clock)
         self.keys = {role: self.registry.create_key(role, role) for role in ("reader", "writer", "admin")}
         self.application = Application(self._open)
@@ -99,8 +99,19 @@ def clock() -> SettableClock:
     return SettableClock(NOON)
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry that was migrated once; each test has a copy."""
+    path = tmp_path_factory.mktemp("registry") / "registry.db"
+    registry = Registry(f"sqlite:///{path}", SettableClock(NOON))
+    registry.migrate()
+    registry.close()
+    return path
+
+
 @pytest.fixture
-def settings(tmp_path: Path, empty_redis_url: str) -> Settings:
+def settings(tmp_path: Path, empty_redis_url: str, migrated: Path) -> Settings:
+    shutil.copy(migrated, tmp_path / "registry.db")
     return Settings(
         data_dir=tmp_path,
         online={"redis_url": empty_redis_url},

@@ -25,7 +25,6 @@ class FilesCase:
 
     root: Path
     format: str
-    grows: bool
     cursor: str = ""
 
     def connect(self, batch_rows: int = BATCH_ROWS) -> Source:
@@ -59,7 +58,13 @@ class FilesCase:
 
 @pytest.fixture(params=["parquet", "csv", "jsonl"])
 def case(request, tmp_path) -> FilesCase:
-    return FilesCase(tmp_path, request.param, grows=request.param != "parquet")
+    return FilesCase(tmp_path, request.param)
+
+
+@pytest.fixture(params=["csv", "jsonl"])
+def growing_case(request, tmp_path) -> FilesCase:
+    """Streams that may grow; a Parquet file is written once."""
+    return FilesCase(tmp_path, request.param)
 
 
 def rows(count: int, start: int = 0) -> list[dict]:
@@ -127,14 +132,12 @@ def test_a_new_stream_is_found_by_a_later_poll(case):
     assert [row["n"] for row in records(list(source.poll(reached))).values()] == [10, 11]
 
 
-def test_records_added_to_a_stream_follow_those_before(case):
-    if not case.grows:
-        pytest.skip("streams of this system are written once")
-    case.add("a", rows(ROWS))
-    source = case.connect()
+def test_records_added_to_a_stream_follow_those_before(growing_case):
+    growing_case.add("a", rows(ROWS))
+    source = growing_case.connect()
     before = list(source.poll({}))
-    case.extend("a", rows(5, ROWS))
-    for reader in (source, case.connect()):
+    growing_case.extend("a", rows(5, ROWS))
+    for reader in (source, growing_case.connect()):
         added = records(list(reader.poll(position(before))))
         assert [row["n"] for row in added.values()] == list(range(ROWS, ROWS + 5))
         assert min(name[1] for name in added) == before[-1].through + 1
@@ -165,9 +168,9 @@ def test_the_cursor_shown_is_the_newest_value_and_drops_no_record(case):
 
 def test_a_cursor_of_another_type_or_of_no_column_is_shown_too(tmp_path):
     (tmp_path / "a.csv").write_text("at,n\n2026-01-02T00:00:00Z,1\n2026-01-01T00:00:00Z,2\n")
-    (batch,) = FilesCase(tmp_path, "csv", grows=True, cursor="at").connect().poll({})
+    (batch,) = FilesCase(tmp_path, "csv", cursor="at").connect().poll({})
     assert batch.cursor == "2026-01-02T00:00:00Z"
-    (batch,) = FilesCase(tmp_path, "csv", grows=True, cursor="nothing").connect().poll({})
+    (batch,) = FilesCase(tmp_path, "csv", cursor="nothing").connect().poll({})
     assert batch.cursor == ""
 
 
@@ -295,6 +298,22 @@ def test_a_glob_names_streams_below_its_fixed_part_in_the_order_of_names(tmp_pat
     streams = [batch.stream for batch in files(tmp_path / "20*" / "*.csv").poll({})]
     assert streams == ["2025/z.csv", "2026/a.csv", "2026/b.csv"]
     assert [batch.stream for batch in files(tmp_path).poll({})] == streams
+
+
+def test_a_file_read_to_its_end_is_not_opened_again_until_it_changes(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    path.write_text("id\nx\n")
+    source = files(tmp_path)
+    assert len(list(source.poll({}))) == 1
+    opened = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *args: opened.append(self) or real(self, *args))
+    assert list(source.poll({"a.csv": 2})) == []
+    assert opened == []
+    assert records_ids(source, {}) == {2: "x"}
+    os.truncate(path, 4)
+    with pytest.raises(SourceError):
+        list(source.poll({"a.csv": 2}))
 
 
 def test_one_file_may_be_named_and_its_format_given(tmp_path):

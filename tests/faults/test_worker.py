@@ -28,7 +28,7 @@ from featurelib.engine.keys import key_group, owner_of_group
 from featurelib.engine.records import OFFSET, TIME, in_order, record_schema
 from featurelib.errors import Fenced
 from featurelib.expr import col
-from featurelib.stores.log import Identity, Lateness, Log
+from featurelib.stores.log import Lateness, Log
 from featurelib.stores.online import OnlineStore, StateName
 from jobs.worker import PartitionWorker
 
@@ -144,14 +144,22 @@ class World:
 
     def worker(self, groups: range = range(64)) -> PartitionWorker:
         return PartitionWorker(
-            self.program, self.state, groups, log=self.log, store=self.store, history=LogHistory(self.log), batch_rows=64
+            self.program,
+            self.state,
+            groups,
+            log=self.log,
+            store=self.store,
+            history=LogHistory(self.log),
+            batch_rows=64,
         )
 
     def post_rides(self, count: int) -> None:
         rows = []
         for _ in range(count):
             at = T0 + self.random.randrange(30 * HOUR)
-            rows.append((at, self.random.choice("abcdef"), self.random.choice("xyz"), self.random.choice([None, 0, 5, 7])))
+            rows.append(
+                (at, self.random.choice("abcdef"), self.random.choice("xyz"), self.random.choice([None, 0, 5, 7]))
+            )
         for partition in range(2):
             mine = [r for r in rows if owner_of_group(key_group(r[1]), 2) == partition]
             table = pa.table(
@@ -171,7 +179,10 @@ class World:
                 self.rides += [(r[0], o, r[1], r[2], r[3]) for r, o in zip(mine, order, strict=True)]
 
     def post_rain(self, count: int) -> None:
-        rows = [(T0 + self.random.randrange(30) * HOUR, self.random.choice("xyz"), self.random.randrange(9)) for _ in range(count)]
+        rows = [
+            (T0 + self.random.randrange(30) * HOUR, self.random.choice("xyz"), self.random.randrange(9))
+            for _ in range(count)
+        ]
         table = pa.table(
             {
                 "city": [r[1] for r in rows],
@@ -225,7 +236,7 @@ class World:
 
 
 def drain(*workers: PartitionWorker) -> None:
-    while any([worker.step().read for worker in workers]):
+    while sum(worker.step().read for worker in workers):
         pass
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from featurelib.errors import ValueOverflow
 
 VALUE, TEXT = 3, 4
 INTS = st.one_of(st.none(), st.integers(-(2**40), 2**40))
-ROWS = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 3), INTS, st.sampled_from("abc"), st.booleans()), max_size=40)
+ROWS = st.lists(
+    st.tuples(st.integers(0, 50), st.integers(0, 3), INTS, st.sampled_from("abc"), st.booleans()), max_size=40
+)
 
 CASES: list[tuple[Aggregate, Input]] = [
     (Count(), Input(None, None, None)),
@@ -38,16 +41,21 @@ IDS = [f"{type(a).__name__}-{i.column}-{'where' if i.bit is not None else 'all'}
 
 def rows_of(drawn: list[tuple[Any, ...]]) -> list[Row]:
     """Rows with distinct places, in total order."""
-    rows = [(time, accepted, place, value, text, int(flag)) for place, (time, accepted, value, text, flag) in enumerate(drawn)]
+    rows = [
+        (time, accepted, place, value, text, int(flag))
+        for place, (time, accepted, value, text, flag) in enumerate(drawn)
+    ]
     return sorted(rows, key=lambda row: row[:3])
 
 
 @pytest.mark.parametrize(("aggregate", "source"), CASES, ids=IDS)
 @given(drawn=ROWS, cuts=st.lists(st.integers(0, 40), max_size=4))
-def test_any_cut_of_the_rows_finishes_the_same(aggregate: Aggregate, source: Input, drawn: list, cuts: list[int]) -> None:
+def test_any_cut_of_the_rows_finishes_the_same(
+    aggregate: Aggregate, source: Input, drawn: list, cuts: list[int]
+) -> None:
     algebra, rows = aggregator_for(aggregate, source), rows_of(drawn)
     edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
-    parts = [algebra.fold(rows[low:high]) for low, high in zip(edges, edges[1:], strict=False)]
+    parts = [algebra.fold(rows[low:high]) for low, high in pairwise(edges)]
     assert algebra.finish(algebra.merge_all(parts)) == algebra.finish(algebra.fold(rows))
 
 
@@ -95,7 +103,9 @@ EMPTY = [
 ]
 
 
-@pytest.mark.parametrize(("aggregate", "source", "value"), EMPTY, ids=[f"{type(a).__name__}-{i.type}" for a, i, _ in EMPTY])
+@pytest.mark.parametrize(
+    ("aggregate", "source", "value"), EMPTY, ids=[f"{type(a).__name__}-{i.type}" for a, i, _ in EMPTY]
+)
 def test_an_empty_window_has_the_documented_value(aggregate: Aggregate, source: Input, value: object) -> None:
     assert aggregator_for(aggregate, source).finish(None) == value
 

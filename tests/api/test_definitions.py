@@ -1,0 +1,206 @@
+"""Commits and what the definition service shows of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from featurelib.compile import compile_module
+from featurelib.definitions import Commit, ConnectorDef, SourceDef
+from featurelib.secrets import SecretRef
+from featurelib.stores.registry import SourceStatus
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "thyme_commit"
+
+
+def rides_commit() -> Commit:
+    return compile_module(Path(__file__).parent / "rides.py")
+
+
+async def test_a_commit_says_what_it_did_and_repeats_as_a_no_op(platform, client):
+    first = (await platform.commit_rides(client)).json()
+    assert first["no_op"] is False
+    assert (first["datasets"], first["pipelines"], first["featuresets"], first["sources"]) == (3, 1, 4, 0)
+    assert first["topics_created"] == ["City_topic", "RiderStats_topic", "Ride_topic"]
+    assert set(first["changes"]) == {"added", "updated", "unchanged"}
+    again = (await platform.commit_rides(client)).json()
+    assert (again["no_op"], again["commit_id"]) == (True, first["commit_id"])
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/commit"])
+async def test_the_root_is_an_alias_of_commit(client, path):
+    answer = await client.post(path, content=rides_commit().model_dump_json())
+    assert answer.status_code == 200
+
+
+async def test_a_base_url_that_holds_the_commit_path_still_reads(client):
+    answer = await client.get("/api/v1/commit/api/v1/featuresets")
+    assert (answer.status_code, answer.json()) == (200, [])
+
+
+async def test_protobuf_is_refused_in_the_words_that_make_the_stock_client_send_json(client):
+    answer = await client.post("/api/v1/commit", content=b"\x0a", headers={"Content-Type": "application/protobuf"})
+    assert answer.status_code == 400
+    assert "Unsupported operator" in answer.text
+
+
+async def test_a_commit_is_served_as_soon_as_it_is_acknowledged(platform, client):
+    assert (await client.get("/features?featureset=Rider&entity_id=7")).status_code == 404
+    await platform.commit_rides(client)
+    assert (await client.get("/features?featureset=Rider&entity_id=7")).status_code == 200
+
+
+async def test_a_commit_reaches_other_replicas_by_polling(platform, client, settings, clock):
+    from tests.api.conftest import Platform
+
+    other = Platform(settings, clock)
+    async with other.application.running(), other.client() as elsewhere:
+        await platform.commit_rides(client)
+        async with asyncio.timeout(5):
+            while (await elsewhere.get("/features?featureset=Rider&entity_id=7")).status_code != 200:
+                await asyncio.sleep(0)
+    other.log.close()
+    other.registry.close()
+
+
+async def test_every_mistake_of_a_commit_is_listed_and_nothing_is_committed(client, platform):
+    commit = json.loads(rides_commit().model_dump_json())
+    commit["featuresets"][0]["features"][1]["lookup"]["field"] = "tripz"
+    commit["pipelines"][0]["steps"][-1]["aggregates"][1]["aggregate"]["of"] = "fair"
+    commit["pipelines"][0]["input_datasets"] = ["Rides"]
+    answer = await client.post("/api/v1/commit", json=commit)
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_definition")
+    assert len(answer.json()["details"]) >= 2
+    assert platform.registry.definitions().all == ()
+    assert (await client.get("/api/v1/events")).json() == [
+        event for event in (await client.get("/api/v1/events")).json() if event["event_type"] != "commit"
+    ]
+
+
+async def test_a_malformed_commit_lists_its_misfits(client):
+    answer = await client.post("/api/v1/commit", json={"format": 1, "datasets": [{"name": "9"}], "pipelines": 5})
+    assert answer.status_code == 400
+    assert len(answer.json()["details"]) >= 2
+
+
+async def test_a_breaking_change_is_409_and_lists_the_break(platform, client):
+    await platform.commit_rides(client)
+    commit = json.loads(rides_commit().model_dump_json())
+    commit["pipelines"][0]["steps"][-1]["aggregates"][0]["aggregate"]["window"] = {"kind": "continuous", "size_us": 1}
+    answer = await client.post("/api/v1/commit", json=commit)
+    assert (answer.status_code, answer.json()["error"]) == (409, "breaking_change")
+    assert answer.json()["details"]
+
+
+async def test_an_extractor_that_does_not_load_is_refused_with_its_line(client, platform):
+    commit = json.loads(rides_commit().model_dump_json())
+    featureset = next(f for f in commit["featuresets"] if f["name"] == "Fragile")
+    featureset["extractors"][0]["code"]["source"] = "import no_such_module\ndef invert(cls, ts, trips): return 1"
+    answer = await client.post("/api/v1/commit", json=commit)
+    assert answer.status_code == 400
+    assert "no_such_module" in answer.text
+    assert platform.registry.definitions().all == ()
+
+
+async def test_featuresets_show_lookups_and_code(rides):
+    records = {record["name"]: record for record in (await rides.get("/api/v1/featuresets")).json()}
+    spec = records["Rider"]["spec"]
+    extractors = {extractor["name"]: extractor for extractor in spec["extractors"]}
+    assert extractors["_thyme_lookup_trips"]["kind"] == "LOOKUP"
+    assert extractors["_thyme_lookup_trips"]["lookup_info"] == {
+        "dataset_name": "RiderStats",
+        "field_name": "trips",
+        "default": 0,
+    }
+    assert "def each_trip" in extractors["each_trip"]["pycode"]["source_code"]
+    assert [feature["name"] for feature in spec["features"]][:2] == ["rider", "trips"]
+
+
+async def test_jobs_show_flat_operators_and_the_index_of_raw_datasets(rides):
+    jobs = {job["name"]: job for job in (await rides.get("/api/v1/jobs")).json()}
+    assert set(jobs) == {"by_rider_job", "Ride_index_job", "City_index_job"}
+    spec = jobs["by_rider_job"]["spec"]
+    assert (spec["input_topic"], spec["output_topic"], spec["partition_count"]) == ("Ride_topic", "RiderStats_topic", 2)
+    assert {"aggregate": {"agg_type": "count", "field": "", "window": "1d", "output_field": "trips", "keys": ["rider"]}} in (
+        spec["pipeline_spec"]["operators"]
+    )
+
+
+async def test_status_shows_everything_at_a_glance(rides):
+    status = (await rides.get("/api/v1/status")).json()
+    assert {dataset["name"] for dataset in status["datasets"]} == {"Ride", "City", "RiderStats"}
+    assert status["pipelines"] == [
+        {"name": "by_rider", "version": 1, "input_datasets": ["Ride"], "output_dataset": "RiderStats"}
+    ]
+    assert {f["name"]: f["feature_count"] for f in status["featuresets"]}["Rider"] == 8
+    assert status["latest_commit"]["status"] == "applied"
+    assert "commit" in {event["event_type"] for event in status["recent_events"]}
+    assert status["backfills"] == []
+
+
+async def test_datasets_pipelines_and_commits_are_listed(rides):
+    datasets = {record["name"]: record for record in (await rides.get("/api/v1/datasets")).json()}
+    assert datasets["Ride"]["schema"]["fare"] == "float"
+    assert (datasets["Ride"]["primary_keys"], datasets["Ride"]["time_field"]) == (["ride"], "at")
+    assert (await rides.get("/api/v1/pipelines")).json()[0]["output_dataset"] == "RiderStats"
+    (commit,) = (await rides.get("/api/v1/commits")).json()
+    assert commit["committed_by"] is not None
+
+
+async def test_events_are_filtered(rides):
+    commits = (await rides.get("/api/v1/events?event_type=commit")).json()
+    assert [event["event_type"] for event in commits] == ["commit"]
+    assert (await rides.get("/api/v1/events?severity=warning")).json() == []
+    assert (await rides.get("/api/v1/events?subject=nobody")).json() == []
+
+
+async def test_a_source_hides_its_secrets(platform, client):
+    secrets = {
+        "password": SecretRef(kind="literal", value="hunter2"),
+        "token": "plain-token",
+        "url": "https://user:hunter3@host/x",
+        "key": SecretRef(kind="env", value="RIDES_KEY"),
+        "path": "rides/*.csv",
+    }
+    source = SourceDef(dataset="Ride", connector=ConnectorDef(type="files", config=secrets), cursor="at")
+    commit = rides_commit().model_copy(update={"sources": (source,)})
+    answer = await client.post("/api/v1/commit", content=commit.model_dump_json())
+    platform.registry.put_source(SourceStatus(dataset="Ride", cursor_value="2026", rows_in=3))
+    assert answer.status_code == 200, answer.text
+    (shown,) = (await client.get("/api/v1/sources")).json()
+    assert shown["config"] == {
+        "password": {"kind": "literal", "value": "***"},
+        "token": "***",
+        "url": "https://user:***@host/x",
+        "key": {"kind": "env", "value": "RIDES_KEY"},
+        "path": "rides/*.csv",
+    }
+    assert (shown["cursor_value"], shown["rows_in"], shown["connector_type"]) == ("2026", 3, "files")
+    for path in ("/api/v1/sources", "/api/v1/status", "/api/v1/events", "/api/v1/jobs", "/api/v1/commits"):
+        text = (await client.get(path)).text
+        assert not {secret for secret in ("hunter2", "hunter3", "plain-token") if secret in text}
+
+
+async def test_a_wrong_record_goes_to_the_dead_letters_and_the_rest_continues(platform, client):
+    await platform.commit_rides(client)
+    platform.create_logs()
+    good = {"ride": "r1", "rider": 7, "city": "Oslo", "fare": 1, "at": "2026-03-01T09:00:00Z"}
+    events = [good, {**good, "fare": "much"}, {"ride": "r3"}, {**good, "ride": "r2"}]
+    answer = (await client.post("/api/v1/log", json={"dataset": "Ride", "events": events})).json()
+    assert (answer["events_sent"], answer["rejected"], answer["late"]) == (2, 2, 0)
+    assert [(problem["row"], problem["field"]) for problem in answer["problems"]][0] == (1, "fare")
+    letters = platform.log.dead_letters("Ride@1", 2)
+    assert len(letters) == 2
+    (event,) = (await client.get("/api/v1/events?event_type=dead_letter")).json()
+    assert (event["subject"], event["severity"]) == ("Ride", "warn")
+
+
+async def test_records_may_come_before_a_worker_made_the_log(platform, client):
+    await platform.commit_rides(client)
+    event = {"city": "Oslo", "country": "NO", "opened": 0, "at": "2026-03-01T09:00:00Z"}
+    answer = await client.post("/api/v1/log", json={"dataset": "City", "events": [event]})
+    assert answer.json()["events_sent"] == 1
+    assert platform.log.partitions("City@1") == 2

@@ -1,0 +1,144 @@
+"""The audit of reads: what is recorded, listed and replayed."""
+
+from __future__ import annotations
+
+import pytest
+
+from featurelib.clock import HOUR
+from featurelib.errors import StoreUnavailable
+
+
+async def recorded(platform, client, run_id: str) -> dict:
+    await platform.services.writer.flush()
+    answer = await client.get(f"/query-runs/{run_id}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def test_a_read_is_recorded_without_its_values(rides, platform):
+    answer = await rides.get(
+        "/features", params={"featureset": "Rider", "entity_id": "7"}, headers={"X-Correlation-ID": "mine"}
+    )
+    run = await recorded(platform, rides, answer.headers["x-query-run-id"])
+    assert run.pop("latency_ms") >= 0
+    definition = run.pop("definition")
+    assert definition == platform.registry.latest_commit().commit_id
+    assert run == {
+        "id": answer.headers["x-query-run-id"],
+        "featureset": "Rider",
+        "entity_ids": ["7"],
+        "requested_timestamp": None,
+        "kind": "online",
+        "row_count": 1,
+        "hit_count": 1,
+        "api_key_fingerprint": platform.keys["writer"][0].fingerprint,
+        "correlation_id": "mine",
+        "error": None,
+        "created_at": "2026-03-01T12:00:00Z",
+    }
+
+
+QUESTIONS = {
+    "online": ("GET", "/features?featureset=Rider&entity_id=7", None),
+    "offline": ("GET", "/features?featureset=Rider&entity_id=7&timestamp=2026-03-01T10:30", None),
+    "lookup": ("GET", "/features?entity_type=City&entity_id=Oslo", None),
+    "batch": ("POST", "/features/batch", {"featureset": "Rider", "entity_ids": ["7", "99"]}),
+}
+
+
+@pytest.mark.parametrize("kind", QUESTIONS)
+async def test_a_replay_gives_the_same_answer_and_makes_no_run(rides, platform, kind):
+    method, path, body = QUESTIONS[kind]
+    first = await rides.request(method, path, json=body)
+    run = await recorded(platform, rides, first.headers["x-query-run-id"])
+    replayed = await rides.post(f"/query-runs/{run['id']}/replay")
+    assert replayed.json() == {"kind": kind, "result": first.json()}
+    await platform.services.writer.flush()
+    assert len((await rides.get("/query-runs")).json()["runs"]) == 1
+
+
+async def test_a_replay_uses_the_request_inputs_and_todays_state(rides, platform):
+    body = {"featureset": "Rider", "entity_id": 7, "inputs": {"fee": 1.0}}
+    first = await rides.post("/features", json=body)
+    run = await recorded(platform, rides, first.headers["x-query-run-id"])
+    platform.clock.advance(22 * HOUR)
+    features = (await rides.post(f"/query-runs/{run['id']}/replay")).json()["result"]["features"]
+    assert (features["trips"], features["each"]) == (1, 6.0)
+
+
+async def test_hits_are_rows_with_every_feature(rides, platform):
+    answer = await rides.post("/features/batch", json={"featureset": "Rider", "entity_ids": ["7", "99", "8"]})
+    run = await recorded(platform, rides, answer.headers["x-query-run-id"])
+    assert (run["row_count"], run["hit_count"], run["entity_ids"]) == (3, 2, ["7", "99", "8"])
+
+
+async def test_a_failed_read_is_recorded_with_its_error(rides, platform):
+    await rides.get("/features?featureset=Fragile&entity_id=99")
+    await platform.services.writer.flush()
+    (run,) = (await rides.get("/query-runs?featureset=Fragile")).json()["runs"]
+    assert run["error"].startswith("user_code_error: ")
+    assert run["hit_count"] == 0
+
+
+async def test_runs_are_listed_newest_first_and_by_featureset(rides, platform):
+    for featureset in ("Rider", "RiderReplayed", "Rider"):
+        await rides.get(f"/features?featureset={featureset}&entity_id=7")
+        platform.clock.advance(HOUR)
+    await platform.services.writer.flush()
+    runs = (await rides.get("/query-runs")).json()["runs"]
+    assert [run["featureset"] for run in runs] == ["Rider", "RiderReplayed", "Rider"]
+    assert runs[0]["created_at"] > runs[1]["created_at"]
+    assert len((await rides.get("/query-runs?featureset=Rider&limit=1")).json()["runs"]) == 1
+
+
+@pytest.mark.parametrize("path", ["/query-runs/nothing", "/query-runs/%00"])
+async def test_an_unknown_run_is_404(client, path):
+    assert (await client.get(path)).json()["error"] == "not_found"
+    assert (await client.post(f"{path}/replay")).status_code == 404
+
+
+async def test_a_failed_insert_fails_no_query_and_loses_no_run(rides, platform, monkeypatch):
+    writer = platform.services.writer
+    real = platform.services.audit.record
+    failures = 0
+
+    class Away:
+        def record(self, runs):
+            nonlocal failures
+            failures += 1
+            if failures == 1:
+                message = "the registry does not answer"
+                raise StoreUnavailable(message)
+            real(runs)
+
+    monkeypatch.setattr(writer, "_store", Away())
+    answer = await rides.get("/features?featureset=Rider&entity_id=7")
+    assert answer.status_code == 200
+    while writer._waiting:
+        try:
+            await writer.flush()
+        except StoreUnavailable:
+            continue
+    assert (await rides.get(f"/query-runs/{answer.headers['x-query-run-id']}")).status_code == 200
+    assert failures >= 2
+
+
+async def test_a_full_queue_drops_runs_counts_them_and_answers(rides, platform, monkeypatch):
+    monkeypatch.setattr("serve_apps.audit._MOST_WAITING", 0)
+    assert (await rides.get("/features?featureset=Rider&entity_id=7")).status_code == 200
+    assert "thyme_query_runs_dropped_total 1.0" in (await rides.get("/metrics")).text
+
+
+async def test_runs_still_queued_at_shutdown_are_written(settings, clock):
+    from tests.api.conftest import Platform
+
+    platform = Platform(settings, clock)
+    async with platform.application.running(), platform.client() as client:
+        answer = await client.get("/features?entity_type=City&entity_id=Oslo")
+    from featurelib.stores.audit import Audit
+
+    run = Audit(platform.registry.database).get(answer.headers["x-query-run-id"])
+    platform.log.close()
+    platform.registry.close()
+    assert run is not None
+    assert run.kind == "lookup"

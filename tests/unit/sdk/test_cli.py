@@ -1,0 +1,229 @@
+"""The commands: exit codes, what goes to stdout and what to stderr."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from featurelib.cli import app
+from featurelib.definitions import Commit
+from tests.support.modules import VALID, write_module
+from tests.unit.sdk.test_client import ANSWER, RECEIPT
+
+
+@pytest.fixture
+def run(home, service, monkeypatch):
+    """Run a command against the service; the wide terminal keeps table lines whole."""
+    monkeypatch.setenv("THYME_API_BASE", service.url)
+    monkeypatch.setenv("THYME_QUERY_URL", service.url)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def invoke(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+def test_version_prints_the_version(run):
+    assert run("version").stdout == "thyme 0.1.0\n"
+
+
+def test_commit_sends_the_module_and_lists_the_changes(run, service, tmp_path):
+    service.answers["POST /api/v1/commit"] = RECEIPT
+    result = run("commit", write_module(tmp_path, VALID), "--message", "first")
+    assert result.exit_code == 0
+    assert "  + dataset:Sale@1" in result.stdout
+    assert "committed abc: 1 added, 0 updated, 0 unchanged, 1 jobs started" in result.stdout
+    assert Commit.model_validate_json(service.asked[0].body).message == "first"
+
+
+def test_commit_of_known_content_says_so(run, service, tmp_path):
+    service.answers["POST /api/v1/commit"] = {**RECEIPT, "no_op": True}
+    assert run("commit", write_module(tmp_path, VALID)).stdout == "nothing to do: this is commit abc already\n"
+
+
+def test_commit_takes_a_dotted_module(run, service, home):
+    service.answers["POST /api/v1/commit"] = RECEIPT
+    write_module(home, VALID, name="shop_definitions.py")
+    assert run("commit", "-m", "shop_definitions").exit_code == 0
+
+
+def test_a_dry_run_prints_the_body_and_sends_nothing(run, service, tmp_path):
+    result = run("commit", write_module(tmp_path, VALID), "--dry-run")
+    assert Commit.model_validate_json(result.stdout).datasets[0].name == "Sale"
+    assert service.asked == []
+
+
+def test_a_dry_run_writes_the_body_to_a_file(run, tmp_path):
+    path = tmp_path / "body.json"
+    result = run("commit", write_module(tmp_path, VALID), "--dry-run", "--output", path)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert Commit.model_validate_json(path.read_text()).featuresets[0].name == "ShopFeatures"
+
+
+def test_a_module_with_three_mistakes_lists_all_three_and_sends_nothing(run, service, tmp_path):
+    text = VALID.replace('of="amount"', 'of="amout"').replace("pieces: int", "pieces: complex")
+    text = text.replace("default=1.0", "default='x'")
+    result = run("commit", write_module(tmp_path, text))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert [code in result.stderr for code in ("[unknown_type]", "[unknown_column]", "[default_type]")] == [True] * 3
+    assert "features.py:" in result.stderr
+    assert service.asked == []
+
+
+def test_what_the_service_refuses_is_shown_like_our_own_problems(run, service, tmp_path):
+    details = [{"code": "window_changed", "subject": "p", "message": "m", "hint": "h", "file": "f.py", "line": 3}]
+    service.answers["POST /api/v1/commit"] = (409, {"error": "breaking_change", "detail": "d", "details": details})
+    result = run("commit", write_module(tmp_path, VALID))
+    assert result.exit_code == 1
+    assert "f.py:3  p" in result.stderr
+    assert "[breaking_change] Give the changed definition a new version." in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["commit"],
+        ["commit", "a.py", "-m", "b"],
+        ["commit", "a.py", "--output", "x"],
+        ["query", "F"],
+        ["query", "F", "-e", "@absent"],
+        ["query", "F", "-e", "a", "--input", "novalue"],
+        ["query", "F", "-e", "a,b", "--at", "2026-01-01"],
+        ["query", "F", "-e", "a", "-f", "xml"],
+        ["logs", "--limit", "0"],
+        ["nonsense"],
+    ],
+)
+def test_wrong_options_exit_with_two(run, arguments):
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr
+
+
+def test_query_prints_rows_on_stdout_and_the_run_on_stderr(run, service):
+    service.answers["GET /features"] = (200, ANSWER, {"X-Query-Run-Id": "run-1"})
+    result = run("query", "shops.features:ShopFeatures", "-e", "s1", "-f", "json")
+    assert json.loads(result.stdout) == [{"entity_id": "s1", **ANSWER["features"]}]
+    assert result.stderr == "Query run: run-1\n"
+    assert service.asked[0].parameters["featureset"] == "ShopFeatures"
+
+
+def test_query_names_the_page_of_the_run_when_there_is_a_front_end(run, service, monkeypatch):
+    monkeypatch.setenv("THYME_FRONTEND_URL", "http://ui")
+    service.answers["GET /features"] = (200, ANSWER, {"X-Query-Run-Id": "run-1"})
+    assert "Results: http://ui/query-runs/run-1" in run("query", "F", "-e", "s1").stderr
+
+
+def test_query_prints_csv_with_lists_as_json(run, service):
+    service.answers["GET /features"] = ANSWER
+    result = run("query", "F", "-e", "s1", "-f", "csv")
+    assert result.stdout == 'entity_id,shop,total_1d,recent\ns1,s1,2.5,"[""a"", ""b""]"\n'
+
+
+def test_query_prints_a_table(run, service):
+    service.answers["GET /features"] = ANSWER
+    result = run("query", "F", "-e", "s1")
+    assert "total_1d" in result.stdout
+    assert '["a", "b"]' in result.stdout
+
+
+def test_inputs_are_json_where_they_can_be_and_text_otherwise(run, service):
+    service.answers["POST /features"] = ANSWER
+    run("query", "F", "-e", "s1", "--input", "n=3", "--input", "flag=true", "--input", "name=AA", "--input", "a=b=c")
+    assert service.asked[0].json["inputs"] == {"n": 3, "flag": True, "name": "AA", "a": "b=c"}
+
+
+def test_many_entities_go_as_a_batch(run, service, home):
+    (home / "ids.txt").write_text("c\n\nd\n")
+    service.answers["POST /features/batch"] = {"features": ["entity_id"], "values": [[each] for each in "abcd"]}
+    result = run("query", "F", "-e", "a,b", "-e", "@ids.txt", "-f", "csv")
+    assert service.asked[0].json["entity_ids"] == ["a", "b", "c", "d"]
+    assert result.stdout.split() == ["entity_id", "a", "b", "c", "d"]
+
+
+def test_a_table_is_cut_at_the_limit_and_says_so(run, service):
+    service.answers["POST /features/batch"] = {"features": ["entity_id"], "values": [["x1"], ["x2"], ["x3"]]}
+    result = run("query", "F", "-e", "x1,x2,x3", "--limit", "2")
+    assert "x3" not in result.stdout
+    assert "1 more rows" in result.stderr
+
+
+def test_lookup_reads_a_dataset_as_of_an_instant(run, service):
+    service.answers["GET /features"] = ANSWER
+    result = run("lookup", "ShopStats", "-e", "s1", "--at", "2026-01-01T10:30", "-f", "json")
+    assert service.asked[0].parameters["timestamp"] == "2026-01-01T10:30:00Z"
+    assert json.loads(result.stdout)[0]["total_1d"] == 2.5
+
+
+def test_lookup_of_an_unknown_key_says_so(run, service):
+    service.answers["GET /features"] = {**ANSWER, "features": None}
+    result = run("lookup", "ShopStats", "-e", "s9", "-f", "json")
+    assert (json.loads(result.stdout), result.stderr) == ([], "ShopStats has no row for s9\n")
+
+
+def test_an_unknown_featureset_exits_with_one_and_its_correlation_id(run, service):
+    body = {"error": "not_found", "detail": "no featureset Nope", "correlation_id": "c-1"}
+    service.answers["GET /features"] = (404, body)
+    result = run("query", "Nope", "-e", "s1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no featureset Nope" in result.stderr
+    assert "correlation id: c-1" in result.stderr
+
+
+STATUS = {
+    "featuresets": [{"name": "ShopFeatures"}],
+    "jobs": [{"name": "by_shop_job", "partition_count": 2}],
+    "backfills": [],
+    "latest_commit": {"id": "abc", "status": "applied", "created_at": "2026-01-01T00:00:00Z"},
+    "recent_events": [
+        {"created_at": "2026-01-01T00:00:00Z", "event_type": "commit", "severity": "info", "message": "done"}
+    ],
+}
+
+
+def test_status_as_json_is_the_body_and_the_services(run, service):
+    service.answers["GET /api/v1/status"] = STATUS
+    result = run("status", "--json")
+    assert json.loads(result.stdout) == {
+        "status": STATUS,
+        "services": {"definition_service": "up", "query_server": "down"},
+    }
+
+
+def test_status_for_people_names_services_commit_jobs_and_events(run, service):
+    service.answers["GET /api/v1/status"] = STATUS
+    service.answers["GET /health"] = {"status": "ok"}
+    out = run("status").stdout
+    assert "query_server: up" in out
+    assert "latest commit: abc" in out
+    assert "by_shop_job" in out
+    assert "done" in out
+
+
+def test_the_commit_url_may_stand_for_the_base(run, service):
+    service.answers["GET /api/v1/status"] = STATUS
+    assert run("status", "--json", "--api-url", f"{service.url}/api/v1/commit").exit_code == 0
+
+
+def test_logs_filter_and_print(run, service):
+    service.answers["GET /api/v1/events"] = [{**STATUS["recent_events"][0], "subject": "abc"}]
+    result = run("logs", "-n", "5", "-s", "warn", "--event-type", "commit")
+    assert service.asked[0].parameters == {"limit": "5", "severity": "warn", "event_type": "commit"}
+    assert "done" in result.stdout
+    assert json.loads(run("logs", "--json").stdout)[0]["subject"] == "abc"
+
+
+def test_help_loads_neither_the_client_nor_anything_heavy():
+    script = (
+        "import sys\n"
+        "from featurelib.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = 'ray redis sqlalchemy polars pyarrow pandas numpy httpx2 fastapi'.split()\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "commit" in out
+    assert out.splitlines()[-1] == "[]"

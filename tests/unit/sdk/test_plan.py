@@ -1,0 +1,256 @@
+"""What a commit does to what is committed: a table of changes and their verdicts."""
+
+import pytest
+
+from featurelib.compile import compile_module
+from featurelib.definitions import BackfillDef, Definitions
+from featurelib.errors import BreakingChange, DefinitionError
+from featurelib.plan import (
+    CreateLog,
+    RestartJob,
+    RestartSource,
+    StartIndex,
+    StartJob,
+    StartSource,
+    StoreDefinition,
+    breaking_changes,
+    plan,
+)
+from featurelib.validation import merged
+from tests.support.modules import EVENT, FEATURES, HEAD, RATE, STATS, write_module
+
+SOURCE = '\n@source(FileSource(path="/data/sales.csv"), cdc="upsert", every="5s")' + EVENT
+BASE = HEAD + SOURCE + RATE + STATS + FEATURES
+NOTHING = Definitions()
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    def make(*replacements, base=BASE):
+        text = base
+        for before, after in replacements:
+            assert before in text, before
+            text = text.replace(before, after, 1)
+        return compile_module(write_module(tmp_path, text))
+
+    return make
+
+
+def _after(commit):
+    return merged(NOTHING, commit)
+
+
+def test_a_first_commit_stores_then_makes_logs_then_starts_jobs_then_sources(compiled):
+    made = plan(NOTHING, compiled())
+    assert not made.no_op
+    assert [type(step) for step in made.steps] == [
+        *[StoreDefinition] * 6,
+        *(CreateLog, StartIndex, CreateLog, StartIndex),
+        StartJob,
+        StartSource,
+    ]
+    assert made.changes.added == (
+        "dataset:Rate@1",
+        "dataset:Sale@1",
+        "dataset:ShopStats@1",
+        "featureset:ShopFeatures",
+        "pipeline:by_shop@1",
+        "source:Sale",
+    )
+
+
+def test_the_same_content_again_does_nothing_and_has_the_same_id(compiled):
+    first = compiled()
+    made = plan(_after(first), compiled())
+    assert made.no_op
+    assert made.steps == ()
+    assert made.commit_id == plan(NOTHING, first).commit_id
+    assert len(made.changes.unchanged) == 6
+
+
+def test_what_a_commit_leaves_out_is_neither_deleted_nor_listed(compiled):
+    made = plan(_after(compiled()), compiled(base=HEAD + RATE))
+    assert made.no_op
+    assert made.changes.unchanged == ("dataset:Rate@1",)
+
+
+def test_a_commit_may_refer_to_what_is_committed_already(compiled):
+    everything = compiled()
+    only_features = everything.model_copy(update={"datasets": (), "pipelines": (), "sources": ()})
+    without = _after(everything).model_copy(update={"featuresets": ()})
+    assert plan(without, only_features).changes.added == ("featureset:ShopFeatures",)
+    with pytest.raises(DefinitionError):
+        plan(NOTHING, only_features)
+
+
+ALLOWED = [
+    pytest.param(
+        [("note: Optional[str] = field()", "note: Optional[str] = field()\n    more: int = field()")], id="new column"
+    ),
+    pytest.param(
+        [("@dataset(index=True)\nclass Sale", '@dataset(index=True, description="x")\nclass Sale')], id="metadata"
+    ),
+    pytest.param(
+        [("factor: float = feature(request=True, default=1.0)", "factor: float = feature(request=True)")], id="default"
+    ),
+    pytest.param([("return total * factor", "return total * factor * 2")], id="extractor code"),
+    pytest.param(
+        [("scaled: float = feature()", "scaled: float = feature()\n    extra: int = feature(request=True)")],
+        id="feature",
+    ),
+    pytest.param([('every="5s"', 'every="9s"')], id="poll interval"),
+    pytest.param([("pieces: int = field()", "pieces: Optional[int] = field()")], id="column that may be null now"),
+    pytest.param(
+        [
+            ("total_1d: float = field()", "total_1d: float = field()\n    n: int = field()"),
+            ('window="1d"),', 'window="1d"),\n            n=Count(),'),
+        ],
+        id="new aggregate",
+    ),
+    pytest.param(
+        [("@dataset(index=True)\nclass Sale", "@dataset(index=True, version=2)\nclass Sale"), ('"upsert"', '"append"')],
+        id="cdc with a new version",
+    ),
+    pytest.param([("version=1", "version=2"), ('window="1d"', 'window="2d"')], id="window with a new version"),
+]
+
+
+@pytest.mark.parametrize("replacements", ALLOWED)
+def test_an_addition_passes_on_the_same_version(compiled, replacements):
+    made = plan(_after(compiled()), compiled(*replacements))
+    assert not made.no_op
+
+
+BROKEN = [
+    pytest.param([('window="1d"', 'window="2d"')], ["window_changed"], "total_1d=", id="window"),
+    pytest.param([('window="1d"', 'window=""')], ["window_changed"], "total_1d=", id="lifetime"),
+    pytest.param([('Sum(of="amount"', 'Avg(of="amount"')], ["operator_changed"], "total_1d=", id="operator"),
+    pytest.param([('Sum(of="amount"', 'Sum(of="pieces"')], ["operator_changed"], "total_1d=", id="column"),
+    pytest.param(
+        [('window="1d")', 'window="1d", where=col("paid") == True)')], ["operator_changed"], "total_1d=", id="where"
+    ),
+    pytest.param(
+        [("sales.groupby", 'sales.filter(col("paid") == True).groupby')],
+        ["operators_changed"],
+        "@pipeline",
+        id="filter",
+    ),
+    pytest.param([("pieces: int = field()\n    ", "")], ["field_removed"], "@dataset", id="removed column"),
+    pytest.param([("pieces: int", "pieces: float")], ["field_retyped"], "pieces:", id="retyped column"),
+    pytest.param([("note: Optional[str]", "note: str")], ["field_required"], "note:", id="required column"),
+    pytest.param(
+        [
+            (
+                "at: datetime = field(timestamp=True)",
+                "at: datetime = field()\n    then: datetime = field(timestamp=True)",
+            )
+        ],
+        ["timestamp_changed"],
+        "then:",
+        id="timestamp",
+    ),
+    pytest.param(
+        [("@dataset(index=True)\nclass Rate", "@dataset()\nclass Rate")], ["index_removed"], "@dataset", id="index"
+    ),
+    pytest.param(
+        [("@dataset(index=True)\nclass Sale", '@dataset(index=True, retention="1d")\nclass Sale')],
+        ["retention_narrowed"],
+        "@dataset",
+        id="retention",
+    ),
+    pytest.param([('"upsert"', '"append"')], ["cdc_changed"], "@source", id="cdc"),
+    pytest.param(
+        [("factor: float = feature(request=True, default=1.0)", "factor: int = feature(request=True, default=1)")],
+        ["feature_retyped"],
+        "factor:",
+        id="retyped feature",
+    ),
+    pytest.param(
+        [
+            ("    factor: float = feature(request=True, default=1.0)\n", ""),
+            ('"total_1d", "factor"', '"total_1d"'),
+            ("ts, total, factor", "ts, total"),
+            ("total * factor", "total"),
+        ],
+        ["feature_removed"],
+        "@featureset",
+        id="removed feature",
+    ),
+    pytest.param([("@featureset", '@featureset(entity_type="shop")')], ["rekeyed"], "@featureset", id="entity type"),
+    pytest.param(
+        [("pieces: int", "pieces: float"), ('window="1d"', 'window="2d"'), ('"upsert"', '"append"')],
+        ["cdc_changed", "field_retyped", "window_changed"],
+        None,
+        id="three at once",
+    ),
+]
+
+
+@pytest.mark.parametrize(("replacements", "codes", "line"), BROKEN)
+def test_a_changed_meaning_is_refused_with_every_break_at_its_line(compiled, tmp_path, replacements, codes, line):
+    current = _after(compiled())
+    changed = compiled(*replacements)
+    with pytest.raises(BreakingChange) as caught:
+        plan(current, changed)
+    problems = caught.value.problems
+    assert sorted(problem.code for problem in problems) == codes
+    assert all(problem.hint for problem in problems)
+    if line is not None:
+        (problem,) = problems
+        assert (tmp_path / "features.py").read_text().splitlines()[problem.line - 1].strip().startswith(line)
+
+
+def test_a_rekeyed_dataset_and_pipeline_are_both_named(compiled):
+    current = _after(compiled())
+    changed = compiled(
+        ("shop: str = field(key=True)\n    total_1d", "note: str = field(key=True)\n    total_1d"),
+        ('groupby("shop")', 'groupby("note")'),
+    )
+    with pytest.raises(BreakingChange) as caught:
+        plan(current, changed)
+    assert sorted(problem.code for problem in caught.value.problems) == ["field_removed", "rekeyed", "rekeyed"]
+
+
+def test_an_added_aggregate_restarts_the_job_and_nothing_else(compiled):
+    changed = compiled(
+        ("total_1d: float = field()", "total_1d: float = field()\n    n: int = field()"),
+        ('window="1d"),', 'window="1d"),\n            n=Count(),'),
+    )
+    made = plan(_after(compiled()), changed)
+    assert [step for step in made.steps if not isinstance(step, StoreDefinition)] == [RestartJob(pipeline="by_shop@1")]
+    assert made.changes.updated == ("dataset:ShopStats@1", "pipeline:by_shop@1")
+
+
+def test_a_new_pipeline_version_starts_a_job_of_its_own(compiled):
+    made = plan(_after(compiled()), compiled(("version=1", "version=2"), ('window="1d"', 'window="2d"')))
+    assert [step for step in made.steps if not isinstance(step, StoreDefinition)] == [
+        StartJob(pipeline="by_shop@2", backfill=BackfillDef())
+    ]
+
+
+def test_new_source_settings_restart_the_source_and_new_metadata_does_not(compiled):
+    current = _after(compiled())
+    faster = plan(current, compiled(('every="5s"', 'every="9s"')))
+    assert RestartSource(dataset="Sale") in faster.steps
+    described = plan(current, compiled(('every="5s"', 'every="5s", owner="ops"')))
+    assert [type(step) for step in described.steps] == [StoreDefinition]
+
+
+def test_a_committed_featureset_that_would_lose_its_column_is_a_problem(compiled):
+    current = _after(compiled())
+    renamed = compiled(
+        ("@dataset(index=True)\nclass ShopStats", "@dataset(index=True, version=2)\nclass ShopStats"),
+        ("version=1", "version=2"),
+        ("total_1d: float = field()", "sum_1d: float = field()"),
+        ("total_1d=Sum", "sum_1d=Sum"),
+        base=HEAD + SOURCE + RATE + STATS,
+    )
+    with pytest.raises(DefinitionError) as caught:
+        plan(current, renamed)
+    assert [(problem.code, problem.subject) for problem in caught.value.problems] == [
+        ("unknown_column", "ShopFeatures.total_1d")
+    ]
+
+
+def test_a_definition_is_no_break_of_itself(compiled):
+    assert [found for each in compiled().all for found in breaking_changes(each, each)] == []
