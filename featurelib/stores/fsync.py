@@ -32,7 +32,7 @@ class FsyncFence:
             StoreUnavailable: the server does not answer.
         """
         pipe = self._redis.pipeline(transaction=False)
-        pipe.ping()
+        pipe.incr(_FENCE)
         pipe.waitaof(1, 0, timeout_ms)
         try:
             _, reply = pipe.execute(raise_on_error=False)
