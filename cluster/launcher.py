@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import httpx2
 from pydantic import BaseModel, ConfigDict
 
-from cluster.layout import Layout
+from cluster.layout import NODE_ADDRESS, Layout
 from cluster.state import read_state
 from featurelib.errors import ClusterError
 from featurelib.settings import Settings
@@ -174,8 +174,12 @@ def connect(settings: Settings, **options: Any) -> None:
         raise ClusterError(message)
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(layout.secret_path("ray-token"))
-    node_dir = layout.node_dir("node", state.parts["node"].generation)
-    ray.init(address=layout.gcs_address(state.ports), _temp_dir=str(node_dir), **options)
+    ray.init(
+        address=layout.gcs_address(state.ports),
+        _node_ip_address=NODE_ADDRESS,
+        _temp_dir=str(layout.ray_dir),
+        **options,
+    )
 
 
 def _job(found: Mapping[str, Any]) -> Job:

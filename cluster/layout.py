@@ -23,11 +23,12 @@ from cluster.processes import CLUSTER_MARK, PART_MARK, free_port
 from featurelib.errors import ClusterError
 from featurelib.settings import Settings
 
-# Ray's head and worker raylet share this address. Not 127.0.0.1: Ray replaces that by the machine's outward
-# address, which a laptop changes with its network, and which puts Ray's internal ports on it.
-NODE_ADDRESS = "127.0.0.2"
+# Addresses of Ray's head and of the worker raylet. Not 127.0.0.1: Ray replaces that by the machine's outward
+# address, which a laptop changes with its network. Two, because a driver can name the raylet it joins by address only.
+HEAD_ADDRESS = "127.0.0.2"
+NODE_ADDRESS = "127.0.0.3"
 
-# <short>/n12/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1 must stay within 107 bytes.
+# <short>/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1 must stay within 107 bytes.
 _MAX_SHORT = 40
 
 _SOURCES = str(Path(__file__).resolve().parent.parent)
@@ -96,9 +97,10 @@ class Layout:
         """Whether the online store is ours to run."""
         return not self.settings.online.redis_url.get_secret_value()
 
-    def node_dir(self, part: str, generation: int) -> Path:
-        """Ray's temporary directory of the ``generation``-th raylet of ``part``; never used twice."""
-        return self.short / f"{part[0]}{generation}"
+    @property
+    def ray_dir(self) -> Path:
+        """Temporary directory of both raylets: were they apart, Ray would look for job logs in the wrong one."""
+        return self.short / "ray"
 
     def secret(self, name: str) -> str:
         """The secret ``name``, generated at first use into a file only its owner reads."""
@@ -123,7 +125,7 @@ class Layout:
 
     def gcs_address(self, ports: Ports) -> str:
         """Address of Ray's control store, as `ray.init` takes it."""
-        return f"{NODE_ADDRESS}:{ports.gcs}"
+        return f"{HEAD_ADDRESS}:{ports.gcs}"
 
     @property
     def dashboard_url(self) -> str:

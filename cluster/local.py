@@ -236,20 +236,18 @@ def _tidy(layout: Layout) -> None:
     """Keep the ports for the next start and Ray's last logs; remove what described running processes."""
     state = read_state(layout.state_file)
     if state is not None:
-        _keep_ray_logs(layout, state)
         write_whole(layout.state_file, ClusterState(ports=state.ports, workload=state.workload).model_dump_json(indent=1))
+    _keep_ray_logs(layout)
     layout.watcher_file.unlink(missing_ok=True)
     shutil.rmtree(layout.short, ignore_errors=True)
 
 
-def _keep_ray_logs(layout: Layout, state: ClusterState) -> None:
-    for name in ("head", "node"):
-        kept = layout.logs / f"ray-{name}"
-        sessions = layout.node_dir(name, state.parts[name].generation) if name in state.parts else None
-        last = next(sessions.glob("session_2*/logs"), None) if sessions else None
-        if last is not None:
-            shutil.rmtree(kept, ignore_errors=True)
-            shutil.move(last, kept)
+def _keep_ray_logs(layout: Layout) -> None:
+    last = next(layout.ray_dir.glob("session_2*/logs"), None)
+    if last is not None:
+        kept = layout.logs / "ray"
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.move(last, kept)
 
 
 @contextlib.contextmanager

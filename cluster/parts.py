@@ -22,7 +22,7 @@ import yaml  # type: ignore[import-untyped]
 
 from cluster import sockets
 from cluster.launcher import Launcher
-from cluster.layout import NODE_ADDRESS, Layout
+from cluster.layout import HEAD_ADDRESS, NODE_ADDRESS, Layout
 from cluster.processes import Owned, marked, port_holder, spawn, stop, wait_until
 from cluster.state import Board
 from featurelib.errors import ClusterError
@@ -84,11 +84,11 @@ class ProcessPart(Part):
         self._child: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
-    def command(self, generation: int) -> list[str]:
+    def command(self) -> list[str]:
         """The command line."""
 
     @abstractmethod
-    def is_ready(self, generation: int) -> bool:
+    def is_ready(self) -> bool:
         """Whether the started process does its work."""
 
     def environment(self) -> dict[str, str]:
@@ -107,19 +107,17 @@ class ProcessPart(Part):
 
     def start(self) -> str:
         stop(lambda: marked(self.layout.id, self.name), _LEFTOVERS_S)
-        generation = self.board.part(self.name).generation + 1
-        command = self.command(generation)
-        self._child = spawn(
-            command, self.environment(), self.log, cwd=self.layout.data, pass_fds=self.descriptors()
-        )
-        self.board.update(self.name, process=Owned.of(self._child.pid), generation=generation)
-        ended = self._child.poll
-        wait_until(lambda: ended() is not None or self.is_ready(generation), self.deadline_s)
-        if ended() is not None:
-            raise ClusterError(f"{self.name} ended with code {ended()}; {self.log} ends with:\n{tail(self.log)}")
-        if not self.is_ready(generation):
+        command = self.command()
+        keep_previous(self.log)
+        child = spawn(command, self.environment(), self.log, cwd=self.layout.data, pass_fds=self.descriptors())
+        self._child = child
+        self.board.update(self.name, process=Owned.of(child.pid))
+        wait_until(lambda: child.poll() is not None or self.is_ready(), self.deadline_s)
+        if child.poll() is not None:
+            raise ClusterError(f"{self.name} ended with code {child.returncode}; {self.log} ends with:\n{tail(self.log)}")
+        if not self.is_ready():
             raise ClusterError(f"{self.name} was not ready after {self.deadline_s:.0f} s; see {self.log}")
-        return f"pid {self._child.pid}"
+        return f"pid {child.pid}"
 
     @property
     def log(self) -> Path:
@@ -141,7 +139,7 @@ class RedisServer(ProcessPart):
     def extra_config(self) -> list[str]:
         """Further lines of its configuration."""
 
-    def command(self, generation: int) -> list[str]:  # noqa: ARG002
+    def command(self) -> list[str]:
         folder = self.layout.data / self.name
         folder.mkdir(mode=0o700, exist_ok=True)
         config = self.layout.run / f"{self.name}.conf"
@@ -151,7 +149,7 @@ class RedisServer(ProcessPart):
             file.write("\n".join(self._config(folder)) + "\n")
         return [redis_server_binary(), str(config)]
 
-    def is_ready(self, generation: int) -> bool:  # noqa: ARG002
+    def is_ready(self) -> bool:
         return redis_answers(self.port, self.layout.secret(self.secret))
 
     def _config(self, folder: Path) -> list[str]:
@@ -215,6 +213,7 @@ class FirstStart(Part):
 
     def start(self) -> str:
         log = self.layout.logs / f"{self.name}.log"
+        keep_previous(log)
         environment = self.layout.environment(self.name, self.board.ports)
         child = spawn(self.board.workload.first_start.split(), environment, log, cwd=self.layout.data)
         if child.wait(timeout=60.0) != 0:
@@ -242,14 +241,14 @@ class Listeners(ProcessPart):
             self._bind()
         return super().start()
 
-    def command(self, generation: int) -> list[str]:  # noqa: ARG002
+    def command(self) -> list[str]:
         passed = [f"{name}={listener.fileno()}" for name, listener in self._held.items()]
         return [sys.executable, "-m", "cluster.sockets", str(self.layout.listener_socket), *passed]
 
     def descriptors(self) -> list[int]:
         return [listener.fileno() for listener in self._held.values()]
 
-    def is_ready(self, generation: int) -> bool:  # noqa: ARG002
+    def is_ready(self) -> bool:
         try:
             sockets.receive_listener(self.layout.listener_socket, "query", timeout_s=0.0).close()
         except ClusterError:
@@ -299,25 +298,17 @@ class Raylet(ProcessPart):
     def options(self) -> list[str]:
         """Options that differ between head and worker."""
 
-    def command(self, generation: int) -> list[str]:
-        self._drop_old(generation)
-        directory = self.layout.node_dir(self.name, generation)
+    def command(self) -> list[str]:
         ray = Path(sys.executable).with_name("ray")
-        # A fresh directory each time: `ray start` refuses one whose former cluster seems to run still (MEASURED 7).
         return [
             str(ray), "start", "--block", "--disable-usage-stats", "--log-style=record", "--log-color=false",
-            f"--node-ip-address={NODE_ADDRESS}", f"--node-name=thyme-{self.name}", f"--temp-dir={directory}",
-            "--include-log-monitor=false", *self.options(),
+            f"--node-name=thyme-{self.name}", f"--temp-dir={self.layout.ray_dir}", "--include-log-monitor=false",
+            *self.options(),
         ]  # fmt: skip
 
-    def is_ready(self, generation: int) -> bool:
-        # Ray writes this file last, once the raylet has joined.
-        return (self.layout.node_dir(self.name, generation) / "ray_current_cluster").exists()
-
-    def _drop_old(self, generation: int) -> None:
-        """Remove Ray directories of this part but the last one, which holds the logs of what just died."""
-        for old in range(1, generation - 1):
-            shutil.rmtree(self.layout.node_dir(self.name, old), ignore_errors=True)
+    def is_ready(self) -> bool:
+        # Printed once the raylet has joined. Ray's version is pinned, its wording with it.
+        return self.log.exists() and b"Ray runtime started." in self.log.read_bytes()
 
 
 class Head(Raylet):
@@ -329,10 +320,15 @@ class Head(Raylet):
     def environment(self) -> dict[str, str]:
         return super().environment() | {"RAY_REDIS_ADDRESS": f"127.0.0.1:{self.board.ports.gcs_store}"}
 
+    def start(self) -> str:
+        # `ray start` takes the survivors of a lost head for a running cluster while this file names it (MEASURED 7).
+        (self.layout.ray_dir / "ray_current_cluster").unlink(missing_ok=True)
+        return super().start()
+
     def options(self) -> list[str]:
         ports = self.board.ports
         return [
-            "--head", "--num-cpus=0", "--no-monitor", f"--port={ports.gcs}",
+            "--head", f"--node-ip-address={HEAD_ADDRESS}", "--num-cpus=0", "--no-monitor", f"--port={ports.gcs}",
             # Ray takes this password by argument only and repeats it in its children's. It opens nothing
             # but a loopback server that holds Ray's own tables.
             f"--redis-password={self.layout.secret('gcs')}",
@@ -357,7 +353,7 @@ class Node(Raylet):
     def options(self) -> list[str]:
         ports, cluster = self.board.ports, self.layout.settings.cluster
         return [
-            f"--address={self.layout.gcs_address(ports)}", f"--num-cpus={cluster.cpus}",
+            f"--address={self.layout.gcs_address(ports)}", f"--node-ip-address={NODE_ADDRESS}", f"--num-cpus={cluster.cpus}",
             f"--object-store-memory={cluster.object_store_mb << 20}",
             f"--dashboard-agent-listen-port={ports.node_agent}",
         ]  # fmt: skip
@@ -540,6 +536,12 @@ def redis_answers(port: int, password: str) -> bool:
 def tail(log: Path) -> str:
     """The end of a log file."""
     return log.read_text(errors="replace")[-_LOG_TAIL:].strip() if log.exists() else "(no log)"
+
+
+def keep_previous(log: Path) -> None:
+    """Let the next process begin a log of its own; the last one's stays beside it."""
+    with contextlib.suppress(FileNotFoundError):
+        log.replace(log.with_suffix(".previous.log"))
 
 
 def _own_listeners(cluster_id: str, port: int) -> list[psutil.Process]:

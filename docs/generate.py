@@ -242,8 +242,13 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     yield "| " + " | ".join(titles) + " |"
     yield "|" + " --- |" * len(titles)
     for row in rows:
-        # Docstrings are reStructuredText; a bar would end the cell.
-        yield "| " + " | ".join(cell.replace("``", "`").replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+        yield "| " + " | ".join(_cell(text) for text in row) + " |"
+
+
+def _cell(text: str) -> str:
+    """A docstring is reStructuredText; a bar would end the cell; a numbered rule is explained elsewhere."""
+    plain = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text.replace("``", "`")).replace("|", "\\|").replace("\n", " ")
+    return re.sub(r"(?:contract )?decision (\d+)", r"[decision \1](../concepts.md#numbered-rules)", plain)
 
 
 if __name__ == "__main__":

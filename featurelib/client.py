@@ -229,6 +229,14 @@ class ThymeClient:
         filters = {"limit": limit, "severity": severity, "event_type": event_type, "subject": subject}
         return self._get(self._api_url("/api/v1/events"), filters)  # type: ignore[no-any-return]
 
+    def sources(self) -> list[dict[str, Any]]:
+        """What feeds the datasets, and how far each has got."""
+        return list(self._get(self._api_url("/api/v1/sources")))
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The pipelines that run, and how far behind their inputs they are."""
+        return list(self._get(self._api_url("/api/v1/jobs")))
+
     def query_runs(self, *, limit: int = 100, featureset: Any = None) -> list[dict[str, Any]]:
         """The audit of reads, newest first."""
         filters = {"limit": limit, "featureset": _name(featureset) if featureset is not None else None}

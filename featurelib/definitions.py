@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints
 
 from featurelib.aggregates import Aggregate
+from featurelib.clock import SECOND
 from featurelib.expr import Node
 from featurelib.metadata import Metadata
 from featurelib.secrets import SecretRef
@@ -23,6 +24,8 @@ FORMAT = 1
 """Version of the stored form. A reader refuses a higher one; a change to the records below raises it."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+WholeSeconds = Annotated[PositiveInt, Field(multiple_of=SECOND)]
+"""A duration in microseconds that the duration grammar can spell."""
 Cdc = Literal["append", "upsert", "debezium"]
 
 
@@ -62,7 +65,7 @@ class DatasetDef(Record):
     version: PositiveInt = 1
     fields: tuple[FieldDef, ...]
     index: bool = False
-    retention_us: PositiveInt | None = None
+    retention_us: WholeSeconds | None = None
     expectations: tuple[ExpectationDef, ...] = ()
     metadata: Metadata = Metadata()
 
@@ -245,8 +248,8 @@ class SourceDef(Record):
     dataset: Name
     connector: ConnectorDef
     cursor: str = ""
-    every_us: PositiveInt | None = None
-    max_lateness_us: PositiveInt | None = None
+    every_us: WholeSeconds | None = None
+    max_lateness_us: WholeSeconds | None = None
     cdc: Cdc = "append"
     metadata: Metadata = Metadata()
 

@@ -191,6 +191,9 @@ def _dataset_breaks(before: DatasetDef, after: DatasetDef) -> Iterator[Break]:
             yield Break("field_retyped", column.name, text)
         elif column.optional and not now.optional:
             yield Break("field_required", column.name, f"the column `{column.name}` is no longer optional")
+    if before.index and after.index and {column.name for column in after.fields} - {c.name for c in before.fields}:
+        # The index holds whole rows; state of one layout cannot be read with another.
+        yield Break("index_changed", "", "a column is added to an indexed dataset")
     if before.index and not after.index:
         yield Break("index_removed", "", "the index is removed")
     if _shorter(before.retention_us, after.retention_us):
@@ -220,6 +223,11 @@ def _pipeline_breaks(before: PipelineDef, after: PipelineDef) -> Iterator[Break]
         elif named.aggregate != now[named.output]:
             code, text = _aggregate_change(named.aggregate, now[named.output])
             yield Break(code, named.output, f"`{named.output}` changes its {text}")
+    held = {named.output for named in before.fold.aggregates}
+    for name in now:
+        if name not in held:
+            # State is laid out by accumulator: it must be built anew, beside the one that is served.
+            yield Break("aggregate_added", name, f"the aggregate `{name}` is added to state that exists")
 
 
 def _aggregate_change(before: Any, after: Any) -> tuple[str, str]:

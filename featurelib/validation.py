@@ -301,7 +301,17 @@ class _Pipeline:
                 self._add(
                     "chained_pipeline", "", text, "A pipeline reads datasets that have a source or are logged to."
                 )
+        self._cdc_known()
         return bool(self.pipeline.input_datasets) and all(self.world.dataset(name) for name in names)
+
+    def _cdc_known(self) -> None:
+        # Counting every version of a row as a record of its own would be silently wrong (decision 13).
+        for place, name in enumerate(self.pipeline.input_datasets):
+            source = self.world.source(name)
+            allowed = ("append",) if place == 0 else ("append", "upsert")
+            if source is not None and source.cdc not in allowed:
+                text = f"the input `{name}` is fed with cdc={source.cdc!r}, which this platform cannot fold yet"
+                self._add("unsupported_cdc", "", text, f"Feed it with cdc of {', '.join(allowed)}.", name)
 
     def _shape(self) -> bool:
         steps = self.pipeline.steps

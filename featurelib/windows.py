@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from featurelib.clock import format_duration, parse_duration
+from featurelib.clock import SECOND, format_duration, parse_duration
 
 
 class Continuous(BaseModel):
@@ -15,7 +15,7 @@ class Continuous(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["continuous"] = "continuous"
-    size_us: PositiveInt
+    size_us: Annotated[PositiveInt, Field(multiple_of=SECOND)]
 
     def __str__(self) -> str:
         return format_duration(self.size_us)

@@ -28,6 +28,7 @@ from featurelib.engine.operators import RightTable, records_frame, run_steps
 from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node, pane_field
 from featurelib.engine.records import OFFSET, TIME, record_schema
 from featurelib.errors import CorruptState
+from featurelib.stores.archive import with_schema
 from featurelib.stores.log import Log
 from featurelib.stores.online import GroupCommit, OnlineStore, StateName
 
@@ -197,7 +198,7 @@ class PartitionWorker:
                 continue
             if table[OFFSET][0].as_py() != lowest:
                 raise CorruptState(f"the log of {self._inputs[index].address} no longer holds offset {lowest}")
-            batch[index] = table
+            batch[index] = with_schema(table, record_schema(self._inputs[index].dataset))
         return batch
 
     def _apply_left(self, batch: Mapping[int, pa.Table]) -> Step:

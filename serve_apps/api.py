@@ -93,7 +93,7 @@ async def _on_unforeseen(request: Request, error: Exception) -> Response:  # noq
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    details = [{"field": _place(problem["loc"]), "message": problem["msg"]} for problem in error.errors()]
+    details = [{"field": _place(problem), "message": problem["msg"]} for problem in error.errors()]
     detail = "; ".join(f"{problem['field']}: {problem['message']}" for problem in details[:5])
     return _response(refuse_status(400, detail, request.scope["thyme.correlation_id"], details))
 
@@ -110,6 +110,7 @@ def _response(answer: Answer, more: Any = None) -> Response:
     return Response(answer.body, answer.status, {**headers, **(more or {})})
 
 
-def _place(location: Any) -> str:
-    parts = [str(part) for part in location]
-    return ".".join(parts[1:] if parts[:1] and parts[0] in {"query", "path", "body"} and len(parts) > 1 else parts)
+def _place(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    # Of malformed JSON the framework gives the character's number; "body" says more.
+    return ".".join(location[1:]) or location[0] if problem["type"] != "json_invalid" else "body"

@@ -40,7 +40,7 @@ class Online(Protocol):
         ...
 
 
-class History(Protocol):
+class Past(Protocol):
     """Reads as of a past instant; blocks."""
 
     def rows(self, lookups: Sequence[Lookup]) -> list[Row]:
@@ -112,7 +112,7 @@ class QueryServer:
         threads: where ``history``, which blocks, runs.
     """
 
-    def __init__(self, current: Current, online: Online, history: History, clock: Clock, threads: Executor) -> None:
+    def __init__(self, current: Current, online: Online, history: Past, clock: Clock, threads: Executor) -> None:
         self._current = current
         self._online = online
         self._history = history

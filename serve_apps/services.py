@@ -10,14 +10,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from featurelib.clock import Clock
+from featurelib.errors import ThymeError
 from featurelib.settings import Settings
+from featurelib.stores.archive import Archive
 from featurelib.stores.audit import Audit
+from featurelib.stores.history import History
 from featurelib.stores.log import Log
+from featurelib.stores.online import OnlineReader
+from featurelib.stores.point_in_time import PointInTime
 from featurelib.stores.registry import Registry
 from serve_apps.audit import AuditWriter
 from serve_apps.current import Current, Generations
 from serve_apps.metrics import Metrics
-from serve_apps.query_server import History, Online, QueryServer
+from serve_apps.query_server import Online, Past, QueryServer
 
 # Point-in-time reads fold in Polars, which has threads of its own; more callers than this only queue inside it.
 _HISTORY_THREADS = 4
@@ -40,7 +45,7 @@ class Stores(NamedTuple):
 
     registry: Registry
     online: OnlineStore
-    history: History
+    history: Past
     log: Log
 
 
@@ -86,7 +91,12 @@ class Services:
         Raises:
             StoreUnavailable: registry or online store did not answer at the start.
         """
-        await self.current.refresh()
+        try:
+            await self.current.refresh()
+            await self.stores.online.ping()
+        except ThymeError:
+            await self._close()
+            raise
         interval_s = self.settings.serving.plan_poll_ms / 1_000
         self.background.append(asyncio.create_task(self.current.watch(interval_s, self.stopping)))
         self.background.append(asyncio.create_task(self.writer.write(self.stopping)))
@@ -110,3 +120,22 @@ class Services:
         self.threads.shutdown(wait=False)
         self.stores.log.close()
         self.stores.registry.close()
+
+
+@asynccontextmanager
+async def open_services(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
+    """Open the stores the settings name, and run services over them.
+
+    Raises:
+        StoreUnavailable: registry or online store did not answer.
+    """
+    redis_url = settings.online.redis_url.get_secret_value()
+    log = Log(redis_url, clock)
+    stores = Stores(
+        registry=Registry(settings.registry_url, clock),
+        online=OnlineReader(redis_url),
+        history=PointInTime(History(Archive(settings.archive_url), log), log),
+        log=log,
+    )
+    async with Services.over(stores, settings, clock).running() as services:
+        yield services

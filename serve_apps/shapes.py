@@ -183,6 +183,7 @@ def _job(pipeline: PipelineDef, job: JobRecord, definitions: Definitions) -> Jso
         "state": job.state,
         "detail": job.detail,
         "applied_until": _instant(job.applied_us),
+        "lag": job.lag,
         "rows": job.rows,
         "updated_at": _instant(job.updated_at or None),
         "spec": spec,

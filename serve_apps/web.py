@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -42,8 +43,8 @@ _LONGEST_LENGTH = 18  # digits
 _log = structlog.get_logger("thyme.serve")
 
 
-class _Disconnected(Exception):  # noqa: N818  # not a failure: the client went away
-    pass
+class _Disconnected(Exception):
+    """The client went away while it sent its body: nothing failed, nobody waits for an answer."""
 
 
 class Application:
@@ -68,6 +69,11 @@ class Application:
             self._hot = FeatureRoutes(services).table
             yield services
 
+    async def check(self) -> None:
+        """Raise what ended the background work, if anything did; that it runs at all shows that the loop turns."""
+        if self._services is not None:
+            self._services.check_background()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event, as ASGI asks."""
         if scope["type"] == "http":
@@ -88,8 +94,10 @@ class Application:
             if error.status >= _SERVER_ERROR:
                 _log.error("request_failed", **exchange.context, code=error.code, error=str(error))
             await exchange.answer(refuse(error, exchange.correlation_id))
-        except Exception:  # noqa: BLE001  # the request boundary: whatever nobody foresaw becomes a 500 and a log entry
-            _log.exception("request_failed", **exchange.context)
+        except Exception as error:  # noqa: BLE001  # the request boundary: what nobody foresaw is a 500 and a log entry
+            # Formatted here: a renderer of its own might print local variables, which hold keys and values.
+            trace = "".join(traceback.format_exception(error))
+            _log.error("request_failed", **exchange.context, traceback=trace)
             await exchange.answer(internal_error(exchange.correlation_id))
         seconds = time.perf_counter() - exchange.started
         services.metrics.answered(exchange.route, exchange.method, exchange.status, seconds)

@@ -96,7 +96,7 @@ def compare(client: ThymeClient, reference: Reference) -> list[str]:
     ):
         rows = []
         for key in keys:
-            served = client.features(featureset, key, timestamp=at)["features"]
+            (served,) = client.query(featureset, key, timestamp=at).to_dict()
             if featureset == "CarrierFeatures" and at is None:
                 # The last hour of the year saw departures of two carriers only: show the longer windows.
                 served = {name: value for name, value in served.items() if not name.endswith("_1h")}
@@ -120,7 +120,7 @@ def main() -> int:
         with console.status("computing the same in SQL"):
             reference = Reference(files)
         differences = compare(client, reference)
-        risk = client.features("CarrierRisk", CARRIERS[0])["features"]
+        (risk,) = client.query("CarrierRisk", CARRIERS[0]).to_dict()
         console.print(f"CarrierRisk({CARRIERS[0]}), which reads a feature of CarrierFeatures: {risk}")
     for difference in differences:
         console.print(f"[red]{difference}")

@@ -274,7 +274,7 @@ class _Layout:
 
     def __init__(self, aggregates: Sequence[NamedAggregate], types: Mapping[str, str]) -> None:
         self._types = types
-        self.values = list(dict.fromkeys(a.aggregate.of for a in aggregates if a.aggregate.of))
+        self.values = sorted({a.aggregate.of for a in aggregates if a.aggregate.of})
         self.predicates: list[BaseModel] = []
         self.slots: list[Aggregator] = []
         self._known: dict[Any, int] = {}
@@ -283,7 +283,9 @@ class _Layout:
             *sorted(size for size in sizes if size is not None),
             *([None] if None in sizes else []),
         ]
-        self.outputs = [self._output(named) for named in aggregates]
+        # Slots follow the outputs' names: declaring them in another order lays state out the same.
+        made = {named.output: self._output(named) for named in sorted(aggregates, key=lambda named: named.output)}
+        self.outputs = [made[named.output] for named in aggregates]
 
     def _output(self, named: NamedAggregate) -> _Output:
         default = named.aggregate.default

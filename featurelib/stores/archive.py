@@ -133,6 +133,8 @@ class Archive:
         for _ in range(_ATTEMPTS):
             with _unavailable():
                 table = self._open(dataset) or self._create(dataset)
+                if table is None:
+                    continue
                 fresh = _unarchived(table, dataset, records)
                 if not len(fresh) or self._commit(table, dataset, fresh):
                     return len(fresh)
@@ -180,15 +182,19 @@ class Archive:
             except TableNotFoundError:
                 return None
 
-    def _create(self, dataset: DatasetDef) -> DeltaTable:
-        return DeltaTable.create(
-            self.location(dataset),
-            _stored_schema(dataset),
-            mode="ignore",  # another writer may have been first
-            partition_by=[MONTH],
-            name=ref(dataset),
-            storage_options=self._storage_options,
-        )
+    def _create(self, dataset: DatasetDef) -> DeltaTable | None:
+        """The new table; ``None`` when another writer is creating it: look again."""
+        try:
+            return DeltaTable.create(
+                self.location(dataset),
+                _stored_schema(dataset),
+                mode="ignore",
+                partition_by=[MONTH],
+                name=ref(dataset),
+                storage_options=self._storage_options,
+            )
+        except CommitFailedError:
+            return None
 
     def _commit(self, table: DeltaTable, dataset: DatasetDef, records: pa.Table) -> bool:
         following = _next_offsets(records)

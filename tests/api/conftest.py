@@ -13,14 +13,10 @@ from featurelib.clock import parse_instant
 from featurelib.compile import compile_module
 from featurelib.definitions import ref
 from featurelib.settings import Settings
-from featurelib.stores.archive import Archive
-from featurelib.stores.history import History
 from featurelib.stores.log import Log
-from featurelib.stores.online import OnlineReader
-from featurelib.stores.point_in_time import PointInTime
 from featurelib.stores.registry import Registry
 from jobs.pipeline import PipelineTask
-from serve_apps.services import Services, Stores
+from serve_apps.services import Services, open_services
 from serve_apps.shapes import all_pipelines
 from serve_apps.web import Application
 
@@ -58,15 +54,8 @@ class Platform:
         self.registry = Registry(settings.registry_url, clock)
         self.log = Log(settings.online.redis_url.get_secret_value(), clock)
         self.keys = {role: self.registry.create_key(role, role) for role in ("reader", "writer", "admin")}
-        self.application = Application(self._open)
+        self.application = Application(lambda: open_services(settings, clock))
         self.services: Services
-
-    def _open(self):
-        history = PointInTime(History(Archive(self.settings.archive_url), self.log), self.log)
-        online = OnlineReader(self.settings.online.redis_url.get_secret_value())
-        log = Log(self.settings.online.redis_url.get_secret_value(), self.clock)
-        registry = Registry(self.settings.registry_url, self.clock)
-        return Services.over(Stores(registry, online, history, log), self.settings, self.clock).running()
 
     def client(self, role: str | None = "writer") -> httpx2.AsyncClient:
         headers = {} if role is None else {"Authorization": f"Bearer {self.keys[role][1]}"}

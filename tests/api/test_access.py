@@ -11,14 +11,14 @@ from featurelib.clock import DAY
 PATHS = ["/features?featureset=Rider&entity_id=7", "/query-runs", "/api/v1/status", "/nothing", "/features"]
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Bearer tk_wrong", "Basic dXNlcjpwYXNz", "tk_naked"])
-async def test_a_request_without_a_valid_key_is_401(platform, path, header):
+async def test_a_request_without_a_valid_key_is_401(platform, header):
+    headers = {} if header is None else {"Authorization": header}
     async with platform.client(None) as client:
-        answer = await client.get(path, headers={} if header is None else {"Authorization": header})
-    assert answer.status_code == 401
-    assert answer.json()["error"] == "unauthenticated"
-    assert answer.headers["www-authenticate"] == "Bearer"
+        for path in PATHS:
+            answer = await client.get(path, headers=headers)
+            assert (answer.status_code, answer.json()["error"]) == (401, "unauthenticated"), path
+            assert answer.headers["www-authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/docs", "/openapi.json"])
@@ -74,9 +74,9 @@ async def test_a_correlation_id_is_echoed(client, header, path):
     assert answer.headers["x-correlation-id"] == "abc-1.2:3_4"
 
 
-@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "ü".encode().decode("latin-1"), "a\tb"])
+@pytest.mark.parametrize("given", [b"", b"a b", b"x" * 129, "ü".encode(), b"a\tb"])
 async def test_a_correlation_id_of_another_form_is_replaced(client, given):
-    answer = await client.get("/features", headers={"X-Correlation-ID": given})
+    answer = await client.get("/features", headers=[(b"X-Correlation-ID", given)])
     made = answer.headers["x-correlation-id"]
-    assert made != given
+    assert made.encode() != given
     assert len(made) == 32

@@ -8,7 +8,7 @@ BODY = {"error", "detail", "message", "details", "correlation_id"}
 
 
 def check(answer, status: int, code: str, *named: str) -> None:
-    assert answer.status_code == status, answer.text
+    assert answer.status_code == status, f"{answer.request.url!s:.200}: {answer.text}"
     body = answer.json()
     assert set(body) == BODY
     assert body["error"] == code
@@ -19,70 +19,70 @@ def check(answer, status: int, code: str, *named: str) -> None:
     assert "Traceback" not in answer.text
 
 
-@pytest.mark.parametrize(
-    ("query", "status", "code", "named"),
-    [
-        ("featureset=Nothing&entity_id=7", 404, "not_found", "Nothing"),
-        ("featureset=Nothing&whatever=7", 404, "not_found", "Nothing"),
-        ("featureset=../../etc/passwd&entity_id=7", 404, "not_found", "passwd"),
-        ("featureset=Rider", 400, "invalid_request", "rider"),
-        ("featureset=Rider&entity_id=", 400, "invalid_request", "entity_id"),
-        ("featureset=Rider&entity_id=abc", 400, "invalid_request", "entity_id"),
-        ("featureset=Rider&entity_id=7.0", 400, "invalid_request", "entity_id"),
-        ("featureset=Rider&entity_id=9223372036854775808", 400, "invalid_request", "entity_id"),
-        ("featureset=Rider&entity_id=" + "9" * 5000, 400, "invalid_request", "entity_id"),
-        ("featureset=Rider&entity_id=7&rider=8", 400, "invalid_request", "rider"),
-        ("featureset=Rider&entity_id=7&entity_id=8", 400, "invalid_request", "entity_id"),
-        ("featureset=Rider&entity_id=7&timestmp=2026-01-01", 400, "invalid_request", "timestmp"),
-        ("featureset=Rider&entity_id=7&entity_type=driver", 400, "invalid_request", "entity_type"),
-        ("featureset=Rider&entity_id=7&timestamp=yesterday", 400, "invalid_timestamp", "timestamp"),
-        ("featureset=Rider&entity_id=7&timestamp=", 400, "invalid_timestamp", "timestamp"),
-        ("featureset=Rider&entity_id=7&ts=2026-13-01", 400, "invalid_timestamp", "ts"),
-        ("featureset=Rider&entity_id=7&ts=1772361000000", 400, "invalid_timestamp", "ts"),
-        ("featureset=Rider&entity_id=7&ts=nan", 400, "invalid_timestamp", "ts"),
-        ("featureset=Rider&entity_id=7&ts=1&timestamp=1", 400, "invalid_request", "ts"),
-        ("entity_id=7", 400, "invalid_request", "featureset"),
-        ("entity_type=City&entity_id=a%00b", 400, "invalid_request", "entity_id"),
-        ("entity_type=City&entity_id=%ff", 400, "invalid_request", "UTF-8"),
-        ("entity_type=City&entity_id=" + "x" * 2000, 400, "invalid_request", "entity_id"),
-        ("entity_type=City", 400, "invalid_request", "entity_id"),
-        ("&".join(f"a{i}=1" for i in range(40)), 400, "invalid_request", "parameters"),
-        ("featureset=Quote&entity_id=7", 400, "invalid_request", "inputs.distance"),
-    ],
-)
-async def test_a_wrong_read_is_refused_by_name(rides, query, status, code, named):
-    check(await rides.get(f"/features?{query}"), status, code, named)
+WRONG_READS = [
+    ("featureset=Nothing&entity_id=7", 404, "not_found", "Nothing"),
+    ("featureset=Nothing&whatever=7", 404, "not_found", "Nothing"),
+    ("featureset=../../etc/passwd&entity_id=7", 404, "not_found", "passwd"),
+    ("featureset=Rider", 400, "invalid_request", "rider"),
+    ("featureset=Rider&entity_id=", 400, "invalid_request", "entity_id"),
+    ("featureset=Rider&entity_id=abc", 400, "invalid_request", "entity_id"),
+    ("featureset=Rider&entity_id=7.0", 400, "invalid_request", "entity_id"),
+    ("featureset=Rider&entity_id=9223372036854775808", 400, "invalid_request", "entity_id"),
+    ("featureset=Rider&entity_id=" + "9" * 5000, 400, "invalid_request", "entity_id"),
+    ("featureset=Rider&entity_id=7&rider=8", 400, "invalid_request", "rider"),
+    ("featureset=Rider&entity_id=7&entity_id=8", 400, "invalid_request", "entity_id"),
+    ("featureset=Rider&entity_id=7&timestmp=2026-01-01", 400, "invalid_request", "timestmp"),
+    ("featureset=Rider&entity_id=7&entity_type=driver", 400, "invalid_request", "entity_type"),
+    ("featureset=Rider&entity_id=7&timestamp=yesterday", 400, "invalid_timestamp", "timestamp"),
+    ("featureset=Rider&entity_id=7&timestamp=", 400, "invalid_timestamp", "timestamp"),
+    ("featureset=Rider&entity_id=7&ts=2026-13-01", 400, "invalid_timestamp", "ts"),
+    ("featureset=Rider&entity_id=7&ts=1772361000000", 400, "invalid_timestamp", "ts"),
+    ("featureset=Rider&entity_id=7&ts=nan", 400, "invalid_timestamp", "ts"),
+    ("featureset=Rider&entity_id=7&ts=1&timestamp=1", 400, "invalid_request", "ts"),
+    ("entity_id=7", 400, "invalid_request", "featureset"),
+    ("entity_type=City&entity_id=a%00b", 400, "invalid_request", "entity_id"),
+    ("entity_type=City&entity_id=%ff", 400, "invalid_request", "UTF-8"),
+    ("entity_type=City&entity_id=" + "x" * 2000, 400, "invalid_request", "entity_id"),
+    ("entity_type=City", 400, "invalid_request", "entity_id"),
+    ("&".join(f"a{i}=1" for i in range(40)), 400, "invalid_request", "parameters"),
+    ("featureset=Quote&entity_id=7", 400, "invalid_request", "inputs.distance"),
+]
 
 
-@pytest.mark.parametrize(
-    ("body", "named"),
-    [
-        (b"", "body"),
-        (b"{", "body"),
-        (b"[]", "body"),
-        (b'{"featureset": "Quote"}', "entity_id"),
-        (b'{"featureset": 5, "entity_id": "7"}', "featureset"),
-        (b'{"featureset": "Quote", "entity_id": null}', "entity_id"),
-        (b'{"featureset": "Quote", "entity_id": true}', "entity_id"),
-        (b'{"featureset": "Quote", "entity_id": ["7"]}', "entity_id"),
-        (b'{"featureset": "Quote", "entity_id": 7.5, "inputs": {"distance": 1}}', "entity_id"),
-        (b'{"featureset": "Quote", "entity_id": "\\u0000", "inputs": {"distance": 1}}', "entity_id"),
-        (b'{"featureset": "Quote", "entity_id": "\xff"}', "body"),
-        (b'{"featureset": "Quote", "entity_id": "7", "extra": 1}', "extra"),
-        (b'{"featureset": "Quote", "entity_id": "7", "inputs": []}', "inputs"),
-        (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": "far"}}', "inputs.distance"),
-        (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": true}}', "inputs.distance"),
-        (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": null}}', "inputs.distance"),
-        (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": NaN}}', "body"),
-        (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": 1, "tip": 1.5}}', "inputs.tip"),
-        (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": 1, "tip": 1' + b"0" * 30 + b"}}", "inputs.tip"),
-        (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": 1, "price": 1}}', "inputs.price"),
-        (b'{"featureset": "Quote", "entity_id": "7", "inputs": ' + b'{"distance":' * 3000, "body"),
-        (b"[" * 60_000, "body"),
-    ],
-)
-async def test_a_wrong_body_is_refused_by_name(rides, body, named):
-    check(await rides.post("/features", content=body), 400, "invalid_request", named)
+async def test_a_wrong_read_is_refused_by_name(rides):
+    for query, status, code, named in WRONG_READS:
+        check(await rides.get(f"/features?{query}"), status, code, named)
+
+
+WRONG_BODIES = [
+    (b"", "body"),
+    (b"{", "body"),
+    (b"[]", "body"),
+    (b'{"featureset": "Quote"}', "entity_id"),
+    (b'{"featureset": 5, "entity_id": "7"}', "featureset"),
+    (b'{"featureset": "Quote", "entity_id": null}', "entity_id"),
+    (b'{"featureset": "Quote", "entity_id": true}', "entity_id"),
+    (b'{"featureset": "Quote", "entity_id": ["7"]}', "entity_id"),
+    (b'{"featureset": "Quote", "entity_id": 7.5, "inputs": {"distance": 1}}', "entity_id"),
+    (b'{"featureset": "Quote", "entity_id": "\\u0000", "inputs": {"distance": 1}}', "entity_id"),
+    (b'{"featureset": "Quote", "entity_id": "\xff"}', "body"),
+    (b'{"featureset": "Quote", "entity_id": "7", "extra": 1}', "extra"),
+    (b'{"featureset": "Quote", "entity_id": "7", "inputs": []}', "inputs"),
+    (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": "far"}}', "inputs.distance"),
+    (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": true}}', "inputs.distance"),
+    (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": null}}', "inputs.distance"),
+    (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": NaN}}', "body"),
+    (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": 1, "tip": 1.5}}', "inputs.tip"),
+    (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": 1, "tip": 1' + b"0" * 30 + b"}}", "inputs.tip"),
+    (b'{"featureset": "Quote", "entity_id": "7", "inputs": {"distance": 1, "price": 1}}', "inputs.price"),
+    (b'{"featureset": "Quote", "entity_id": "7", "inputs": ' + b'{"distance":' * 3000, "body"),
+    (b"[" * 60_000, "body"),
+]
+
+
+async def test_a_wrong_body_is_refused_by_name(rides):
+    for body, named in WRONG_BODIES:
+        check(await rides.post("/features", content=body), 400, "invalid_request", named)
 
 
 async def test_a_wrong_timestamp_in_a_body_is_named(rides):
@@ -191,5 +191,3 @@ async def test_redis_and_sql_metacharacters_are_only_text(rides):
     for text in ("a}b{c", "*", "'; DROP TABLE keys; --", "a\r\nDEL x", "\U0001f600"):
         answer = await rides.get("/features", params={"entity_type": "City", "entity_id": text})
         assert (answer.status_code, answer.json()["entity_id"], answer.json()["features"]) == (200, text, None)
-
-

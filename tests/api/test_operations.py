@@ -66,7 +66,9 @@ async def test_the_document_holds_every_route_with_its_error_body(client):
     } <= paths
     get = document["paths"]["/features"]["get"]
     assert get["security"] == [{"bearer": []}]
-    assert get["responses"]["404"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+    assert get["responses"]["404"]["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/ErrorBody"
+    }
     assert all("422" not in operation["responses"] for ops in document["paths"].values() for operation in ops.values())
     assert dangling(document) == set()
 

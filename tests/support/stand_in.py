@@ -34,7 +34,9 @@ class Listener:
 
     def __init__(self, name: str, *_: Any) -> None:
         listener = receive_listener(os.environ["THYME_LISTENER_SOCKET"], name)
-        self._server = uvicorn.Server(uvicorn.Config(answer, log_level="warning", lifespan="off"))
+        # log_config=None: uvicorn would reset the process's log handlers, Serve's among them, and a Serve controller
+        # that comes back with a new head could then not take this replica over but would have to replace it.
+        self._server = uvicorn.Server(uvicorn.Config(answer, log_config=None, lifespan="off"))
         self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
 
     async def check_health(self) -> None:

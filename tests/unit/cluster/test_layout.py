@@ -60,7 +60,7 @@ def test_a_configured_online_store_is_passed_on_as_it_is(tmp_path):
 
 def test_rays_longest_socket_path_fits_a_unix_socket(layout):
     session = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"
-    assert len(str(layout.node_dir("node", 999) / session)) <= 107
+    assert len(str(layout.ray_dir / session)) <= 107
 
 
 def test_two_data_directories_share_nothing(tmp_path):

@@ -1,0 +1,107 @@
+"""A replica's own HTTP listener: uvicorn on an event loop of its own thread, over a socket that is handed in.
+
+Serve's proxy hop costs 98 % of the throughput, so requests never pass through Ray. Serve keeps what it is good at: it
+starts, watches and replaces the replica that owns this listener.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import threading
+
+import uvicorn
+
+from featurelib.errors import ClusterError
+from serve_apps.web import Application
+
+# A start loads every read plan; a machine that swaps takes its time.
+_START_SECONDS = 60.0
+_PROBE_SECONDS = 5.0
+# Point-in-time reads in flight are given this long when a replica is replaced.
+_DRAIN_SECONDS = 10
+
+
+class Listener:
+    """Serves an application on a listening socket, which it owns from now on."""
+
+    def __init__(self, application: Application, listening: socket.socket) -> None:
+        self._application = application
+        self._listening = listening
+        self._server = _Server(
+            uvicorn.Config(
+                application,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=_DRAIN_SECONDS,
+            )
+        )
+        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        port: int = self._listening.getsockname()[1]
+        return port
+
+    def start(self) -> None:
+        """Begin to accept; returns when requests are answered.
+
+        Raises:
+            ClusterError: the application did not start, a store being away for example; its log says why.
+        """
+        self._thread.start()
+        self._server.settled.wait(_START_SECONDS)
+        if not self._server.started:
+            self.stop()
+            raise ClusterError("the HTTP listener did not start; the replica's log says why")
+        # What exists now lives as long as the replica: the collector's full passes over it cost 30 ms of p99.
+        gc.collect()
+        gc.freeze()
+
+    def check(self) -> None:
+        """Raise unless the event loop turns and the background work goes on.
+
+        Raises:
+            ClusterError: the listener is dead or stuck.
+        """
+        loop = self._server.loop
+        if loop is None or not self._thread.is_alive():
+            raise ClusterError("the HTTP listener has ended")
+        try:
+            asyncio.run_coroutine_threadsafe(self._application.check(), loop).result(_PROBE_SECONDS)
+        except TimeoutError:
+            raise ClusterError(f"the HTTP listener's event loop did not turn for {_PROBE_SECONDS} s") from None
+
+    def stop(self) -> None:
+        """Stop accepting, answer what was begun, close the services. May be called twice."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(_DRAIN_SECONDS + _PROBE_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._listening])
+        finally:
+            self._listening.close()
+            self._server.settled.set()
+
+
+class _Server(uvicorn.Server):
+    """Tells the thread that started it when it is up, and on which loop."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.settled = threading.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self.settled.set()
