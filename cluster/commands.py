@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from featurelib.errors import ClusterError
@@ -37,12 +39,13 @@ def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     app.command("up")(up)
     app.command("down")(down)
+    app.command("ray-env")(ray_env)
 
 
 def up() -> None:
     """Start the platform on this machine, or complete a start; fine when it runs already."""
-    from cluster import local  # noqa: PLC0415  # process and HTTP libraries; `thyme --help` needs none
-    from featurelib.settings import load_settings  # noqa: PLC0415
+    from cluster import local  # process and HTTP libraries; `thyme --help` needs none
+    from featurelib.settings import load_settings
 
     console = Console()
     settings = load_settings()
@@ -51,14 +54,16 @@ def up() -> None:
     with _failing_plainly(console), Live(console=console, refresh_per_second=8, transient=already) as live:
         status = local.up(settings, on_change=lambda now: live.update(_progress(now)))
     seconds = time.monotonic() - begun
+    if not console.is_terminal:
+        console.print()  # what Live leaves out when it cannot move the cursor
     console.print("[green]already running[/]" if already else f"[green]up in {seconds:.1f} s[/]")
     _print_where(console, status)
 
 
 def down() -> None:
     """Stop the platform: every process, by id. The data stays."""
-    from cluster import local  # noqa: PLC0415
-    from featurelib.settings import load_settings  # noqa: PLC0415
+    from cluster import local
+    from featurelib.settings import load_settings
 
     console = Console()
     with _failing_plainly(console):
@@ -69,12 +74,22 @@ def down() -> None:
         console.print("nothing was running")
 
 
+def ray_env() -> None:
+    """Print the variables Ray's own commands need: eval "$(thyme ray-env)", then `ray job submit …`."""
+    from cluster.layout import Layout
+    from featurelib.settings import load_settings
+
+    layout = Layout(load_settings())
+    for name, value in layout.ray_client_environment().items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
 @contextmanager
 def _failing_plainly(console: Console) -> Iterator[None]:
     try:
         yield
     except ClusterError as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
@@ -94,18 +109,20 @@ def _seconds(part: PartStatus) -> str:
 
 
 def _remark(part: PartStatus) -> str:
-    first_line = part.detail.partition("\n")[0]
-    return f"[red]{first_line}[/]" if part.state == "failed" else f"[dim]{first_line}[/]"
+    first_line = (part.error or part.detail).partition("\n")[0]
+    return f"[red]{escape(first_line)}[/]" if part.error else f"[dim]{escape(first_line)}[/]"
 
 
 def _print_where(console: Console, status: ClusterStatus) -> None:
-    from cluster.first_start import credentials_path  # noqa: PLC0415
+    from cluster.first_start import credentials_path
 
-    table = Table.grid(padding=(0, 2))
-    table.add_row("query server", f"{status.query_url}/docs")
-    table.add_row("definition service", f"{status.definition_url}/docs")
-    table.add_row("Ray dashboard", f"{status.dashboard_url}  (token: {status.data_dir / 'secrets' / 'ray-token'})")
-    table.add_row("credentials", str(credentials_path()))
-    table.add_row("data, logs", f"{status.data_dir}, {status.data_dir / 'logs'}")
-    table.add_row("next", "thyme commit <features.py>   thyme status   thyme query   thyme down")
-    console.print(table, highlight=False, soft_wrap=True)
+    lines = {
+        "query server": f"{status.query_url}/docs",
+        "definition service": f"{status.definition_url}/docs",
+        "Ray dashboard": f"{status.dashboard_url} (token: {status.data_dir / 'secrets' / 'ray-token'})",
+        "credentials": str(credentials_path()),
+        "data and logs": str(status.data_dir),
+        "try next": "thyme commit <features.py> · thyme status · thyme query · thyme down",
+    }
+    for name, value in lines.items():
+        console.print(f"  {name:<20}{escape(value)}", highlight=False, soft_wrap=True)

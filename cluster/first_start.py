@@ -28,7 +28,7 @@ def first_start(settings: Settings) -> None:
     The key is kept in the data directory too: the file in the home directory belongs to whichever cluster
     was started last, and the registry knows only digests.
     """
-    from featurelib.stores.registry import Registry  # noqa: PLC0415  # loads SQLAlchemy
+    from featurelib.stores.registry import Registry  # loads SQLAlchemy
 
     kept = Layout(settings).secret_path("admin-key")
     clock = SystemClock()
@@ -37,7 +37,7 @@ def first_start(settings: Settings) -> None:
         registry.migrate()
         if not registry.keys():
             write_whole(kept, registry.create_key("admin", "first start")[1])
-        valid = {key.fingerprint for key in registry.keys() if key.valid_at(clock.now())}
+        valid = {key.fingerprint for key in registry.keys() if key.valid_at(clock.now())}  # noqa: SIM118  # not a dict
     finally:
         registry.close()
     key = kept.read_text() if kept.exists() else ""

@@ -75,7 +75,9 @@ class Launcher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -165,7 +167,7 @@ def connect(settings: Settings, **options: Any) -> None:
     Raises:
         ClusterError: no cluster of this data directory is up.
     """
-    import ray  # noqa: PLC0415  # over a second; only processes that compute need it
+    import ray  # over a second; only processes that compute need it
 
     layout = Layout(settings)
     state = read_state(layout.state_file)

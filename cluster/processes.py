@@ -29,7 +29,7 @@ PART_MARK = "THYME_CLUSTER_PART"
 _PORT_RANGE = (20_000, 31_999)
 # A process's create time is kept by the kernel in ticks of 10 ms.
 _SAME_BIRTH_S = 0.05
-# Our children that run, kept from the garbage collector: Python complains of a Popen it drops while its process runs on.
+# Our children that run, kept from the garbage collector: Python warns of a Popen dropped while its process runs on.
 _spawned: list[subprocess.Popen[bytes]] = []
 
 
@@ -154,7 +154,7 @@ def port_holder(host: str, port: int) -> PortHolder | None:
     if _can_bind(host, port):
         return None
     for connection in psutil.net_connections(kind="tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+        if connection.status == psutil.CONN_LISTEN and tuple(connection.laddr)[1:2] == (port,):
             return PortHolder(port, connection.pid, _command(connection.pid))
     return PortHolder(port, None, "")
 
@@ -187,7 +187,7 @@ def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None
 
 def _can_bind(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # Without SO_REUSEPORT, or a port shared by that flag would look free (MEASURED: it binds silently).
+        # Without SO_REUSEPORT, or a port shared by that flag would look free: it binds silently.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

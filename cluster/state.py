@@ -39,7 +39,9 @@ class PartStatus(BaseModel):
     name: str
     state: PartState = "waiting"
     detail: str = ""
-    """Why it failed or waits; the job's or application's id when it is ready."""
+    """A word on what runs: process id, application, job."""
+    error: str = ""
+    """Why it does not run, or why nothing can be said of it."""
     since: float = 0.0
     """Epoch seconds of the last change of state."""
     seconds: float = 0.0
@@ -50,7 +52,7 @@ class PartStatus(BaseModel):
     """Failed starts since it was last ready."""
     process: Owned | None = None
     generation: int = 0
-    """Number of the last process of this part; names its Ray directory."""
+    """Number of the last job of this part; names it."""
 
 
 class ClusterState(BaseModel):
@@ -60,6 +62,8 @@ class ClusterState(BaseModel):
 
     ports: Ports
     workload: Workload
+    settings: dict[str, str]
+    """Digest of every setting the processes were started with, by its variable's name."""
     parts: dict[str, PartStatus] = {}
 
     def unsure(self) -> ClusterState:

@@ -21,7 +21,7 @@ from typing import IO
 import psutil
 import structlog
 
-from cluster.layout import Layout, Ports
+from cluster.layout import Layout, Ports, settings_digests
 from cluster.parts import Part, Scene, parts_of
 from cluster.processes import Owned, free_port, marked, port_holder
 from cluster.state import Board, ClusterState, PartStatus, Workload, read_state, write_whole
@@ -59,7 +59,7 @@ class Keeper(threading.Thread):
         try:
             alive = self._part.alive()
         except _EXPECTED as error:
-            self._board.update(self._part.name, state="failed", detail=str(error))
+            self._board.update(self._part.name, state="failed", error=str(error))
             self._stopping.wait(self._part.every_s)
             return
         if alive:
@@ -73,13 +73,13 @@ class Keeper(threading.Thread):
         line = self._board.part(self._part.name)
         if line.state != "ready":
             self._log.info("adopted", was=line.state)
-            line = self._board.update(self._part.name, state="ready")
+            line = self._board.update(self._part.name, state="ready", error="")
         if line.failures and time.time() - line.since > _STABLE_S:
             self._board.update(self._part.name, failures=0)
         self._stopping.wait(self._part.every_s)
 
     def _wait_for(self, missing: list[str]) -> None:
-        self._board.update(self._part.name, state="waiting")
+        self._board.update(self._part.name, state="waiting", error="")
         self._board.wait_ready(missing, 1.0)
 
     def _start(self) -> None:
@@ -93,11 +93,11 @@ class Keeper(threading.Thread):
             detail = self._part.start()
         except _EXPECTED as error:
             self._log.error("failed", error=str(error))
-            self._board.update(line.name, state="failed", detail=str(error), failures=line.failures + 1)
+            self._board.update(line.name, state="failed", error=str(error), failures=line.failures + 1)
             return
         seconds = round(time.monotonic() - begun, 2)
         self._log.info("ready", seconds=seconds, detail=detail)
-        self._board.update(line.name, state="ready", detail=detail, seconds=seconds)
+        self._board.update(line.name, state="ready", detail=detail, error="", seconds=seconds)
 
     def _note_death(self) -> PartStatus:
         line = self._board.part(self._part.name)
@@ -147,7 +147,8 @@ def _initial_state(layout: Layout, workload: Workload) -> ClusterState:
     if known is not None and any(process.pid != os.getpid() for process in marked(layout.id)):
         return known.unsure().model_copy(update={"workload": workload})
     shutil.rmtree(layout.data / "gcs-store", ignore_errors=True)
-    return ClusterState(ports=_usable(known.ports) if known else Ports.choose(), workload=workload)
+    ports = _usable(known.ports) if known else Ports.choose()
+    return ClusterState(ports=ports, workload=workload, settings=settings_digests(layout.settings))
 
 
 def _usable(ports: Ports) -> Ports:

@@ -215,7 +215,9 @@ PARTS: Mapping[str, Callable[[], str]] = {
 }
 """Page of ``docs/reference`` → the function that makes its generated part."""
 
-_PART = re.compile(r"(?<=<!-- generated: run docs/generate.py -->\n).*(?=\n<!-- end of the generated part -->)", re.DOTALL)
+_PART = re.compile(
+    r"(?<=<!-- generated: run docs/generate.py -->\n).*(?=\n<!-- end of the generated part -->)", re.DOTALL
+)
 
 
 def page(name: str) -> Path:

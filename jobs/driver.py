@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import structlog
 
-from featurelib.errors import Fenced
+from featurelib.errors import Fenced, StoreUnavailable
 
 _log = structlog.get_logger(__name__)
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 5.0
@@ -86,7 +86,10 @@ class Driver:
     def report(self) -> Report:
         """How the task is doing now."""
         task = self._task
-        facts = dict(task.facts()) if task is not None and self._state == "running" else {}
+        try:
+            facts = dict(task.facts()) if task is not None and self._state == "running" else {}
+        except StoreUnavailable:
+            facts = {}  # the step itself is about to fail, and will say so
         return Report(self._digest, self._state, self._detail, self._failures, facts)
 
     def _run(self) -> None:

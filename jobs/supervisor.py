@@ -171,6 +171,9 @@ class Supervisor:
                     "job_failed", name, f"its process died: {str(error).splitlines()[0][:200]}", severity="error"
                 )
                 continue
+            except ray.exceptions.RayTaskError as error:
+                _log.warning("no_report", task=name, detail=str(error.cause)[:300])
+                continue
             self._note_failure(name, report)
             self._reports[name] = report
             if report.digest != wanted[name].digest or report.state in ("fenced", "stopped"):

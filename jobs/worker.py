@@ -151,14 +151,14 @@ class PartitionWorker:
 
     def lag(self) -> int:
         """Records of its inputs not applied yet."""
-        ends = {
-            source.dataset: self._log.heads(ref(source.dataset), self._log.partitions(ref(source.dataset)))
-            for source in (self._inputs[index] for index in (*self._lefts, *self._rights))
-        }
-        return sum(
-            max(0, ends[self._inputs[i].dataset][self._inputs[i].partition].next_offset - self._lowest(i))
-            for i in (*self._lefts, *self._rights)
-        )
+        mine = (*self._lefts, *self._rights)
+        names = {self._inputs[index].address[0] for index in mine}
+        ends = {name: self._log.heads(name, self._log.partitions(name)) for name in names}
+        behind = 0
+        for index in mine:
+            name, partition = self._inputs[index].address
+            behind += max(0, ends[name][partition].next_offset - self._lowest(index))
+        return behind
 
     def wait(self, timeout_ms: int) -> bool:
         """Block until an input has something new; False on time-out."""

@@ -7,6 +7,7 @@ starts, watches and replaces the replica that owns this listener.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import threading
@@ -87,7 +88,9 @@ class Listener:
 
     def _run(self) -> None:
         try:
-            self._server.run(sockets=[self._listening])
+            # A start that fails would end uvicorn's own process this way; here it ends the thread.
+            with contextlib.suppress(SystemExit):
+                self._server.run(sockets=[self._listening])
         finally:
             self._listening.close()
             self._server.settled.set()

@@ -21,6 +21,7 @@ from rich.table import Table
 from sql import Reference
 
 from featurelib import Config, ThymeClient
+from featurelib.settings import load_settings
 
 HERE = Path(__file__).resolve().parent
 RECORDS = {"Departure": 336_776, "Weather": 26_115, "Plane": 3_322}
@@ -31,6 +32,8 @@ DEADLINE_S = 300.0
 _POLL_S = 0.25
 
 console = Console()
+if not console.is_terminal:
+    console = Console(width=120)
 
 
 def thyme(*arguments: str) -> None:
@@ -69,11 +72,13 @@ def await_everything_folded(client: ThymeClient) -> float:
 def show(title: str, rows: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> None:
     """One column per entity: what is served, and what SQL says where it says anything."""
     table = Table(title=title, title_justify="left")
-    table.add_column("feature")
+    table.add_column("feature", no_wrap=True)
     for name, _, _ in rows:
         table.add_column(name, justify="right")
         table.add_column("SQL", justify="right", style="dim")
     for feature in rows[0][1]:
+        if feature in ("entity_id", "carrier", "origin"):
+            continue  # the column's title
         cells = [[_shown(served.get(feature)), _shown(wanted.get(feature, ""))] for _, served, wanted in rows]
         table.add_row(feature, *(cell for pair in cells for cell in pair))
     console.print(table)
@@ -137,7 +142,7 @@ def main() -> int:
 def _next_steps(config: Config) -> None:
     console.print(f"Definition service  {config.api_base}/docs")
     console.print(f"Query server        {config.query_url}/docs")
-    console.print("Ray dashboard       http://127.0.0.1:8265")
+    console.print(f"Ray dashboard       http://127.0.0.1:{load_settings().cluster.dashboard_port}")
     console.print("API key             ~/.thyme/credentials\n")
     console.print("Try next:")
     console.print("  .venv/bin/thyme status")

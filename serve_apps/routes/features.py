@@ -14,8 +14,6 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 import msgspec
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 
 from featurelib.clock import Instant, parse_instant
 from featurelib.errors import InvalidRequest, ThymeError
@@ -30,19 +28,50 @@ _BLANK_ZONE = re.compile(r" (\d\d:?\d\d)$")
 _PROBE = {"status": "ok"}
 
 
-class _FeaturesBody(msgspec.Struct, forbid_unknown_fields=True):
+EntityId = str | int | float | list[str | int | float | bool]
+
+
+class FeaturesRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A read with request-time inputs."""
+
     featureset: str
-    entity_id: str | int | float | list[str | int | float | bool]
+    entity_id: EntityId
     entity_type: str | None = None
     timestamp: str | int | float | None = None
     inputs: dict[str, Any] | None = None
 
 
-class _BatchBody(msgspec.Struct, forbid_unknown_fields=True):
+class BatchRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A read of many entities, at most 10,000."""
+
     featureset: str
-    entity_ids: list[str | int | float | list[str | int | float | bool]]
+    entity_ids: list[EntityId]
     entity_type: str | None = None
     inputs: dict[str, Any] | None = None
+
+
+class ReadAt(msgspec.Struct):
+    """The instant R the values are of, and whose clock it is: the server's, the events', or the request's timestamp."""
+
+    timestamp: str
+    clock: Literal["wall", "event", "request"]
+
+
+class FeaturesAnswer(msgspec.Struct):
+    """Value by feature; `features` is null for a look-up of an unknown row."""
+
+    entity_type: str
+    entity_id: str
+    features: dict[str, Any] | None
+    mode: Literal["online", "point_in_time"]
+    metadata: ReadAt
+
+
+class BatchAnswer(msgspec.Struct):
+    """Positional rows, in the order asked; the first column is `entity_id`."""
+
+    features: list[str]
+    values: list[list[Any]]
 
 
 class FeatureRoutes:
@@ -50,8 +79,8 @@ class FeatureRoutes:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._features_body = msgspec.json.Decoder(_FeaturesBody)
-        self._batch_body = msgspec.json.Decoder(_BatchBody)
+        self._features_body = msgspec.json.Decoder(FeaturesRequest)
+        self._batch_body = msgspec.json.Decoder(BatchRequest)
         self.table: Mapping[str, Mapping[str, Handler]] = {
             "/features": {"GET": self.get, "HEAD": self.probe, "POST": self.post},
             "/features/batch": {"POST": self.batch},
@@ -186,53 +215,7 @@ def _decoded(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         raise InvalidRequest("body: nested too deeply") from None
 
 
-class FeaturesMetadata(BaseModel):
-    """How an answer was read."""
-
-    timestamp: str
-    """The instant R the values are of."""
-    clock: Literal["wall", "event", "request"]
-    """Whose clock R is: the server's, the events', or the request's own timestamp."""
-
-
-class FeaturesAnswer(BaseModel):
-    """Values of one entity."""
-
-    entity_type: str
-    entity_id: str
-    features: dict[str, Any] | None
-    """Value by feature; null for a look-up of an unknown row."""
-    mode: Literal["online", "point_in_time"]
-    metadata: FeaturesMetadata
-
-
-class FeaturesRequest(BaseModel):
-    """A read with request-time inputs."""
-
-    featureset: str
-    entity_id: str | int | float | list[str | int | float | bool]
-    entity_type: str | None = None
-    timestamp: str | int | float | None = None
-    inputs: dict[str, Any] | None = None
-
-
-class BatchRequest(BaseModel):
-    """A read of many entities, at most 10,000."""
-
-    featureset: str
-    entity_ids: list[str | int | float | list[str | int | float | bool]]
-    entity_type: str | None = None
-    inputs: dict[str, Any] | None = None
-
-
-class BatchAnswer(BaseModel):
-    """Positional rows, in the order asked; the first column is `entity_id`."""
-
-    features: list[str]
-    values: list[list[Any]]
-
-
-_MODELS: tuple[type[BaseModel], ...] = (FeaturesAnswer, FeaturesRequest, BatchAnswer, BatchRequest)
+_REFERENCE = "#/components/schemas/{name}"
 _PARAMETERS = {
     "featureset": "Featureset to read.",
     "entity_id": "The entity's id; the featureset's entity feature may be used as the parameter's name instead.",
@@ -246,9 +229,9 @@ _ERROR_STATUSES |= {"500": "an extractor failed", "503": "the store does not ans
 
 def describe(document: dict[str, Any]) -> None:
     """Add the hot routes to an OpenAPI document."""
-    template = "#/components/schemas/{model}"
-    _, schema = models_json_schema([(model, "serialization") for model in _MODELS], ref_template=template)
-    document.setdefault("components", {}).setdefault("schemas", {}).update(schema["$defs"])
+    shapes = (FeaturesAnswer, FeaturesRequest, BatchAnswer, BatchRequest)
+    _, schemas = msgspec.json.schema_components(shapes, ref_template=_REFERENCE)
+    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
     document["paths"]["/features"] = {
         "get": _operation("Features of one entity, or a dataset's row", FeaturesAnswer, parameters=True),
         "head": {"summary": "Whether reads are served", "responses": {"200": {"description": "They are."}}},
@@ -257,9 +240,7 @@ def describe(document: dict[str, Any]) -> None:
     document["paths"]["/features/batch"] = {"post": _operation("Features of many entities", BatchAnswer, BatchRequest)}
 
 
-def _operation(
-    summary: str, answer: type[BaseModel], body: type[BaseModel] | None = None, *, parameters: bool = False
-) -> dict[str, Any]:
+def _operation(summary: str, answer: type, body: type | None = None, *, parameters: bool = False) -> dict[str, Any]:
     done = {"description": "The values.", "content": _content(answer), "headers": _RUN_HEADER}
     failed = {status: {"description": why, "content": _content(ErrorBody)} for status, why in _ERROR_STATUSES.items()}
     operation: dict[str, Any] = {"tags": ["features"], "summary": summary, "responses": {"200": done, **failed}}
@@ -273,8 +254,8 @@ def _operation(
     return operation
 
 
-def _content(model: type[BaseModel]) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+def _content(shape: type) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _REFERENCE.format(name=shape.__name__)}}}
 
 
 _RUN_HEADER = {"X-Query-Run-Id": {"description": "Id of the query run.", "schema": {"type": "string"}}}

@@ -1,4 +1,5 @@
 """The declarations the API tests commit."""
+# ruff: noqa: N805 - methods of a declaration take cls
 
 from datetime import datetime
 

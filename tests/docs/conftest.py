@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from featurelib.clock import SystemClock
 from featurelib.definitions import ref
 from featurelib.settings import Settings
-from featurelib.stores.archive import Archive
-from featurelib.stores.history import History
 from featurelib.stores.log import Log
-from featurelib.stores.online import OnlineReader
-from featurelib.stores.point_in_time import PointInTime
 from featurelib.stores.registry import Registry
 from jobs.pipeline import PipelineTask
 from jobs.wanted import log_datasets, pipelines_of
-from serve_apps.services import Services, Stores
+from serve_apps.listener import Listener
+from serve_apps.services import open_services
 from serve_apps.web import Application
 
 
@@ -35,21 +29,17 @@ class DocsPlatform:
         self._registry = Registry(settings.registry_url, SystemClock())
         self._registry.migrate()
         self.key = self._registry.create_key("admin", "docs")[1]
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        config = uvicorn.Config(Application(self._open), log_level="warning", lifespan="on")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
+        application = Application(lambda: open_services(settings, SystemClock()))
+        self._listener = Listener(application, socket.create_server(("127.0.0.1", 0)))
+        self.url = f"http://127.0.0.1:{self._listener.port}"
 
     def start(self) -> None:
-        """Begin to answer; what is asked meanwhile waits in the listening socket."""
-        self._thread.start()
+        """Begin to answer."""
+        self._listener.start()
 
     def stop(self) -> None:
         """End the server and close the stores."""
-        self._server.should_exit = True
-        self._thread.join(10.0)
-        self._listener.close()
+        self._listener.stop()
         self._registry.close()
 
     def fold(self) -> None:
@@ -66,17 +56,6 @@ class DocsPlatform:
                 while task.step():
                     pass
                 task.close()
-
-    def _serve(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._listener]))
-
-    def _open(self):
-        clock = SystemClock()
-        log = Log(self._redis_url, clock)
-        history = PointInTime(History(Archive(self._settings.archive_url), log), log)
-        registry = Registry(self._settings.registry_url, clock)
-        stores = Stores(registry, OnlineReader(self._redis_url), history, log)
-        return Services.over(stores, self._settings, clock).running()
 
 
 @pytest.fixture

@@ -17,8 +17,11 @@ import importlib.util
 import io
 import re
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -74,8 +77,9 @@ every_page = pytest.mark.parametrize("path", PAGES, ids=name_of)
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if runs(path)], ids=name_of)
-def test_the_examples_of_a_page_run_and_print_what_it_says(path: Path, platform, tmp_path: Path):
-    names: dict[str, Any] = {"__name__": "__page__"}
+def test_the_examples_of_a_page_run_and_print_what_it_says(path: Path, platform, tmp_path: Path, monkeypatch):
+    names = ModuleType("thyme_page")
+    monkeypatch.setitem(sys.modules, names.__name__, names)
     printed = ""
     for fence in fences(path.read_text()):
         if fence.info == "text output":
@@ -91,12 +95,12 @@ def test_the_examples_of_a_page_run_and_print_what_it_says(path: Path, platform,
             platform.fold()
 
 
-def run_python(fence: Fence, file: Path, names: dict[str, Any]) -> str:
+def run_python(fence: Fence, file: Path, names: ModuleType) -> str:
     # A file, since an extractor's source is read back from it.
     file.write_text(fence.body)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        exec(compile(fence.body, str(file), "exec"), names)  # noqa: S102  # running it is the test
+        exec(compile(fence.body, str(file), "exec", dont_inherit=True), vars(names))  # running it is the test
     return output.getvalue()
 
 
@@ -140,7 +144,7 @@ def without_code(text: str) -> str:
 def test_no_page_names_a_machine_or_a_foreign_host(path: Path):
     text = path.read_text()
     assert re.findall(r"(?<![\w.~])/(?:home|root|work|Users|tmp)/\S*", text) == []
-    assert {host for host in re.findall(r"https?://([\w.\-]+)", text)} <= HOSTS
+    assert set(re.findall(r"https?://([\w.\-]+)", text)) <= HOSTS
 
 
 def code_of(path: Path) -> Iterator[str]:
@@ -179,15 +183,16 @@ def test_every_function_a_page_names_exists(path: Path):
     assert {name for name in named if not set(name.split(".")) <= known} == set()
 
 
+@cache
 def definitions_of_the_code() -> set[str]:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return {node.name for tree in trees() for node in ast.walk(tree) if isinstance(node, kinds)}
 
 
-def trees() -> Iterator[ast.Module]:
-    for package in PACKAGES:
-        for file in sorted((ROOT / package).rglob("*.py")):
-            yield ast.parse(file.read_text())
+@cache
+def trees() -> tuple[ast.Module, ...]:
+    files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    return tuple(ast.parse(file.read_text()) for file in files)
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -257,7 +262,7 @@ def is_code(text: str) -> bool:
     return re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", text) is not None
 
 
-def calls(of: list[ast.Module] | None = None) -> Iterator[tuple[ast.Call, str]]:
+def calls(of: Sequence[ast.Module] | None = None) -> Iterator[tuple[ast.Call, str]]:
     for tree in of or trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):

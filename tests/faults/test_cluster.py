@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+
 from cluster import local
 from cluster.launcher import Launcher
 from cluster.layout import Layout
@@ -136,6 +137,13 @@ def test_up_on_a_running_cluster_starts_nothing(cluster):
     assert {owned.pid for owned in started.values()} <= before
 
 
+def test_up_with_other_settings_says_which_differ_and_changes_nothing(cluster):
+    other = cluster.settings.model_copy(update={"serving": cluster.settings.serving.model_copy(update={"auth": False})})
+    with pytest.raises(ClusterError, match=r"other settings \(THYME_SERVING__AUTH\).*thyme down"):
+        local.up(other, workload=STAND_IN)
+    assert local.status(cluster.settings).ready
+
+
 def test_work_runs_on_the_worker_node_and_not_on_the_head(cluster):
     titles = {process.name() for process in marked(cluster.layout.id, "head")}
     assert not any(title.startswith("ray::ServeReplica") for title in titles)
@@ -148,7 +156,7 @@ def test_work_runs_on_the_worker_node_and_not_on_the_head(cluster):
 def test_the_job_interface_refuses_a_caller_without_the_token(cluster):
     url = f"{cluster.layout.dashboard_url}/api/jobs/"
     assert httpx2.get(url, trust_env=False).status_code == 401
-    with Launcher(cluster.layout.dashboard_url, "guess") as stranger, pytest.raises(ClusterError, match="40[13]"):
+    with Launcher(cluster.layout.dashboard_url, "guess") as stranger, pytest.raises(ClusterError, match=r"40[13]"):
         stranger.submit("true", "thyme-stranger")
 
 

@@ -63,3 +63,16 @@ def test_a_crash_between_the_commits_of_two_groups_counts_nothing_twice(world: W
     whole.start()
     drain(whole)
     world.check()
+
+
+@pytest.mark.parametrize("world", [("city", 2)], indirect=True, ids=["city-2"])
+def test_lag_counts_the_records_of_every_input_that_are_not_applied(world: World) -> None:
+    worker = world.worker()
+    worker.start()
+    world.post_rides(10)
+    world.post_rain(4)
+    assert worker.lag() == 14
+    worker.step()
+    assert worker.lag() == 10
+    drain(worker)
+    assert worker.lag() == 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from cluster.first_start import credentials_path, fingerprint, first_start
 from cluster.layout import Layout
 from featurelib.clock import SystemClock

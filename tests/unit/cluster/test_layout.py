@@ -4,10 +4,11 @@ import stat
 from pathlib import Path
 
 import pytest
-from cluster.layout import Layout, Ports, settings_environment
+from pydantic import SecretStr
+
+from cluster.layout import Layout, Ports, settings_digests, settings_environment
 from featurelib.errors import ClusterError
 from featurelib.settings import load_settings
-from pydantic import SecretStr
 
 
 @pytest.fixture
@@ -61,6 +62,17 @@ def test_a_configured_online_store_is_passed_on_as_it_is(tmp_path):
 def test_rays_longest_socket_path_fits_a_unix_socket(layout):
     session = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"
     assert len(str(layout.ray_dir / session)) <= 107
+
+
+def test_the_watcher_sees_the_settings_it_was_started_with(tmp_path, monkeypatch):
+    settings = load_settings(data_dir=tmp_path / "up" / ".." / "data", online={"redis_url": "redis://store.example/0"})
+    layout = Layout(settings)
+    layout.create()
+    layout.short.rmdir()
+    for name, value in layout.environment("watcher").items():
+        monkeypatch.setenv(name, value)
+    assert settings_digests(load_settings()) == settings_digests(settings)
+    assert "redis://store.example/0" not in settings_digests(settings).values()
 
 
 def test_two_data_directories_share_nothing(tmp_path):

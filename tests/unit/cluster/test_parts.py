@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+
 from cluster.layout import Layout, Ports
 from cluster.parts import GcsStore, Listeners, OnlineServer, Scene, parts_of, redis_answers, redis_server_binary
 from cluster.processes import free_port, kill, marked
@@ -19,7 +20,7 @@ def scene(tmp_path):
     layout = Layout(load_settings(data_dir=tmp_path, serving=serving))
     layout.create()
     workload = Workload(serve_config=tmp_path / "serve.yaml", supervisor="true", first_start="true")
-    made = Scene(layout, Board(layout.state_file, ClusterState(ports=Ports.choose(), workload=workload)))
+    made = Scene(layout, Board(layout.state_file, ClusterState(ports=Ports.choose(), workload=workload, settings={})))
     yield made
     made.close()
     kill(lambda: marked(layout.id))
@@ -90,9 +91,9 @@ def test_both_stores_run_side_by_side(scene):
 
 
 def test_a_server_that_cannot_start_says_why_and_where_its_log_is(scene):
-    with bind_listener("127.0.0.1", scene.board.ports.gcs_store):
-        with pytest.raises(ClusterError, match="in use") as caught:
-            GcsStore(scene).start()
+    taken = bind_listener("127.0.0.1", scene.board.ports.gcs_store)
+    with taken, pytest.raises(ClusterError, match="in use") as caught:
+        GcsStore(scene).start()
     assert "gcs-store.log" in str(caught.value)
 
 
@@ -123,7 +124,10 @@ def test_connections_made_while_the_holder_is_dead_are_queued(scene, listeners):
 
 def test_a_taken_service_port_is_named_with_its_holder(scene, listeners):
     port = scene.layout.settings.serving.definition_port
-    with bind_listener("127.0.0.1", port), pytest.raises(ClusterError, match=f"port {port} is already taken by process"):
+    with (
+        bind_listener("127.0.0.1", port),
+        pytest.raises(ClusterError, match=f"port {port} is already taken by process"),
+    ):
         listeners().start()
 
 
@@ -131,7 +135,7 @@ def test_an_online_store_given_by_url_is_not_started(tmp_path):
     layout = Layout(load_settings(data_dir=tmp_path, online={"redis_url": "redis://store.example/0"}))
     (tmp_path / "secrets").mkdir()
     workload = Workload(serve_config=tmp_path / "serve.yaml", supervisor="true", first_start="true")
-    scene = Scene(layout, Board(layout.state_file, ClusterState(ports=Ports.choose(), workload=workload)))
+    scene = Scene(layout, Board(layout.state_file, ClusterState(ports=Ports.choose(), workload=workload, settings={})))
     parts = parts_of(scene)
     assert "online" not in {part.name for part in parts}
     for closable in (*parts, scene):

@@ -7,6 +7,7 @@ import uuid
 
 import psutil
 import pytest
+
 from cluster.processes import (
     CLUSTER_MARK,
     PART_MARK,
@@ -25,7 +26,11 @@ from cluster.sockets import bind_listener
 
 FOREVER = [sys.executable, "-c", "import time; time.sleep(600)"]
 WITH_CHILD = [sys.executable, "-c", f"import subprocess, sys; subprocess.run({FOREVER!r})"]
-DEAF = [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"]
+DEAF = [
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)",
+]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from cluster.sockets import bind_listener, receive_listener, serve_listeners
 from featurelib.errors import ClusterError
 

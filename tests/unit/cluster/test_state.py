@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+
 from cluster.layout import Ports
 from cluster.state import Board, ClusterState, Workload, read_state
 
@@ -11,7 +12,7 @@ WORKLOAD = Workload(serve_config="serve.yaml", supervisor="true", first_start="t
 
 @pytest.fixture
 def board(tmp_path):
-    return Board(tmp_path / "state.json", ClusterState(ports=Ports.choose(), workload=WORKLOAD))
+    return Board(tmp_path / "state.json", ClusterState(ports=Ports.choose(), workload=WORKLOAD, settings={}))
 
 
 def test_what_a_board_is_told_can_be_read_by_another_process(board, tmp_path):

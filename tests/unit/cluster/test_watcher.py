@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+
 from cluster.layout import Layout, Ports
 from cluster.parts import Part, Scene
 from cluster.processes import wait_until
@@ -53,7 +54,9 @@ def scene(tmp_path):
     layout = Layout(load_settings(data_dir=tmp_path))
     (tmp_path / "secrets").mkdir()
     workload = Workload(serve_config="serve.yaml", supervisor="true", first_start="true")
-    made = Scene(layout, Board(tmp_path / "state.json", ClusterState(ports=Ports.choose(), workload=workload)))
+    made = Scene(
+        layout, Board(tmp_path / "state.json", ClusterState(ports=Ports.choose(), workload=workload, settings={}))
+    )
     yield made
     made.close()
 
@@ -105,7 +108,7 @@ def test_a_failing_start_is_tried_again_and_its_reason_kept(scene, keep):
     lamp = Lamp(scene)
     lamp.broken = 1
     keep(lamp)
-    _until(scene, "lamp", detail="no oil", failures=1)
+    _until(scene, "lamp", error="no oil", failures=1)
     _until(scene, "lamp", state="ready", starts=2)
 
 
