@@ -53,7 +53,7 @@ app = Listener.options(name="definition").bind("definition", query)
 def supervise() -> None:
     """The stand-in job: join the cluster, then wait to be stopped."""
     connect(load_settings(), namespace="thyme")
-    print("supervising", flush=True)  # noqa: T201  # read back by a test through the job's log
+    print("supervising", flush=True)  # read back by a test through the job's log
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     stopping.wait()

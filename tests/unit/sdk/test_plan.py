@@ -219,7 +219,12 @@ def test_a_rekeyed_dataset_and_pipeline_are_both_named(compiled):
     )
     with pytest.raises(BreakingChange) as caught:
         plan(current, changed)
-    assert sorted(problem.code for problem in caught.value.problems) == ["field_removed", "index_changed", "rekeyed", "rekeyed"]
+    assert sorted(problem.code for problem in caught.value.problems) == [
+        "field_removed",
+        "index_changed",
+        "rekeyed",
+        "rekeyed",
+    ]
 
 
 def test_a_new_pipeline_version_starts_a_job_of_its_own(compiled):
