@@ -23,7 +23,7 @@ import structlog
 
 from featurelib.clock import Instant, SystemClock, parse_instant
 from featurelib.definitions import DatasetDef, Definitions, PipelineDef
-from featurelib.engine.fold import KEY, Program
+from featurelib.engine.fold import KEY, Program, pipelines_of
 from featurelib.engine.keys import groups_of, key_groups
 from featurelib.engine.operators import RightTable
 from featurelib.engine.records import TIME
@@ -34,7 +34,6 @@ from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.online import Claim, GroupCommit, OnlineStore, StateName
 from featurelib.stores.registry import BackfillRecord, NewEvent, Registry
-from jobs.wanted import pipelines_of
 from jobs.worker import InputPartition, PartitionWorker, input_partitions
 
 _log = structlog.get_logger(__name__)

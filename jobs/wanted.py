@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from featurelib.definitions import DatasetDef, Definitions, PipelineDef, SourceDef, digest, ref
-from featurelib.engine.fold import index_pipeline
+from featurelib.engine.fold import pipelines_of
 
 Kind = Literal["pipeline", "source", "archive"]
 
@@ -30,13 +30,6 @@ class TaskSpec(BaseModel):
     def digest(self) -> str:
         """Changes whenever the actor must be replaced."""
         return digest(self)
-
-
-def pipelines_of(definitions: Definitions) -> list[PipelineDef]:
-    """Committed pipelines, and those behind indexed datasets that no pipeline fills."""
-    produced = {pipeline.output_dataset for pipeline in definitions.pipelines}
-    indexes = [index_pipeline(d) for d in definitions.datasets if d.index and d.name not in produced]
-    return [*definitions.pipelines, *indexes]
 
 
 def log_datasets(definitions: Definitions) -> list[DatasetDef]:

@@ -112,7 +112,7 @@ class DefinitionService:
         definitions = self._registry.definitions()
         latest = self._registry.latest_commit()
         return {
-            **shapes.status(definitions, self._jobs(definitions), self._registry.backfills()),
+            **shapes.status(definitions, self._jobs(definitions), self.sources(), self._registry.backfills()),
             "latest_commit": shapes.commit_record(latest) if latest else None,
             "recent_events": [shapes.event_record(e) for e in self._registry.events(limit=_RECENT_EVENTS)],
         }

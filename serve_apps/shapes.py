@@ -29,7 +29,7 @@ from featurelib.definitions import (
     SourceDef,
     ref,
 )
-from featurelib.engine.fold import index_pipeline
+from featurelib.engine.fold import pipelines_of
 from featurelib.expr import (
     ArithNode,
     ColumnNode,
@@ -146,18 +146,12 @@ def source_record(source: SourceDef, status: SourceStatus | None) -> Json:
 
 def job_records(definitions: Definitions, jobs: Iterable[JobRecord], partitions: int) -> list[Json]:
     """One job per pipeline, indexes of raw datasets included, and those of backfills."""
-    pipelines = {ref(pipeline): pipeline for pipeline in all_pipelines(definitions)}
+    pipelines = {ref(pipeline): pipeline for pipeline in pipelines_of(definitions)}
     known = {(job.pipeline, job.job_type): job for job in jobs}
     for name in pipelines:
         absent = JobRecord(pipeline=name, partition_count=partitions, state="pending")
         known.setdefault((name, "pipeline"), absent)
     return [_job(pipelines[name], job, definitions) for (name, _), job in sorted(known.items()) if name in pipelines]
-
-
-def all_pipelines(definitions: Definitions) -> tuple[PipelineDef, ...]:
-    """Declared pipelines, and the implicit one behind each indexed dataset nothing else produces."""
-    raw = (d for d in definitions.datasets if d.index and definitions.producer(d.name) is None)
-    return (*definitions.pipelines, *(index_pipeline(dataset) for dataset in raw))
 
 
 def _job(pipeline: PipelineDef, job: JobRecord, definitions: Definitions) -> Json:
@@ -190,8 +184,10 @@ def _job(pipeline: PipelineDef, job: JobRecord, definitions: Definitions) -> Jso
     }
 
 
-def status(definitions: Definitions, jobs: list[Json], backfills: Iterable[BackfillRecord]) -> Json:
-    """The parts of the status that follow from definitions and jobs."""
+def status(
+    definitions: Definitions, jobs: list[Json], sources: list[Json], backfills: Iterable[BackfillRecord]
+) -> Json:
+    """The parts of the status that follow from definitions, jobs and sources."""
     return {
         "datasets": [{"name": d.name, "version": d.version} for d in definitions.datasets],
         "pipelines": [
@@ -204,16 +200,14 @@ def status(definitions: Definitions, jobs: list[Json], backfills: Iterable[Backf
             for p in definitions.pipelines
         ],
         "featuresets": [_featureset_status(featureset) for featureset in definitions.featuresets],
-        "sources": [
-            {"dataset": source.dataset, "connector_type": source.connector.type} for source in definitions.sources
-        ],
+        "sources": sources,
         "jobs": jobs,
         "backfills": [b.model_dump(exclude={"updated_at"}) for b in backfills],
         "physical_assets": [
             *({"kind": "stream", "name": ref(d), "owner": d.name, "bytes": None} for d in definitions.datasets),
             *(
                 {"kind": "state", "name": ref(p), "owner": p.output_dataset, "bytes": None}
-                for p in all_pipelines(definitions)
+                for p in pipelines_of(definitions)
             ),
         ],
     }

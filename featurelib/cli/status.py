@@ -57,7 +57,8 @@ def show(found: Status) -> None:
     print(f"latest commit: {newest['id']} at {newest['created_at']}" if newest else "latest commit: none")
     names = [entry["name"] for entry in found.status.get("featuresets", [])]
     print(f"featuresets: {', '.join(names) or 'none'}")
-    _section("jobs", found.status, ("name", "partition_count", "state"))
+    _section("jobs", found.status, ("name", "state", "partition_count", "rows", "lag", "applied_until", "detail"))
+    _section("sources", found.status, ("dataset", "connector_type", "rows_in", "rows_dead", "last_error"))
     _section("backfills", found.status, ("job_name", "source_dataset", "status", "records_ingested"))
     _section("recent_events", found.status, ("created_at", "severity", "event_type", "message"))
 
@@ -66,4 +67,8 @@ def _section(name: str, body: dict[str, Any], columns: tuple[str, ...]) -> None:
     entries = body.get(name) or []
     if entries:
         print(f"\n{name.replace('_', ' ')}")
-        print_table(columns, [[str(entry.get(column, "")) for column in columns] for entry in entries])
+        print_table(columns, [[_text(entry.get(column)) for column in columns] for entry in entries])
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

@@ -26,6 +26,8 @@ def print_rows(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], form: 
         writer = csv.DictWriter(sys.stdout, fieldnames=list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _cell(row.get(name)) for name in columns} for row in rows)
+    elif rows and _is_wide(columns, rows):
+        print_table(["", *("" for _ in rows)], [[name, *(_text(row.get(name)) for row in rows)] for name in columns])
     else:
         print_table(columns, [[_text(row.get(name)) for name in columns] for row in rows])
 
@@ -46,6 +48,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def print_json(value: Any) -> None:
     """Indented JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _is_wide(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a few rows of many columns read better on their side: one line per column."""
+    from rich.console import Console
+
+    needed = sum(3 + max(len(name), *(len(_text(row.get(name))) for row in rows)) for name in columns)
+    return len(rows) < len(columns) and needed > Console().width
 
 
 def _cell(value: Any) -> Any:

@@ -333,6 +333,13 @@ def _columns_read(step: Step) -> set[str]:
             return found
 
 
+def pipelines_of(definitions: Definitions) -> list[PipelineDef]:
+    """Committed pipelines, and those behind indexed datasets that no pipeline fills."""
+    produced = {pipeline.output_dataset for pipeline in definitions.pipelines}
+    indexes = [index_pipeline(d) for d in definitions.datasets if d.index and d.name not in produced]
+    return [*definitions.pipelines, *indexes]
+
+
 def _size(named: NamedAggregate) -> Duration | None:
     window = named.aggregate.window
     return window.size_us if isinstance(window, Continuous) else None

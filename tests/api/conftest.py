@@ -12,12 +12,12 @@ import pytest
 from featurelib.clock import parse_instant
 from featurelib.compile import compile_module
 from featurelib.definitions import ref
+from featurelib.engine.fold import pipelines_of
 from featurelib.settings import Settings
 from featurelib.stores.log import Log
 from featurelib.stores.registry import Registry
 from jobs.pipeline import PipelineTask
 from serve_apps.services import Services, open_services
-from serve_apps.shapes import all_pipelines
 from serve_apps.web import Application
 
 NOON = parse_instant("2026-03-01T12:00:00Z")
@@ -70,7 +70,7 @@ class Platform:
     def fold(self) -> None:
         """Apply everything in the log, as the workers of the embedded platform would."""
         definitions = self.registry.definitions()
-        for pipeline in all_pipelines(definitions):
+        for pipeline in pipelines_of(definitions):
             for partition in range(self.settings.pipeline.partition_count):
                 task = PipelineTask(pipeline, definitions, partition, 1, self.settings)
                 task.start()

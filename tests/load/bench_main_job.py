@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 
 import httpx2
 import polars as pl
-import psutil
 
-from featurelib import Config, ThymeClient
 from featurelib.errors import ThymeError
 from featurelib.stores.online import OnlineStore, StateName
-from tests.load.harness import Figure, free_port, median, report
+from tests.load.harness import Figure, median, report
+from tests.support.platforms import Platform
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "build" / "flights"
@@ -71,51 +70,6 @@ class Run(NamedTuple):
     control_s: float
 
 
-class Platform:
-    """A platform in a home of its own, on free ports."""
-
-    def __init__(self, home: Path) -> None:
-        self.ports = [free_port() for _ in range(3)]
-        self.data = home / "platform"
-        self.environment = {
-            **os.environ,
-            "HOME": str(home),
-            "THYME_DATA_DIR": str(self.data),
-            "THYME_SERVING__QUERY_PORT": str(self.ports[0]),
-            "THYME_SERVING__DEFINITION_PORT": str(self.ports[1]),
-            "THYME_CLUSTER__DASHBOARD_PORT": str(self.ports[2]),
-        }
-        self.home = home
-
-    def thyme(self, *arguments: str) -> None:
-        """Run the CLI."""
-        command = [str(Path(sys.executable).parent / "thyme"), *arguments]
-        subprocess.run(command, env=self.environment, check=True, stdout=subprocess.DEVNULL)
-
-    def client(self) -> ThymeClient:
-        """A client with the key of the first start."""
-        credentials = self.home / ".thyme" / "credentials"
-        return ThymeClient(Config.load_file(credentials) if hasattr(Config, "load_file") else _config(credentials))
-
-    def online_url(self) -> str:
-        """The online store's URL, from the platform's own state."""
-        from cluster.local import online_url  # what `thyme up` gives its children
-
-        return online_url(self.data)
-
-    def left_behind(self) -> int:
-        """Processes and listening ports that outlived `thyme down`."""
-        mine = [p for p in psutil.process_iter(["cmdline"]) if str(self.data) in " ".join(p.info["cmdline"] or [])]
-        listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-        return len(mine) + len(listening & set(self.ports))
-
-
-def _config(credentials: Path) -> Config:
-    import json
-
-    return Config(**json.loads(credentials.read_text()))
-
-
 @contextmanager
 def sampled_rows(platform: Platform) -> Iterator[list[tuple[float, int]]]:
     """Collects (seconds, rows folded by the slower pipeline) until the block ends."""
@@ -151,9 +105,7 @@ def rate(samples: list[tuple[float, int]]) -> float:
 def first_answer(platform: Platform) -> float:
     """Seconds from calling `thyme up` on a platform that was stopped to the first features it answers."""
     started = time.monotonic()
-    up = subprocess.Popen(
-        [str(Path(sys.executable).parent / "thyme"), "up"], env=platform.environment, stdout=subprocess.DEVNULL
-    )
+    up = subprocess.Popen([platform.binary("thyme"), "up"], env=platform.environment, stdout=subprocess.DEVNULL)
     with platform.client() as client:
         while True:
             try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import socket
 import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -48,10 +47,3 @@ def report(name: str, figures: Sequence[Figure]) -> None:
     Console(width=140).print(table)
     OUTPUT.mkdir(parents=True, exist_ok=True)
     (OUTPUT / f"{name}.json").write_text(json.dumps([figure._asdict() for figure in figures], indent=1) + "\n")
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,0 +1,58 @@
+"""Which tasks follow from a registry's definitions."""
+
+from __future__ import annotations
+
+from featurelib.definitions import ConnectorDef, Definitions, SourceDef
+from jobs.wanted import TaskSpec, log_datasets, wanted_tasks
+from tests.support.worlds import OUT, RAIN, RIDES, pipeline
+
+DEFINITIONS = Definitions(
+    datasets=(RIDES, RAIN.model_copy(update={"index": True}), OUT),
+    pipelines=(pipeline("rider"),),
+    sources=(
+        SourceDef(dataset="Ride", connector=ConnectorDef(type="files", config={"path": "/rides"})),
+        SourceDef(dataset="Rain", connector=ConnectorDef(type="http", config={})),
+    ),
+)
+
+
+def wanted(definitions: Definitions = DEFINITIONS, partitions: int = 2, generation: int = 1) -> dict[str, TaskSpec]:
+    return wanted_tasks(definitions, partitions, lambda _: generation)
+
+
+def test_a_pipeline_and_an_index_have_a_worker_per_partition_and_a_polled_source_a_reader() -> None:
+    assert sorted(wanted()) == [
+        "Rain_index:0",
+        "Rain_index:1",
+        "archive",
+        "by_rider:0",
+        "by_rider:1",
+        "source:Ride",
+    ]
+
+
+def test_nothing_runs_when_nothing_is_committed() -> None:
+    assert wanted(Definitions()) == {}
+
+
+def test_a_later_version_runs_beside_the_first_under_its_own_name() -> None:
+    second = pipeline("rider").model_copy(update={"version": 2})
+    both = DEFINITIONS.model_copy(update={"pipelines": (pipeline("rider"), second)})
+    assert {"by_rider:0", "by_rider@2:0"} <= set(wanted(both))
+
+
+def test_a_new_generation_replaces_every_worker_and_no_reader() -> None:
+    before, after = wanted(), wanted(generation=2)
+    changed = {name for name in before if before[name].digest != after[name].digest}
+    assert changed == {"Rain_index:0", "Rain_index:1", "by_rider:0", "by_rider:1"}
+
+
+def test_new_words_about_another_dataset_replace_nobody() -> None:
+    described = RAIN.model_copy(update={"index": True, "name": "Snow"})
+    more = DEFINITIONS.model_copy(update={"datasets": (*DEFINITIONS.datasets, described)})
+    before, after = wanted(), wanted(more)
+    assert all(before[name].digest == after[name].digest for name in before if name != "archive")
+
+
+def test_only_datasets_that_no_pipeline_fills_have_a_log() -> None:
+    assert [dataset.name for dataset in log_datasets(DEFINITIONS)] == ["Ride", "Rain"]
