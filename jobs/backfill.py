@@ -210,9 +210,11 @@ def _next_generation(store: OnlineStore, served: StateName) -> StateName:
     if store.progress(served).positions is None:
         # Nothing was ever built: the first generation itself.
         fresh = served
-    removed = store.drop_generation(fresh)
-    if removed:
-        _log.info("unfinished_generation_dropped", state=str(fresh), keys=removed)
+    # The build before the served one is read by nobody any more; one that was never finished never was.
+    for unserved in {served._replace(generation=served.generation - 1), fresh} - {served}:
+        removed = store.drop_generation(unserved)
+        if removed:
+            _log.info("unserved_generation_dropped", state=str(unserved), keys=removed)
     return fresh
 
 

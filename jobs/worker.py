@@ -310,11 +310,12 @@ class PartitionWorker:
             self._keys = {key: self._keys[key] for key in touched if key in self._keys}
         self._keys.update(self._load(unknown))
         states = {key: self._keys[key] for key in touched}
-        panes = {key: states[key].missing(rows, flushing=flushing) for key, rows in touched.items()}
-        wanted = {key: [pane_field(pane) for pane in missing] for key, missing in panes.items() if missing}
-        if wanted:
-            for key, values in self._store.load(self._state, wanted).items():
-                for pane, data in zip(panes[key], values, strict=True):
+        while wanted := {
+            key: panes for key, rows in touched.items() if (panes := states[key].missing(rows, flushing=flushing))
+        }:
+            fields = {key: [pane_field(pane) for pane in panes] for key, panes in wanted.items()}
+            for key, values in self._store.load(self._state, fields).items():
+                for pane, data in zip(wanted[key], values, strict=True):
                     states[key].nodes[pane] = decode_node(data) if data is not None else None
         return states
 

@@ -112,9 +112,10 @@ class Store:
 
     def add(self, records: pa.Table) -> None:
         for _, rows in self.program.rows_by_key(self.program.prepare(records, {})):
-            for pane in self.state.missing(rows, flushing=False):
-                data = self.fields.get(pane_field(pane))
-                self.state.nodes[pane] = decode_node(data) if data is not None else None
+            while missing := self.state.missing(rows, flushing=False):
+                for pane in missing:
+                    data = self.fields.get(pane_field(pane))
+                    self.state.nodes[pane] = decode_node(data) if data is not None else None
             self.state.add(rows)
             self.fields.update(self.state.changes())
 
@@ -149,6 +150,8 @@ def test_stored_state_equals_lists_and_loops_at_every_edge(seed: int) -> None:
         size = chosen.choice([1, 3, 10, 100])
         if chosen.random() < 0.1:
             store.restart()
+        elif chosen.random() < 0.2:
+            store.state.forget_panes()
         store.add(records.slice(at, size))
         at += size
     for instant in instants(events, seed, 80):

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import httpx2
 import polars as pl
 
-from featurelib.errors import ThymeError
+from featurelib import ThymeClient
+from featurelib.errors import NotFound, ThymeError
 from featurelib.stores.online import OnlineStore, StateName
 from tests.load.harness import Figure, median, report
 from tests.support.platforms import Platform
@@ -80,6 +81,8 @@ def sampled_rows(platform: Platform) -> Iterator[list[tuple[float, int]]]:
         store: OnlineStore | None = None
         while not done.wait(0.05):
             try:
+                if store is None and not platform.is_up():
+                    continue
                 store = store or OnlineStore(platform.online_url())
                 rows = min(store.progress(StateName(name, 1)).rows for name in ("by_carrier@1", "by_origin@1"))
             except (ThymeError, OSError):
@@ -128,9 +131,16 @@ def commit_to_served(platform: Platform) -> float:
     platform.thyme("commit", str(module))
     with platform.client() as client:
         client.log("Probe", {"name": "p", "at": time.time()})
-        while client.query("ProbeFeatures", "p").to_dict()[0]["seen_1h"] != 1:
+        while not _seen(client):
             time.sleep(0.02)
     return time.monotonic() - started
+
+
+def _seen(client: ThymeClient) -> bool:
+    try:
+        return bool(client.query("ProbeFeatures", "p").to_dict()[0]["seen_1h"] == 1)
+    except NotFound:
+        return False  # this replica has not seen the commit yet
 
 
 def control() -> float:

@@ -71,6 +71,10 @@ class Platform:
             )
         )
 
+    def is_up(self) -> bool:
+        """Whether its state file says where things are."""
+        return read_state(self.layout.state_file) is not None
+
     def online_url(self) -> str:
         """URL of its online store."""
         state = read_state(self.layout.state_file)
