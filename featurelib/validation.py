@@ -17,6 +17,7 @@ from featurelib.declarations import did_you_mean
 from featurelib.definitions import (
     AggregateStep,
     AssignStep,
+    BackfillDef,
     Commit,
     DatasetDef,
     Definition,
@@ -38,7 +39,7 @@ from featurelib.lineage import dataset_cycle, feature_cycle
 from featurelib.sources import STREAMING
 from featurelib.types import Scalar, element_type
 
-SUPPORTED_CONNECTORS: frozenset[str] = frozenset({"files", "http"})
+SUPPORTED_CONNECTORS: frozenset[str] = frozenset({"files"})
 """Connector types this platform can read."""
 
 _KEY_TYPES = frozenset({"str", "int", "bool", "datetime"})
@@ -113,6 +114,7 @@ def findings(commit: Commit, context: Definitions, connectors: Collection[str]) 
     world = merged(context, commit)
     yield from _duplicates(commit)
     yield from _cycles(commit, world)
+    yield from _versions_in_use(commit, context)
     for source in commit.sources:
         yield from _source(source, world, connectors)
     for dataset in commit.datasets:
@@ -127,6 +129,21 @@ def _laid_over(below: tuple[_D, ...], above: tuple[_D, ...]) -> tuple[_D, ...]:
     kept = {definition_key(each): each for each in below}
     kept.update({definition_key(each): each for each in above})
     return tuple(kept.values())
+
+
+def _versions_in_use(commit: Commit, context: Definitions) -> Iterator[Finding]:
+    """New versions of datasets that committed pipelines read: those pipelines would change logs under way."""
+    for dataset in commit.datasets:
+        held = context.dataset(dataset.name)
+        if held is None or held.version == dataset.version:
+            continue
+        for pipeline in context.pipelines:
+            if dataset.name in pipeline.input_datasets:
+                text = (
+                    f"version {dataset.version} of `{dataset.name}`: the pipeline `{pipeline.name}` reads {ref(held)}"
+                )
+                hint = "A running pipeline cannot change its input yet: give the new dataset a name of its own."
+                yield Finding("dataset_version_in_use", f"dataset:{dataset.name}", dataset.name, text, hint)
 
 
 def _touched_pipelines(commit: Commit, context: Definitions) -> Iterator[PipelineDef]:
@@ -302,6 +319,12 @@ class _Pipeline:
                     "chained_pipeline", "", text, "A pipeline reads datasets that have a source or are logged to."
                 )
         self._cdc_known()
+        if self.pipeline.name.endswith("_index"):
+            text = f"`{self.pipeline.name}`: names that end in _index belong to the indexes of datasets"
+            self._add("reserved_name", "", text, "Rename the pipeline.")
+        if self.pipeline.backfill != BackfillDef():
+            text = "`backfill=` is not obeyed yet: a new pipeline folds all history that is kept"
+            self._add("unsupported_backfill", "", text, "Leave it out; `python -m jobs.backfill --since` rebuilds.")
         return bool(self.pipeline.input_datasets) and all(self.world.dataset(name) for name in names)
 
     def _cdc_known(self) -> None:

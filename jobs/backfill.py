@@ -5,9 +5,11 @@
 ``partition_count`` actors each build their key groups with the engine the live workers use, into the next
 *generation* of the pipeline's state, aside of the one that is served. The hand-over is exact: every group
 starts at one cut of its input partitions, folds everything below it from history, and then applies the
-log from the cut on with the live worker's own code until it has caught up. Only then is the
-generation switched; the supervisor replaces the live workers, whose first act is to raise the epochs.
-A job that dies leaves an unserved generation behind; the next one drops it and starts over.
+log from the cut on with the live worker's own code, up to where the log ended when that began. Only then
+is the generation switched; the supervisor replaces the live workers, whose first act is to raise the epochs.
+An actor that is tried again clears its key groups first. A job that dies leaves an unserved generation
+behind; the next one clears it and starts over. Epochs are never given out twice, so a job that was
+replaced writes nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +26,8 @@ import structlog
 from featurelib.clock import Instant, SystemClock, parse_instant
 from featurelib.definitions import DatasetDef, Definitions, PipelineDef
 from featurelib.engine.fold import KEY, Program, pipelines_of
-from featurelib.engine.keys import groups_of, key_groups
+from featurelib.engine.keys import KEY_GROUPS, groups_of, key_groups
 from featurelib.engine.operators import RightTable
-from featurelib.engine.records import TIME
 from featurelib.errors import NotFound
 from featurelib.settings import Settings, load_settings
 from featurelib.stores.archive import Archive
@@ -34,7 +35,7 @@ from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.online import Claim, GroupCommit, OnlineStore, StateName
 from featurelib.stores.registry import BackfillRecord, NewEvent, Registry
-from jobs.worker import InputPartition, PartitionWorker, input_partitions
+from jobs.worker import InputPartition, PartitionWorker, input_partitions, newest_timely
 
 _log = structlog.get_logger(__name__)
 # A key's rows enter its state in slices of this size, so that the buffer never holds a whole history.
@@ -80,6 +81,8 @@ class PartitionBuilder:
         """Fold history below the cut into the groups of a partition, then catch up with the log."""
         groups = groups_of(partition, self._count)
         claims = {claim.group: claim for claim in self._store.claim(self._order.state, groups)}
+        # An earlier try of this partition may have left panes of records after the cut.
+        self._store.clear(self._order.state, groups)
         rows, keys = self._fold_history(groups, claims)
         self._catch_up(groups)
         return Built(partition, rows, keys)
@@ -94,14 +97,15 @@ class PartitionBuilder:
         records = self._read(program.left, groups if program.keyed_like_its_dataset() else None)
         shaped = program.prepare(records.select(program.left_columns()), self._rights())
         grouped = shaped.with_columns(pl.Series("__group", key_groups(shaped[KEY]), dtype=pl.Int64))
+        newest = newest_timely(records)
         rows = keys = 0
         for group in groups:
             part = grouped.filter(pl.col("__group") == group).drop("__group")
-            keys += self._write_group(claims[group], part)
+            keys += self._write_group(claims[group], part, newest)
             rows += len(part)
         return rows, keys
 
-    def _write_group(self, claim: Claim, shaped: pl.DataFrame) -> int:
+    def _write_group(self, claim: Claim, shaped: pl.DataFrame, newest: Instant | None) -> int:
         changes: dict[str, dict[bytes, bytes]] = {}
         for key, rows in self._program.rows_by_key(shaped):
             state = self._program.new_state(len(self._inputs))
@@ -109,8 +113,6 @@ class PartitionBuilder:
             for start in range(0, len(rows), _SLICE_ROWS):
                 state.add(rows[start : start + _SLICE_ROWS])
             changes[key] = state.changes()
-        newest = shaped[TIME].max() if len(shaped) else None
-        assert newest is None or isinstance(newest, int)
         commit = GroupCommit(claim.group, claim.epoch, self._order.cut, newest, len(shaped), changes)
         self._store.commit(self._order.state, [commit])
         return len(changes)
@@ -126,8 +128,10 @@ class PartitionBuilder:
             batch_rows=self._batch_rows,
         )
         worker.start()
-        while worker.step().read:
-            pass
+        # Under steady input there is always one more: what comes after this moment is the live worker's.
+        behind = worker.lag()
+        while behind > 0 and (read := worker.step().read):
+            behind -= read
 
     def _rights(self) -> dict[str, RightTable]:
         tables = self._program.right_tables()
@@ -199,6 +203,9 @@ def _run(order: Order, partition_count: int) -> list[Built]:
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=partition_count),
+        # A partition that fails fails the job, which says so; it is not tried again behind the job's back.
+        max_restarts=0,
+        max_task_retries=0,
         # The pool must leave CPUs for the tasks that read the items, or the job hangs without a word.
         num_cpus=0.5,
     )
@@ -207,12 +214,9 @@ def _run(order: Order, partition_count: int) -> list[Built]:
 
 def _next_generation(store: OnlineStore, served: StateName) -> StateName:
     fresh = served._replace(generation=served.generation + 1)
-    if store.progress(served).positions is None:
-        # Nothing was ever built: the first generation itself.
-        fresh = served
     # The build before the served one is read by nobody any more; one that was never finished never was.
-    for unserved in {served._replace(generation=served.generation - 1), fresh} - {served}:
-        removed = store.drop_generation(unserved)
+    for unserved in (served._replace(generation=served.generation - 1), fresh):
+        removed = store.clear(unserved, range(KEY_GROUPS))
         if removed:
             _log.info("unserved_generation_dropped", state=str(unserved), keys=removed)
     return fresh

@@ -25,7 +25,8 @@ from featurelib.stores.log import Log
 
 _log = structlog.get_logger(__name__)
 
-_FENCE_TIMEOUT_MS = 5_000
+# Below the client's socket timeout of 5 s: a slow fsync is `late`, not a lost connection.
+_FENCE_TIMEOUT_MS = 3_000
 # `appendfsync everysec` may postpone a slow fsync to 2 s; what is older than this is on disk without being asked for.
 _EVERYSEC_BOUND: Duration = 3_000_000
 _READ_ROWS = 65_536

@@ -22,7 +22,14 @@ class PipelineTask:
     """Folds one partition of a pipeline for ever."""
 
     def __init__(
-        self, pipeline: PipelineDef, definitions: Definitions, partition: int, generation: int, settings: Settings
+        self,
+        pipeline: PipelineDef,
+        definitions: Definitions,
+        *,
+        partition: int,
+        partitions: int,
+        generation: int,
+        settings: Settings,
     ) -> None:
         url = settings.online.redis_url.get_secret_value()
         self._wait_ms = settings.pipeline.poll_interval_ms
@@ -32,7 +39,7 @@ class PipelineTask:
         self._worker = PartitionWorker(
             program,
             StateName(program.ref, generation),
-            groups_of(partition, settings.pipeline.partition_count),
+            groups_of(partition, partitions),
             log=self._log,
             store=self._store,
             history=History(Archive(settings.archive_url), self._log),

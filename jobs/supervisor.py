@@ -21,7 +21,7 @@ from ray.actor import ActorHandle
 from cluster.launcher import Launcher, connect
 from featurelib.clock import SystemClock
 from featurelib.definitions import Definitions, PipelineDef, ref
-from featurelib.errors import ClusterError, StoreUnavailable
+from featurelib.errors import StoreUnavailable, ThymeError
 from featurelib.settings import Settings, load_settings
 from featurelib.stores.log import Log
 from featurelib.stores.online import OnlineStore, StateName
@@ -60,7 +60,14 @@ def _make_task(spec: TaskSpec, settings: Settings) -> Task:
 
     if spec.kind == "pipeline":
         assert spec.pipeline is not None
-        return PipelineTask(spec.pipeline, spec.definitions, spec.partition, spec.generation, settings)
+        return PipelineTask(
+            spec.pipeline,
+            spec.definitions,
+            partition=spec.partition,
+            partitions=spec.partitions,
+            generation=spec.generation,
+            settings=settings,
+        )
     if spec.kind == "source":
         assert spec.source is not None
         return SourceTask(spec.source, spec.definitions.datasets[0], settings)
@@ -75,13 +82,11 @@ class Supervisor:
         self._registry = registry
         self._log = log
         self._store = store
-        self._clock = SystemClock()
         self._actors: dict[str, ActorHandle[Any]] = {}
         self._reports: dict[str, Report] = {}
         self._failures: dict[str, int] = {}
         self._version: int | None = None
         self._definitions = Definitions()
-        self._catching_up: dict[str, str] = {}
 
     def round(self) -> None:
         """One comparison. Stores that do not answer leave everything as it is until the next round."""
@@ -119,20 +124,20 @@ class Supervisor:
     def _is_catching_up(self, pipeline: str, spec: TaskSpec) -> bool:
         assert spec.pipeline is not None
         if self._store.progress(StateName(pipeline, spec.generation)).positions is not None:
-            self._catching_up.pop(pipeline, None)
             return False
         waiting = sum(self._rows_in_log(name) for name in spec.pipeline.input_datasets)
         if waiting < self._settings.pipeline.catch_up_rows:
             return False
+        # One submission id per build, so that a supervisor that starts anew finds the job and does not send a second.
+        submission = f"thyme-catch-up-{pipeline.replace('@', '-')}-{spec.generation}"
         with Launcher.of(self._settings) as launcher:
-            known = launcher.job(self._catching_up[pipeline]) if pipeline in self._catching_up else None
-            if known is None or not known.running:
+            known = launcher.job(submission)
+            if known is None:
                 command = f"python -m jobs.backfill --pipeline {spec.pipeline.name} --version {spec.pipeline.version}"
-                submission = f"thyme-catch-up-{pipeline.replace('@', '-')}-{self._clock.now()}"
                 launcher.submit(command, submission, metadata={"pipeline": pipeline})
-                self._catching_up[pipeline] = submission
                 self._event("backfill_started", pipeline, f"{waiting} records behind: catching up as a bounded job")
-        return True
+        # A job that failed has said so; the live workers then fold what it did not.
+        return known is None or known.running
 
     def _rows_in_log(self, name: str) -> int:
         dataset = self._definitions.dataset(name)
@@ -248,7 +253,7 @@ def run(settings: Settings, stopping: threading.Event) -> None:
     while not stopping.is_set():
         try:
             supervisor.round()
-        except (ClusterError, ray.exceptions.RayError) as error:
+        except (ThymeError, ray.exceptions.RayError) as error:
             _log.warning("round_failed", detail=str(error)[:500])
         stopping.wait(_ROUND_S)
 

@@ -23,6 +23,7 @@ class TaskSpec(BaseModel):
     definitions: Definitions
     pipeline: PipelineDef | None = None
     partition: int = 0
+    partitions: int = 1
     generation: int = 1
     source: SourceDef | None = None
 
@@ -43,13 +44,15 @@ def wanted_tasks(
 ) -> dict[str, TaskSpec]:
     """Every task that should run, by actor name."""
     specs = [
-        _pipeline_spec(pipeline, definitions, partition, generation_of(ref(pipeline)))
+        _pipeline_spec(pipeline, definitions, partition, generation_of(ref(pipeline))).model_copy(
+            update={"partitions": partition_count}
+        )
         for pipeline in pipelines_of(definitions)
         for partition in range(partition_count)
     ]
     for source in definitions.sources:
         dataset = definitions.dataset(source.dataset)
-        if dataset is not None and source.connector.type != "http":
+        if dataset is not None:
             kept = Definitions(datasets=(dataset,))
             specs.append(TaskSpec(name=f"source:{source.dataset}", kind="source", definitions=kept, source=source))
     datasets = log_datasets(definitions)

@@ -26,7 +26,7 @@ from featurelib.engine.fold import KEY, PLACE, PLACE_BITS, Program
 from featurelib.engine.keys import key_group, key_groups, owner_of_group
 from featurelib.engine.operators import RightTable, records_frame, run_steps
 from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node, pane_field
-from featurelib.engine.records import OFFSET, TIME, record_schema
+from featurelib.engine.records import LATE, OFFSET, TIME, record_schema
 from featurelib.errors import CorruptState
 from featurelib.stores.archive import with_schema
 from featurelib.stores.log import Log
@@ -138,6 +138,8 @@ class PartitionWorker:
         known = [newest for newest in self._newest.values() if newest is not None]
         self._uncovered_newest = max(known, default=None)
         self._right_tables = self._load_rights()
+        # Positions are written at once: a group that never gets a record is nevertheless begun.
+        self._commit({}, {})
 
     @property
     def newest_us(self) -> Instant | None:
@@ -210,9 +212,16 @@ class PartitionWorker:
         ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
         touched = dict(self._program.rows_by_key(shaped.drop(_GROUP)))
         states = self._states(touched, flushing=False)
+        held = {key: rows for key in touched if (rows := self._held(states[key], touched[key], ends))}
+        if held and self._right_tables:
+            # Joined with what was known then; right records since were not applied to them.
+            self._states(held, flushing=True)
+            for key, rows in held.items():
+                states[key].replace(rows, rows)
         for key, rows in touched.items():
-            self._add(states[key], rows, ends)
-        self._advance(shaped)
+            fresh = rows if key not in held else [row for row in rows if row not in held[key]]
+            self._add(states[key], fresh, ends)
+        self._advance(shaped, newest_timely(records))
         self._commit(states, ends)
         return Step(len(records), len(shaped), 0)
 
@@ -328,21 +337,27 @@ class PartitionWorker:
                 rows = decode_rows(buffer) if buffer is not None else []
                 yield key, KeyState(self._program.algebra, self._program.root, Header.decode(header), rows)
 
-    def _add(self, state: KeyState, rows: list[Row], ends: Mapping[int, int]) -> None:
+    def _held(self, state: KeyState, rows: list[Row], ends: Mapping[int, int]) -> list[Row]:
+        """Rows the key has already: a commit in chunks was cut short after this key's chunk."""
         applied = state.header.applied
-        if any(applied[index] > self._lowest(index) for index in ends):
-            # A commit in chunks was cut short: this key has part of the batch already.
-            offset_mask = (1 << PLACE_BITS) - 1
-            rows = [row for row in rows if (row[2] & offset_mask) >= applied[row[2] >> PLACE_BITS]]
+        if not any(applied[index] > self._lowest(index) for index in ends):
+            return []
+        offset_mask = (1 << PLACE_BITS) - 1
+        return [row for row in rows if (row[2] & offset_mask) < applied[row[2] >> PLACE_BITS]]
+
+    def _add(self, state: KeyState, rows: list[Row], ends: Mapping[int, int]) -> None:
+        for index, end in ends.items():
+            state.header.applied[index] = max(state.header.applied[index], end)
         if rows:
-            for index, end in ends.items():
-                applied[index] = max(applied[index], end)
             state.add(rows)
 
-    def _advance(self, shaped: pl.DataFrame) -> None:
-        summary = shaped.group_by(_GROUP).agg(pl.col(TIME).max(), pl.len())
-        for group, newest, count in summary.iter_rows():
-            self._newest[group] = max(newest, self._newest[group] if self._newest[group] is not None else newest)
+    def _advance(self, shaped: pl.DataFrame, newest: Instant | None) -> None:
+        # A record that a filter drops was applied all the same: it moves the clock, and a right side that comes
+        # later may let it through.
+        if newest is not None:
+            for group, known in self._newest.items():
+                self._newest[group] = newest if known is None else max(known, newest)
+        for group, count in shaped.group_by(_GROUP).agg(pl.len()).iter_rows():
             self._rows[group] += count
 
     def _commit(self, states: Mapping[str, KeyState], ends: Mapping[int, int]) -> None:
@@ -363,3 +378,9 @@ class PartitionWorker:
                 for g, changes in by_group.items()
             ],
         )
+
+
+def newest_timely(records: pa.Table) -> Instant | None:
+    """Newest event time among the records that were not late."""
+    timely = records.filter(pc.invert(records[LATE]))
+    return pc.max(timely[TIME]).as_py() if len(timely) else None

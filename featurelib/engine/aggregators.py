@@ -101,8 +101,7 @@ class SumAggregator(Aggregator):
         values = self.source.values(rows)
         if not values:
             return None
-        # fsum rounds once, so a pane's total does not depend on the order of its values.
-        return [len(values), math.fsum(values) if self.source.type == "float" else sum(values)]
+        return [len(values), _float_sum(values) if self.source.type == "float" else sum(values)]
 
     def merge(self, older: Partial, newer: Partial) -> Partial:
         """Add both members."""
@@ -117,8 +116,11 @@ class SumAggregator(Aggregator):
         if partial is None:
             return 0.0 if self.source.type == "float" else 0
         total = partial[1]
-        if isinstance(total, int) and not INT_MIN <= total <= INT_MAX:
-            raise ValueOverflow(f"the sum {total} does not fit 64 bits")
+        if isinstance(total, int):
+            if not INT_MIN <= total <= INT_MAX:
+                raise ValueOverflow(f"the sum {total} does not fit 64 bits")
+        elif not math.isfinite(total):
+            raise ValueOverflow("the sum of the window's values is beyond what a float holds")
         return total
 
 
@@ -126,8 +128,17 @@ class AvgAggregator(SumAggregator):
     """Partial: ``[n, total]``, as for the sum."""
 
     def finish(self, partial: Partial) -> Value:
-        """Total over count; 0.0 when empty."""
-        return partial[1] / partial[0] if partial is not None else 0.0
+        """Total over count; 0.0 when empty.
+
+        Raises:
+            ValueOverflow: the total is beyond what a float holds.
+        """
+        if partial is None:
+            return 0.0
+        mean = partial[1] / partial[0]
+        if not math.isfinite(mean):
+            raise ValueOverflow("the sum of the window's values is beyond what a float holds")
+        return mean
 
 
 class _ExtremeAggregator(Aggregator):
@@ -217,6 +228,14 @@ class LastAggregator(Aggregator):
             if len(kept) == self._k:
                 break
         return kept
+
+
+def _float_sum(values: Sequence[float]) -> float:
+    try:
+        # fsum rounds once, so a pane's total does not depend on the order of its values.
+        return math.fsum(values)
+    except OverflowError:
+        return math.inf  # finished as an overflow: a partial must not stop the stream
 
 
 def _order(entry: Sequence[Any]) -> tuple[Any, ...]:

@@ -187,13 +187,13 @@ class Program:
             at: the instant R.
 
         Returns:
-            Column → value; ``None`` for an unknown key.
+            Column → value; ``None`` for a key that had no record by then.
 
         Raises:
-            ValueOverflow: an integer sum left the 64-bit range.
+            ValueOverflow: a sum left the 64-bit range, or the finite floats.
             CorruptState: the bytes do not decode.
         """
-        if values[0] is None:
+        if values[0] is None or not Header.decode(values[0]).known_at(at):
             return None
         panes = read_panes(self.windows, at, self.root)
         nodes = {pane: decode_node(data) for pane, data in zip(panes, values[2:], strict=True) if data is not None}
@@ -249,7 +249,7 @@ def replay(
     state = program.new_state(1)
     for _, rows in program.rows_by_key(shaped):
         state.add(rows)
-    return program.finish_state(state, at) if state.header.rows else None
+    return program.finish_state(state, at) if state.header.known_at(at) else None
 
 
 def index_pipeline(dataset: DatasetDef) -> PipelineDef:
@@ -336,7 +336,8 @@ def _columns_read(step: Step) -> set[str]:
 def pipelines_of(definitions: Definitions) -> list[PipelineDef]:
     """Committed pipelines, and those behind indexed datasets that no pipeline fills."""
     produced = {pipeline.output_dataset for pipeline in definitions.pipelines}
-    indexes = [index_pipeline(d) for d in definitions.datasets if d.index and d.name not in produced]
+    newest = (d for d in definitions.datasets if definitions.dataset(d.name) is d)
+    indexes = [index_pipeline(dataset) for dataset in newest if dataset.index and dataset.name not in produced]
     return [*definitions.pipelines, *indexes]
 
 

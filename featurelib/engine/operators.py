@@ -13,6 +13,7 @@ from featurelib.engine.batch import expression
 from featurelib.engine.records import ACCEPTED_AT, LATE, OFFSET, ORDER, PARTITION, TIME
 
 _RIGHT_KEY, _RIGHT_TIME = "__right_key", "__right_time"
+_RIGHT_ORDER = [_RIGHT_TIME, ACCEPTED_AT, PARTITION, OFFSET]
 
 
 class RightTable:
@@ -28,7 +29,7 @@ class RightTable:
 
     def with_records(self, records: pa.Table) -> RightTable:
         """The table with more right records in it."""
-        frame = pl.concat([self.frame, self._select(_frame(records))]).sort(ORDER_RIGHT)
+        frame = pl.concat([self.frame, self._select(_frame(records))]).sort(_RIGHT_ORDER)
         return RightTable(self.step, self._dataset, frame)
 
     def latest(self) -> pl.DataFrame:
@@ -59,9 +60,6 @@ class RightTable:
         )
 
 
-ORDER_RIGHT = [_RIGHT_TIME, ACCEPTED_AT, PARTITION, OFFSET]
-
-
 def run_steps(frame: pl.DataFrame, steps: tuple[Step, ...], rights: Mapping[str, RightTable]) -> pl.DataFrame:
     """Apply the steps before the fold, in declared order; ``rights`` by the right dataset's name."""
     for step in steps:
@@ -69,7 +67,7 @@ def run_steps(frame: pl.DataFrame, steps: tuple[Step, ...], rights: Mapping[str,
             case FilterStep():
                 frame = frame.filter(expression(step.predicate))
             case AssignStep():
-                frame = frame.with_columns(_finite(expression(step.value).alias(step.column), frame))
+                frame = frame.with_columns(_finite(expression(step.value), frame).alias(step.column))
             case JoinStep():
                 frame = rights[step.right].join(frame)
     return frame.sort(ORDER, maintain_order=True) if any(isinstance(s, JoinStep) for s in steps) else frame
@@ -93,6 +91,6 @@ def _empty(dataset: DatasetDef) -> pl.DataFrame:
 
 
 def _finite(value: pl.Expr, frame: pl.DataFrame) -> pl.Expr:
-    # A float that is not a number (inf - inf) becomes null: no aggregate and no wire has a place for it.
-    kind = frame.lazy().select(value).collect_schema().dtypes()[0]
-    return value.fill_nan(None) if kind.is_float() else value
+    # A float that is infinite or not a number becomes null: no aggregate and no wire has a place for it.
+    (kind,) = frame.lazy().select(value).collect_schema().dtypes()
+    return pl.when(value.is_finite()).then(value) if kind.is_float() else value

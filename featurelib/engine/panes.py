@@ -12,13 +12,14 @@ from its children, never added to, so equal rows give equal bytes in any order o
 
 Every window edge lies on one root-to-leaf path whose names follow from the instant alone; a read fetches
 those paths in one round trip: O(levels) small fields however many events the window holds. The buffer
-spares a key that gets one event at a time from rewriting a leaf and its ancestors each time.
+spares a key that gets one event at a time from rewriting a leaf and its ancestors each time. The exception
+are thousands of events of one key in one microsecond: their leaf never splits and is rewritten whole.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -76,7 +77,6 @@ class Branch(NamedTuple):
 
 
 Node = Leaf | Branch
-LoadNode = Callable[[Pane], "Node | None"]
 
 
 def encode_node(node: Node) -> bytes:
@@ -104,11 +104,16 @@ class Header:
     applied: list[int]
     """Per input partition of the pipeline: rows below this offset are in the state."""
     rows: int = 0
-    newest_us: Instant | None = None
+    oldest_us: Instant | None = None
+    """Oldest event time ever folded: before it the key is not known."""
+
+    def known_at(self, at: Instant) -> bool:
+        """Whether the key had a record by then (decision 9)."""
+        return self.rows > 0 and self.oldest_us is not None and self.oldest_us <= at
 
     def encode(self) -> bytes:
         """Stored bytes."""
-        return encode([self.applied, self.rows, self.newest_us])
+        return encode([self.applied, self.rows, self.oldest_us])
 
     @classmethod
     def decode(cls, data: bytes) -> Header:
@@ -153,9 +158,9 @@ class KeyState:
     def add(self, rows: Sequence[Row]) -> None:
         """Take rows in arrival order. :meth:`missing` must have been satisfied when it named panes."""
         self.header.rows += len(rows)
-        newest = max(row[0] for row in rows)
-        if self.header.newest_us is None or newest > self.header.newest_us:
-            self.header.newest_us = newest
+        oldest = min(row[0] for row in rows)
+        if self.header.oldest_us is None or oldest < self.header.oldest_us:
+            self.header.oldest_us = oldest
         self.buffer.extend(rows)
         self.dirty |= {HEADER, BUFFER}
         if len(self.buffer) > _BUFFER_ROWS:
@@ -169,8 +174,11 @@ class KeyState:
             self._insert((self.root, index), group)
 
     def replace(self, removed: Iterable[Row], added: Sequence[Row]) -> None:
-        """Take rows out by identity (missing ones are ignored) and put others in, as one change."""
-        gone = {row[:3] for row in removed}
+        """Take rows out by identity (missing ones are ignored) and put others in, as one change.
+
+        A row that is put in takes the place of one with its identity, so repeating a change changes nothing.
+        """
+        gone = {row[:3] for row in (*removed, *added)}
         kept = [row for row in self.buffer if row[:3] not in gone]
         in_buffer = len(self.buffer) - len(kept)
         if in_buffer:
@@ -194,14 +202,15 @@ class KeyState:
             panes.update(dict.fromkeys(self._unknown_below(instant)))
         return list(panes)
 
-    def forget_panes(self) -> None:
+    def forget_panes(self, most: int = 256) -> None:
         """Drop leaves from memory; they are loaded again when touched. Call it when nothing is dirty.
 
-        Branches stay: they are few, and they say which single leaf an instant needs. Without them a batch of
-        4,000 instants asks for 60,000 panes on paths it cannot know to be empty.
+        Branches stay unless they are more than ``most``: they say which single leaf an instant needs. Without
+        them a batch of 4,000 instants asks for 60,000 panes on paths it cannot know to be empty.
         """
         assert not self.dirty
-        self.nodes = {pane: node for pane, node in self.nodes.items() if isinstance(node, Branch)}
+        branches = {pane: node for pane, node in self.nodes.items() if isinstance(node, Branch)}
+        self.nodes = dict(branches) if len(branches) <= most else {}
         self.whole = False
 
     def changes(self) -> dict[bytes, bytes]:

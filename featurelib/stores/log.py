@@ -189,11 +189,14 @@ class Log:
             pipe.xrevrange(key, max=f"{offset + 1}-0", count=1)
             pipe.xrange(key, min=f"{offset + 2}-0", count=_ENTRIES_PER_TRIP)
             holding, following = pipe.execute()
-        tables, rows = [], 0
+        tables: list[pa.Table] = []
+        rows = 0
         for entry_id, fields in [*holding, *following]:
             base, count = int(entry_id.split(b"-")[0]) - 1, int(fields[b"n"])
-            if base + count <= offset:
+            if base + count <= offset + rows:
                 continue
+            if tables and base != offset + rows:
+                break  # trimmed between the two commands: what follows is not what comes next
             table = self._decode(dataset, partition, base, fields).slice(max(0, offset - base))
             tables.append(table.slice(0, max_rows - rows))
             rows += len(tables[-1])
@@ -370,6 +373,12 @@ def _encode(records: pa.Table, late: npt.NDArray[np.bool_]) -> _Entry:
 def _unavailable() -> Iterator[None]:
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
+    except (
+        redis.ConnectionError,
+        redis.TimeoutError,
+        redis.BusyLoadingError,
+        redis.OutOfMemoryError,  # full: nothing was written, and will be once there is room
+        redis.ReadOnlyError,
+    ) as error:
         message = f"the online store does not answer: {error}"
         raise StoreUnavailable(message) from error

@@ -47,6 +47,16 @@ return 1
 """
 
 
+# A full or read-only server refuses with an answer of its own; the cure is the same: wait, and try again.
+_AWAY = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.BusyLoadingError,
+    redis.OutOfMemoryError,
+    redis.ReadOnlyError,
+)
+
+
 class StateName(NamedTuple):
     """One build of a pipeline's state: its ``Name@version`` and generation."""
 
@@ -168,13 +178,21 @@ class OnlineStore:
         with _unavailable():
             self._redis.set(_generation_key(pipeline), generation)
 
-    def drop_generation(self, state: StateName) -> int:
-        """Forget a build of state that is no longer served; returns the number of keys removed."""
+    def clear(self, state: StateName, groups: Sequence[int]) -> int:
+        """Forget what some key groups of a build hold; returns the number of keys removed.
+
+        Epochs stay: were they given out twice, a writer that was fenced could write again.
+        """
         removed = 0
-        pattern = f"{{{state.pipeline}#{state.generation}:*"
+        wanted = set(groups)
         with _unavailable():
-            for name in self._redis.scan_iter(match=pattern, count=1_000):
-                removed += self._redis.unlink(name)
+            for key in self.keys(state):
+                if key_group(key) in wanted:
+                    removed += self._redis.unlink(state.key(key))
+            pipe = self._redis.pipeline(transaction=False)
+            for group in groups:
+                pipe.hdel(state.position(group), "positions", "newest", "rows")
+            pipe.execute()
         return removed
 
     def keys(self, state: StateName) -> Iterator[str]:
@@ -291,5 +309,5 @@ def _generation_key(pipeline: str) -> str:
 def _unavailable() -> Iterator[None]:
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
+    except _AWAY as error:
         raise StoreUnavailable(f"the online store does not answer: {type(error).__name__}") from error

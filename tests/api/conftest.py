@@ -72,7 +72,9 @@ class Platform:
         definitions = self.registry.definitions()
         for pipeline in pipelines_of(definitions):
             for partition in range(self.settings.pipeline.partition_count):
-                task = PipelineTask(pipeline, definitions, partition, 1, self.settings)
+                task = PipelineTask(
+                    pipeline, definitions, partition=partition, partitions=2, generation=1, settings=self.settings
+                )
                 task.start()
                 while task.step():
                     pass

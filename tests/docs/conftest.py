@@ -51,7 +51,9 @@ class DocsPlatform:
         log.close()
         for pipeline in pipelines_of(definitions):
             for partition in range(self._settings.pipeline.partition_count):
-                task = PipelineTask(pipeline, definitions, partition, 1, self._settings)
+                task = PipelineTask(
+                    pipeline, definitions, partition=partition, partitions=2, generation=1, settings=self._settings
+                )
                 task.start()
                 while task.step():
                     pass

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from featurelib.errors import Fenced
-from tests.support.worlds import World, drain
+from featurelib.clock import HOUR
+from featurelib.engine.keys import key_group
+from featurelib.errors import Fenced, StoreUnavailable
+from featurelib.stores import online
+from featurelib.stores.online import StateName
+from tests.support.worlds import RIDERS_OF_ONE_GROUP, T0, World, drain
 
 
 @pytest.fixture
@@ -76,3 +80,59 @@ def test_lag_counts_the_records_of_every_input_that_are_not_applied(world: World
     assert worker.lag() == 10
     drain(worker)
     assert worker.lag() == 0
+
+
+@pytest.mark.parametrize("world", [("rider", 4)], indirect=True, ids=["rider-4"])
+def test_a_commit_cut_between_chunks_is_finished_with_what_was_learnt_since(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = RIDERS_OF_ONE_GROUP
+    worker = world.worker()
+    worker.start()
+    world.rain_at(T0, "x", 1)
+    drain(worker)
+    for rider in (first, second):
+        world.ride_at(T0 + 2 * HOUR, rider, "x", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(online, "_KEYS_PER_SCRIPT", 1)
+        patch.setattr(worker._store, "commit", dying_after_one_script(worker._store))
+        with pytest.raises(StoreUnavailable):
+            drain(worker)
+    world.rain_at(T0 + HOUR, "x", 9)  # belongs to both rides, and comes after the crash
+    successor = world.worker()
+    successor.start()
+    drain(successor)
+    assert {rider: world.read(rider, T0 + 3 * HOUR)["last_"] for rider in (first, second)} == {first: 9, second: 9}
+    assert {rider: world.read(rider, T0 + 3 * HOUR)["n_"] for rider in (first, second)} == {first: 1, second: 1}
+
+
+def dying_after_one_script(store: online.OnlineStore):
+    """The process dies when the first chunk that changes a key has reached the server."""
+
+    def commit(state: StateName, commits: list[online.GroupCommit]) -> None:
+        changing = next(each for each in commits if each.changes)
+        keys, arguments = next(iter(online._scripts(state, changing)))
+        store._commit(keys=keys, args=arguments)
+        raise StoreUnavailable("killed")
+
+    return commit
+
+
+@pytest.mark.parametrize("world", [("rider", 5)], indirect=True, ids=["rider-5"])
+def test_an_epoch_is_never_given_out_twice_even_when_the_state_was_cleared(world: World) -> None:
+    group = key_group("a")
+    (stale,) = world.store.claim(world.state, [group])
+    world.store.clear(world.state, range(64))
+    (fresh,) = world.store.claim(world.state, [group])
+    assert fresh.epoch > stale.epoch
+    late = online.GroupCommit(group, stale.epoch, [0, 0, 0, 0], None, 0, {"a": {b"h": b"x"}})
+    with pytest.raises(Fenced):
+        world.store.commit(world.state, [late])
+
+
+@pytest.mark.parametrize("world", [("rider", 6)], indirect=True, ids=["rider-6"])
+def test_a_group_that_never_got_a_record_has_begun_all_the_same(world: World) -> None:
+    assert world.store.progress(world.state).positions is None
+    worker = world.worker()
+    worker.start()
+    assert world.store.progress(world.state).positions == [0, 0, 0, 0]

@@ -172,15 +172,7 @@ class World:
             )
         for partition in range(2):
             mine = [r for r in rows if owner_of_group(key_group(r[1]), 2) == partition]
-            table = pa.table(
-                {
-                    "rider": [r[1] for r in mine],
-                    "city": [r[2] for r in mine],
-                    "fare": pa.array([r[3] for r in mine], pa.int64()),
-                    "at": pa.array([r[0] for r in mine], pa.timestamp("us", tz="UTC")),
-                    TIME: pa.array([r[0] for r in mine], pa.int64()),
-                }
-            )
+            table = _rides(mine)
             if mine:
                 done = self.log.append(ref(RIDES), partition, table, lateness=NEVER_LATE)
                 accepted = self.log.head(ref(RIDES), partition).accepted_at_us
@@ -188,19 +180,30 @@ class World:
                 order = [(accepted, partition, first + i) for i in range(len(mine))]
                 self.rides += [(r[0], o, r[1], r[2], r[3]) for r, o in zip(mine, order, strict=True)]
 
+    def ride_at(self, at: int, rider: str, city: str, fare: int | None) -> None:
+        """One ride."""
+        partition = owner_of_group(key_group(rider), 2)
+        done = self.log.append(ref(RIDES), partition, _rides([(at, rider, city, fare)]), lateness=NEVER_LATE)
+        accepted = self.log.head(ref(RIDES), partition).accepted_at_us
+        self.rides.append((at, (accepted, partition, done.next_offset - 1), rider, city, fare))
+
+    def rain_at(self, at: int, city: str, mm: int) -> None:
+        """One right record."""
+        done = self.log.append(ref(RAIN), 0, _rains([(at, city, mm)]), lateness=NEVER_LATE)
+        self.rains.append((at, done.next_offset - 1, city, mm))
+
+    def read(self, key: str, at: int) -> dict[str, object]:
+        """The stored row of a key that is known."""
+        row = self.program.finish(self.store.load(self.state, {key: self.program.read_fields(at)})[key], at)
+        assert row is not None
+        return row
+
     def post_rain(self, count: int) -> None:
         rows = [
             (T0 + self.random.randrange(30) * HOUR, self.random.choice("xyz"), self.random.randrange(9))
             for _ in range(count)
         ]
-        table = pa.table(
-            {
-                "city": [r[1] for r in rows],
-                "mm": pa.array([r[2] for r in rows], pa.int64()),
-                "at": pa.array([r[0] for r in rows], pa.timestamp("us", tz="UTC")),
-                TIME: pa.array([r[0] for r in rows], pa.int64()),
-            }
-        )
+        table = _rains(rows)
         done = self.log.append(ref(RAIN), 0, table, lateness=NEVER_LATE)
         first = done.next_offset - count
         self.rains += [(r[0], first + i, r[1], r[2]) for i, r in enumerate(rows)]
@@ -213,7 +216,7 @@ class World:
                 continue
             rains = [rain for rain in self.rains if rain[2] == city and rain[0] <= time]
             joined.append((time, order, city, fare, max(rains)[3] if rains else None))
-        if not joined:
+        if not any(time <= at for time, *_ in joined):
             return None
         row: dict[str, object] = {}
         for window, size in (("1h", HOUR), ("1d", 24 * HOUR), ("", None)):
@@ -243,6 +246,32 @@ class World:
                 assert got == self.expected(key, at), (key, at)
                 checked += 1
         return checked
+
+
+RIDERS_OF_ONE_GROUP = [name for n in range(2_000) if key_group(name := f"r{n}") == key_group("r0")][:2]
+
+
+def _rides(rows: Sequence[tuple[int, str, str, int | None]]) -> pa.Table:
+    return pa.table(
+        {
+            "rider": [r[1] for r in rows],
+            "city": [r[2] for r in rows],
+            "fare": pa.array([r[3] for r in rows], pa.int64()),
+            "at": pa.array([r[0] for r in rows], pa.timestamp("us", tz="UTC")),
+            TIME: pa.array([r[0] for r in rows], pa.int64()),
+        }
+    )
+
+
+def _rains(rows: Sequence[tuple[int, str, int]]) -> pa.Table:
+    return pa.table(
+        {
+            "city": [r[1] for r in rows],
+            "mm": pa.array([r[2] for r in rows], pa.int64()),
+            "at": pa.array([r[0] for r in rows], pa.timestamp("us", tz="UTC")),
+            TIME: pa.array([r[0] for r in rows], pa.int64()),
+        }
+    )
 
 
 def drain(*workers: PartitionWorker) -> None:

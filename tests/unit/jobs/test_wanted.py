@@ -11,7 +11,6 @@ DEFINITIONS = Definitions(
     pipelines=(pipeline("rider"),),
     sources=(
         SourceDef(dataset="Ride", connector=ConnectorDef(type="files", config={"path": "/rides"})),
-        SourceDef(dataset="Rain", connector=ConnectorDef(type="http", config={})),
     ),
 )
 

@@ -84,13 +84,6 @@ def test_a_commit_may_refer_to_what_is_committed_already(compiled):
 
 ALLOWED = [
     pytest.param(
-        [
-            ("@dataset(index=True)\nclass Sale", "@dataset(version=2)\nclass Sale"),
-            ("note: Optional[str] = field()", "note: Optional[str] = field()\n    more: int = field()"),
-        ],
-        id="new column with a new version",
-    ),
-    pytest.param(
         [("@dataset(index=True)\nclass Sale", '@dataset(index=True, description="x")\nclass Sale')], id="metadata"
     ),
     pytest.param(
@@ -209,6 +202,26 @@ def test_a_changed_meaning_is_refused_with_every_break_at_its_line(compiled, tmp
     if line is not None:
         (problem,) = problems
         assert (tmp_path / "features.py").read_text().splitlines()[problem.line - 1].strip().startswith(line)
+
+
+def test_a_dataset_that_a_committed_pipeline_reads_keeps_its_version(compiled):
+    newer = compiled(("@dataset(index=True)\nclass Sale", "@dataset(version=2)\nclass Sale"))
+    with pytest.raises(DefinitionError) as caught:
+        plan(_after(compiled()), newer)
+    assert [problem.code for problem in caught.value.problems] == ["dataset_version_in_use"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ("by_shop", "shop_index", "reserved_name"),
+        ("@pipeline(version=1)", "@pipeline(version=1, backfill=None)", "unsupported_backfill"),
+    ],
+)
+def test_what_would_not_be_obeyed_is_refused(compiled, before, after, code):
+    with pytest.raises(DefinitionError) as caught:
+        plan(NOTHING, compiled((before, after)))
+    assert [problem.code for problem in caught.value.problems] == [code]
 
 
 def test_a_rekeyed_dataset_and_pipeline_are_both_named(compiled):
