@@ -24,6 +24,7 @@ DAY: Duration = 24 * HOUR
 
 _UNITS = {"d": DAY, "h": HOUR, "m": MINUTE, "s": SECOND}
 _DURATION = re.compile(r"([1-9][0-9]*)([dhms])")
+_SECONDS = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 # Instants are kept within 1900..2200: a number outside it is nearly always milliseconds sent as seconds.
@@ -57,9 +58,9 @@ def parse_instant(value: object, field: str = "timestamp") -> Instant:
         InvalidTimestamp: naming ``field`` and what was found.
     """
     if isinstance(value, datetime):
-        return _from_datetime(value, field)
+        return _from_datetime(value, value, field)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _from_seconds(value, field)
+        return _from_seconds(value, value, field)
     if isinstance(value, str):
         return _from_text(value.strip(), field)
     raise _refuse(value, field)
@@ -99,36 +100,48 @@ def format_duration(duration: Duration) -> str:
     raise ValueError(message)
 
 
-def _from_datetime(value: datetime, field: str) -> Instant:
-    aware = value if value.tzinfo else value.replace(tzinfo=UTC)
-    return _bounded((aware - _EPOCH) // _MICROSECOND, value, field)
+# In each of these `given` is what the caller sent, which an error quotes; the first argument is it read as a type.
 
 
-def _from_seconds(value: float, field: str) -> Instant:
-    if isinstance(value, float) and not math.isfinite(value * SECOND):
-        raise _refuse(value, field)
-    return _bounded(round(value * SECOND), value, field)
+def _from_datetime(moment: datetime, given: object, field: str) -> Instant:
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return _bounded((aware - _EPOCH) // _MICROSECOND, given, field)
+
+
+def _from_seconds(seconds: float, given: object, field: str) -> Instant:
+    if isinstance(seconds, float) and not math.isfinite(seconds * SECOND):
+        raise _refuse(given, field)
+    return _bounded(round(seconds * SECOND), given, field)
 
 
 def _from_text(text: str, field: str) -> Instant:
-    try:
-        return _from_datetime(datetime.fromisoformat(text), field)
-    except ValueError:
-        pass
-    try:
-        return _from_seconds(float(text), field)
-    except ValueError:
-        raise _refuse(text, field) from None
+    moment = _iso(text)
+    if moment is not None:
+        return _from_datetime(moment, text, field)
+    # float() alone would also take "1_000", "nan" and the digits of other scripts.
+    if _SECONDS.fullmatch(text):
+        return _from_seconds(float(text), text, field)
+    raise _refuse(text, field)
 
 
-def _bounded(instant: Instant, value: object, field: str) -> Instant:
+def _iso(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text) if text.isascii() else None
+    except ValueError:
+        return None
+
+
+def _bounded(instant: Instant, given: object, field: str) -> Instant:
     if not _EARLIEST <= instant <= _LATEST:
-        raise _refuse(value, field)
+        raise _refuse(given, field)
     return instant
 
 
 def _refuse(value: object, field: str) -> InvalidTimestamp:
-    shown = repr(value)[:80]
+    try:
+        shown = repr(value)[:80]
+    except ValueError:  # Python refuses to print an integer of thousands of digits
+        shown = "an integer of thousands of digits"
     return InvalidTimestamp(
         f"{field}: {shown} is not a timestamp between 1900 and 2200; expected ISO 8601 such as "
         "2026-04-01T10:30:00Z, or epoch seconds"

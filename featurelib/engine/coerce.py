@@ -6,12 +6,13 @@ column kernels below it only decide the common cells at once, and hand every oth
     declared  given                                        result
     --------  -------------------------------------------  ----------------------------------------------
     any       null, missing, or an empty CSV cell          null; required column: ``missing_field``
-    any       float NaN                                    null; required column: ``not_a_number``
+    any       NaN, a float or a Decimal                    null; required column: ``not_a_number``
     int       int within 64 bit                            itself; beyond: ``out_of_range``
     int       integral float (3.0), integral numeric text  the int; 3.5 and "3.5": ``not_integral``
     float     int that a double holds exactly              the float; beyond: ``out_of_range``
     float     finite float, numeric text                   the float; infinite: ``out_of_range``
-    str       text                                         itself (numbers are not turned into text)
+    str       text                                         itself (numbers are not turned into text); a lone
+                                                           surrogate, which no UTF-8 spells: ``wrong_type``
     bool      bool, text "true" / "false" in any case      the bool (1 and 0 are not bool)
     datetime  timestamp, ISO 8601 text, epoch seconds      the instant, µs; finer digits are cut
     list[T]   list of what T takes                         the list; a null inside is kept
@@ -28,7 +29,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -101,7 +102,7 @@ def coerce_value(value: object, field: FieldDef) -> Value | None:
     Raises:
         RecordError: with the reason code and the column.
     """
-    if isinstance(value, float) and math.isnan(value):
+    if _is_nan(value):
         if not _required(field):
             return None
         raise _refuse(field, "not_a_number", "is NaN")
@@ -136,7 +137,7 @@ def raw_column(records: RawRecords, name: str) -> tuple[pa.Array | None, Callabl
 def _array(values: list[Any]) -> pa.Array | None:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # such as an int of more than 64 bits
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):  # such as an int of more than 64 bits
         return None
 
 
@@ -315,13 +316,20 @@ def _int_cell(value: object, field: FieldDef) -> int:
     if isinstance(value, float | Decimal):
         return _integral(value, field)
     if isinstance(value, str) and _NUMBER.match(value.strip()):
-        return _integral(Decimal(value.strip()), field)
+        return _integral(_decimal(value.strip(), field), field)
     raise _wrong(value, field, "int")
 
 
+def _decimal(text: str, field: FieldDef) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent of twenty digits
+        raise _refuse(field, "out_of_range", f"{_shown(text)} does not fit 64 bits") from None
+
+
 def _integral(value: float | Decimal, field: FieldDef) -> int:
-    # The size first: int(Decimal("1e999999")) would build a million digits.
-    if not -(2.0**64) < value < 2.0**64:
+    # The size first: int(Decimal("1e999999")) would build a million digits. A Decimal NaN cannot even be compared.
+    if not math.isfinite(value) or not -(2.0**64) < value < 2.0**64:
         raise _refuse(field, "out_of_range", f"{_shown(value)} does not fit 64 bits")
     if value != int(value):
         raise _refuse(field, "not_integral", f"{_shown(value)} is not a whole number")
@@ -340,7 +348,8 @@ def _float_cell(value: object, field: FieldDef) -> float:
     if isinstance(value, int):
         return _exact_double(value, field)
     if isinstance(value, float | Decimal):
-        return _finite(float(value), value, field)
+        # float() refuses a signalling NaN, which is no number either.
+        return _finite(math.nan if _is_nan(value) else float(value), value, field)
     if isinstance(value, str) and _NUMBER.match(value.strip()):
         return _finite(float(value.strip()), value, field)
     raise _wrong(value, field, "float")
@@ -361,7 +370,21 @@ def _finite(number: float, value: object, field: FieldDef) -> float:
 def _str_cell(value: object, field: FieldDef) -> str:
     if not isinstance(value, str):
         raise _wrong(value, field, "str")
+    if not _is_utf8(value):
+        raise _refuse(field, "wrong_type", f"{_shown(value)} holds a lone surrogate, which is no character")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_nan(value: object) -> bool:
+    return value.is_nan() if isinstance(value, Decimal) else isinstance(value, float) and math.isnan(value)
 
 
 def _bool_cell(value: object, field: FieldDef) -> bool:
@@ -399,5 +422,8 @@ def _refuse(field: FieldDef, reason: str, what: str) -> RecordError:
 
 
 def _shown(value: object) -> str:
-    text = str(value) if isinstance(value, Decimal) else repr(value)
+    try:
+        text = str(value) if isinstance(value, Decimal) else repr(value)
+    except ValueError:  # Python refuses to print an integer of thousands of digits, also one inside a list
+        text = f"a value of type {type(value).__name__} too long to show"
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

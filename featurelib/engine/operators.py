@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 
 from featurelib.definitions import AssignStep, DatasetDef, FilterStep, JoinStep, Step
@@ -13,6 +14,8 @@ from featurelib.engine.batch import expression
 from featurelib.engine.records import ACCEPTED_AT, LATE, OFFSET, ORDER, PARTITION, TIME
 
 _RIGHT_KEY, _RIGHT_TIME = "__right_key", "__right_time"
+# Far above the rounding of a float of that size, far below 2^64.
+_WRAPPED_BY = 2.0**60
 _RIGHT_ORDER = [_RIGHT_TIME, ACCEPTED_AT, PARTITION, OFFSET]
 
 
@@ -67,7 +70,7 @@ def run_steps(frame: pl.DataFrame, steps: tuple[Step, ...], rights: Mapping[str,
             case FilterStep():
                 frame = frame.filter(expression(step.predicate))
             case AssignStep():
-                frame = frame.with_columns(_finite(expression(step.value), frame).alias(step.column))
+                frame = frame.with_columns(_assigned(step, frame))
             case JoinStep():
                 frame = rights[step.right].join(frame)
     return frame.sort(ORDER, maintain_order=True) if any(isinstance(s, JoinStep) for s in steps) else frame
@@ -90,7 +93,18 @@ def _empty(dataset: DatasetDef) -> pl.DataFrame:
     return _frame(record_schema(dataset).empty_table())
 
 
-def _finite(value: pl.Expr, frame: pl.DataFrame) -> pl.Expr:
-    # A float that is infinite or not a number becomes null: no aggregate and no wire has a place for it.
-    (kind,) = frame.lazy().select(value).collect_schema().dtypes()
-    return pl.when(value.is_finite()).then(value) if kind.is_float() else value
+def _assigned(step: AssignStep, frame: pl.DataFrame) -> pl.Series:
+    """The column a step computes; null where a float is not finite or an integer left 64 bits.
+
+    No aggregate and no wire has a place for infinity, and an integer that wrapped round is a wrong number.
+    """
+    value = frame.select(expression(step.value)).to_series()
+    if value.dtype.is_float():
+        kept = value.is_finite()
+    elif value.dtype.is_integer():
+        # Polars wraps silently, by multiples of 2^64; the same expression over floats shows the true size.
+        size = frame.with_columns(cs.integer().cast(pl.Float64)).select(expression(step.value)).to_series()
+        kept = (size - value.cast(pl.Float64)).abs() < _WRAPPED_BY
+    else:
+        return value.alias(step.column)
+    return value.zip_with(kept.fill_null(value=False), pl.Series([None], dtype=value.dtype)).alias(step.column)

@@ -19,6 +19,8 @@ from featurelib.engine.keys import KEY_GROUPS, groups_of_column
 from featurelib.settings import IngestSettings
 from featurelib.stores.log import Appended, DeadLetter, Identity, Lateness, Log
 
+_MOST_BITS = 4_096
+
 
 class Taken(NamedTuple):
     """What became of a batch. ``dead`` counts rejected and malformed records."""
@@ -78,7 +80,7 @@ class Intake:
             StoreUnavailable: some partitions may hold their share.
         """
         coerced = coerce(events, self._dataset)
-        dead = [DeadLetter(r.record, r.reason, r.field, r.message) for r in coerced.rejected]
+        dead = [DeadLetter(_storable(r.record), r.reason, r.field, r.message) for r in coerced.rejected]
         done = []
         for part, mine in enumerate(self._shares(coerced.table)):
             letters = dead if part == 0 else []
@@ -105,9 +107,21 @@ def lateness_of(source: SourceDef | None, settings: IngestSettings) -> Lateness:
 
 def _letters(coerced: Coerced, identity: Identity, malformed: Sequence[DeadLetter]) -> list[DeadLetter]:
     rejected = [
-        DeadLetter(r.record, r.reason, r.field, r.message, int(identity.sequence[r.row])) for r in coerced.rejected
+        DeadLetter(_storable(r.record), r.reason, r.field, r.message, int(identity.sequence[r.row]))
+        for r in coerced.rejected
     ]
     return sorted([*rejected, *malformed], key=lambda letter: letter.sequence or 0)
+
+
+def _storable(value: Any) -> Any:
+    """The value in a form JSON can spell: a dead letter that cannot be stored would stop its whole stream."""
+    if isinstance(value, Mapping):
+        return {str(name): _storable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable(each) for each in value]
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return hex(value)  # Python refuses to write thousands of decimal digits
+    return value
 
 
 def _taken(done: Sequence[Appended], dead: int, coerced: Coerced, violations: list[Violation]) -> Taken:

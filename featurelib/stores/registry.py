@@ -30,7 +30,7 @@ from featurelib.definitions import (
     SourceDef,
     digest,
 )
-from featurelib.errors import CorruptState, InvalidRequest
+from featurelib.errors import CorruptState, InvalidRequest, StoreUnavailable
 from featurelib.plan import Changes, CommitReceipt
 from featurelib.stores import schema
 from featurelib.stores.database import Database, newest, record_of, upsert
@@ -46,6 +46,8 @@ _SEVERITIES: dict[str, Severity] = {"info": "info", "warn": "warn", "warning": "
 # Sources and featuresets have no version of their own; the registry keeps them under this one.
 _UNVERSIONED = 1
 _KEY_BYTES = 32
+# Each round lost means that another commit or key change got through; nobody makes so many in a row by hand.
+_MOST_DECISIONS = 20
 
 DefinitionModel = type[DatasetDef] | type[PipelineDef] | type[FeaturesetDef] | type[SourceDef]
 _MODELS: dict[str, DefinitionModel] = {
@@ -205,8 +207,7 @@ class Registry:
     def version(self) -> int:
         """A number that moves with every commit and key change. One SELECT of one row."""
         with self.database.read() as connection:
-            version: int = connection.execute(select(schema.registry_version.c.version)).scalar_one()
-            return version
+            return _version(connection)
 
     def definitions(self) -> Definitions:
         """Every definition there is, all versions, ordered by name and version.
@@ -222,19 +223,25 @@ class Registry:
     ) -> CommitReceipt:
         """Store a commit whole or not at all; what it leaves out stays.
 
-        ``decide`` sees what is stored and is called while no other commit can run; what it raises passes
-        through and nothing is stored. A plan that is a no-op moves no version and makes no event.
+        ``decide`` sees what is stored; what it raises passes through and nothing is stored. It may take long, for it
+        runs user code, so it is called before the write lock is taken, and again when the registry moved meanwhile:
+        what is stored always follows from the plan of the state it is stored on. A plan that is a no-op moves no
+        version and makes no event.
+
+        Raises:
+            StoreUnavailable: other commits kept coming in between.
         """
-        with self.database.exclusive() as connection:
-            stored = _stored(connection)
-            current = _parsed(stored.values())
+        for _ in range(_MOST_DECISIONS):
+            # The version is read first: what lands in between makes it differ under the lock.
+            version = self.version()
+            current = self.definitions()
             plan = decide(current, commit)
             receipt = _receipt(current, commit, plan)
-            if plan.no_op:
-                _refresh_positions(connection, stored, commit)
-            else:
-                self._apply(connection, stored, commit, receipt, committed_by)
-        return receipt
+            with self.database.exclusive() as connection:
+                if _version(connection) == version:
+                    self._finish(connection, commit, plan, receipt, committed_by)
+                    return receipt
+        raise StoreUnavailable(f"the registry changed {_MOST_DECISIONS} times while this commit was checked")
 
     def commits(self, limit: int = 100) -> list[CommitRecord]:
         """The latest commits that changed something, newest first."""
@@ -354,6 +361,20 @@ class Registry:
         row = {**event.model_dump(), "id": str(uuid.uuid4()), "created_at": self._clock.now()}
         connection.execute(schema.events.insert(), row)
 
+    def _finish(
+        self,
+        connection: Connection,
+        commit: Commit,
+        plan: Plan,
+        receipt: CommitReceipt,
+        committed_by: str | None,
+    ) -> None:
+        stored = _stored(connection)
+        if plan.no_op:
+            _refresh_positions(connection, stored, commit)
+        else:
+            self._apply(connection, stored, commit, receipt, committed_by)
+
     def _apply(
         self,
         connection: Connection,
@@ -465,6 +486,11 @@ def _receipt(current: Definitions, commit: Commit, plan: Plan) -> CommitReceipt:
         topics_created=tuple(sorted(topics)),
         changes=plan.changes,
     )
+
+
+def _version(connection: Connection) -> int:
+    version: int = connection.execute(select(schema.registry_version.c.version)).scalar_one()
+    return version
 
 
 def _bump(connection: Connection) -> int:

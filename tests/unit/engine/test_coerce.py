@@ -86,6 +86,25 @@ REFUSED = [
     ("int", "1e999999999", "out_of_range"),
     ("int", float("inf"), "out_of_range"),
     ("int", [1], "wrong_type"),
+    ("int", 10**5000, "out_of_range"),
+    ("int", Decimal("Infinity"), "out_of_range"),
+    ("int", Decimal("-Infinity"), "out_of_range"),
+    ("int", Decimal("1e999999999"), "out_of_range"),
+    ("int", "1e99999999999999999999", "out_of_range"),
+    ("float", 10**5000, "out_of_range"),
+    ("float", Decimal("Infinity"), "out_of_range"),
+    ("str", "\ud800", "wrong_type"),
+    ("str", 10**5000, "wrong_type"),
+    ("list[str]", ["a", "\udfff"], "wrong_type"),
+    ("list[int]", [10**5000], "out_of_range"),
+    ("list[int]", 10**5000, "wrong_type"),
+    ("int", [10**5000], "wrong_type"),
+    ("datetime", 10**5000, "invalid_timestamp"),
+    ("datetime", "\ud800", "invalid_timestamp"),
+    ("datetime", "1_775_039_400", "invalid_timestamp"),
+    ("datetime", "١٧٧٥٠٣٩٤٠٠", "invalid_timestamp"),
+    ("bool", "\ud800", "wrong_type"),
+    ("int", "\ud800", "wrong_type"),
     ("float", True, "wrong_type"),
     ("float", "nan", "wrong_type"),
     ("float", 2**53 + 1, "out_of_range"),
@@ -126,7 +145,10 @@ def test_an_accepted_cell_keeps_its_value(type_name, given_value, expected):
     assert coerce_value(given_value, optional_field(type_name)) == expected
 
 
-@pytest.mark.parametrize(("type_name", "given_value", "reason"), REFUSED)
+# Named by place: pytest cannot print an integer of thousands of digits.
+@pytest.mark.parametrize(
+    ("type_name", "given_value", "reason"), REFUSED, ids=[f"{row[0]}-{place}" for place, row in enumerate(REFUSED)]
+)
 def test_a_refused_cell_names_reason_column_and_value(type_name, given_value, reason):
     result = one(type_name, given_value)
     (rejected,) = result.rejected
@@ -150,6 +172,26 @@ def test_nan_is_null_where_optional_and_refused_where_not(type_name):
     assert one(type_name, NAN).table["x"].to_pylist() == [None]
     (rejected,) = one(type_name, NAN, optional=False).rejected
     assert rejected.reason == "not_a_number"
+
+
+@pytest.mark.parametrize("type_name", ["int", "float"])
+@pytest.mark.parametrize("given_value", [Decimal("NaN"), Decimal("sNaN")])
+def test_a_decimal_nan_is_a_nan(type_name, given_value):
+    assert one(type_name, given_value).table["x"].to_pylist() == [None]
+    (rejected,) = one(type_name, given_value, optional=False).rejected
+    assert rejected.reason == "not_a_number"
+    (rejected,) = one(f"list[{type_name}]", [given_value]).rejected
+    assert rejected.reason == "out_of_range"
+
+
+def test_one_surrogate_takes_no_neighbour_along_and_names_itself_in_ascii():
+    records = [{"id": key, "at": 1, "x": "t"} for key in ("a", "\ud800", "b")]
+    result = coerce(records, dataset("str"))
+    assert result.table["id"].to_pylist() == ["a", "b"]
+    (rejected,) = result.rejected
+    assert (rejected.row, rejected.field, rejected.reason) == (1, "id", "wrong_type")
+    assert "\\ud800" in rejected.message
+    rejected.message.encode()
 
 
 @pytest.mark.parametrize(("key", "reason"), [("", "empty_key"), (None, "missing_field"), (5, "wrong_type")])
