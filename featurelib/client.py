@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx2
 
@@ -32,6 +32,7 @@ from featurelib.errors import (
 from featurelib.plan import CommitReceipt
 from featurelib.result import ThymeResult
 
+T = TypeVar("T")
 _COMMIT = "/api/v1/commit"
 _TIMEOUT_S = 30.0
 # The service takes 10,000 ids at once; smaller chunks keep each answer well below a second.
@@ -131,7 +132,7 @@ class ThymeClient:
         """
         headers = {"Content-Type": "application/json"}
         answer = self._send("POST", self.config.api_url, content=commit.model_dump_json(), headers=headers)
-        return CommitReceipt.model_validate(answer.json())
+        return _understood(answer, CommitReceipt.model_validate)
 
     def query(
         self,
@@ -179,9 +180,9 @@ class ThymeClient:
             if inputs:
                 body["inputs"] = dict(inputs)
             answer = self._send("POST", self._query_url("/features/batch"), json=_plain(body))
-            tree = answer.json()
-            columns = tree["features"] or columns
-            rows += tree["values"]
+            answered, values = _understood(answer, lambda tree: (list(tree["features"]), list(tree["values"])))
+            columns = answered or columns
+            rows += values
             run_id = answer.headers.get("X-Query-Run-Id", "")
         return ThymeResult(columns, rows, {"featureset": _name(featureset)}, run_id)
 
@@ -195,11 +196,11 @@ class ThymeClient:
         rows = data if isinstance(data, list | tuple) else [data]
         body = {"dataset": _name(dataset), "events": [_plain(_record(row)) for row in rows]}
         answer = self._send("POST", self._api_url("/api/v1/log"), json=body)
-        return int(answer.json()["events_sent"])
+        return _understood(answer, lambda tree: int(tree["events_sent"]))
 
     def status(self) -> dict[str, Any]:
         """What is committed and how it runs."""
-        return self._get(self._api_url("/api/v1/status"))  # type: ignore[no-any-return]
+        return self._get(self._api_url("/api/v1/status"), read=dict)
 
     def inspect(self, featureset: Any = None) -> dict[str, Any]:
         """One featureset of the status, or the whole status.
@@ -227,20 +228,27 @@ class ThymeClient:
     ) -> list[dict[str, Any]]:
         """Entries of the platform's feed, newest first."""
         filters = {"limit": limit, "severity": severity, "event_type": event_type, "subject": subject}
-        return self._get(self._api_url("/api/v1/events"), filters)  # type: ignore[no-any-return]
+        return self._get(self._api_url("/api/v1/events"), filters, read=_listed)
 
     def sources(self) -> list[dict[str, Any]]:
         """What feeds the datasets, and how far each has got."""
-        return list(self._get(self._api_url("/api/v1/sources")))
+        return self._get(self._api_url("/api/v1/sources"), read=_listed)
 
     def jobs(self) -> list[dict[str, Any]]:
         """The pipelines that run, and how far behind their inputs they are."""
-        return list(self._get(self._api_url("/api/v1/jobs")))
+        return self._get(self._api_url("/api/v1/jobs"), read=_listed)
+
+    def input_types(self, featureset: Any) -> dict[str, str]:
+        """The declared type of each request-time feature of a featureset; empty when there is no such featureset."""
+        name = _name(featureset)
+        found = self._get(self._query_url("/api/v1/featuresets"), read=_listed)
+        features = [f for each in found if each.get("name") == name for f in each.get("spec", {}).get("features", [])]
+        return {each["name"]: each["dtype"] for each in features if each.get("request")}
 
     def query_runs(self, *, limit: int = 100, featureset: Any = None) -> list[dict[str, Any]]:
         """The audit of reads, newest first."""
         filters = {"limit": limit, "featureset": _name(featureset) if featureset is not None else None}
-        return list(self._get(self._query_url("/query-runs"), filters)["runs"])
+        return self._get(self._query_url("/query-runs"), filters, read=lambda tree: _listed(tree["runs"]))
 
     def query_run(self, run_id: str) -> dict[str, Any]:
         """The audit of one read.
@@ -248,16 +256,17 @@ class ThymeClient:
         Raises:
             NotFound: it is unknown, or not written down yet: the audit follows the answer.
         """
-        return self._get(self._query_url(f"/query-runs/{run_id}"))  # type: ignore[no-any-return]
+        return self._get(self._query_url(f"/query-runs/{run_id}"), read=dict)
 
     def replay(self, run_id: str) -> dict[str, Any]:
         """Ask a recorded read again."""
-        return self._send("POST", self._query_url(f"/query-runs/{run_id}/replay")).json()  # type: ignore[no-any-return]
+        return _understood(self._send("POST", self._query_url(f"/query-runs/{run_id}/replay")), dict)
 
     def is_up(self, base: str) -> bool:
         """Whether a service answers on its health path."""
         try:
-            self._send("GET", f"{base_of(base)}/health")
+            # Something else on that port may answer the path too, with a page of its own.
+            self._get(f"{base_of(base)}/health", read=lambda tree: tree["status"])
         except ThymeError:
             return False
         return True
@@ -268,9 +277,9 @@ class ThymeClient:
     def _api_url(self, path: str) -> str:
         return base_of(self.config.api_base) + path
 
-    def _get(self, url: str, parameters: Mapping[str, Any] | None = None) -> Any:
+    def _get(self, url: str, parameters: Mapping[str, Any] | None = None, *, read: Callable[[Any], T]) -> T:
         given = {name: value for name, value in (parameters or {}).items() if value is not None}
-        return self._send("GET", url, params=given).json()
+        return _understood(self._send("GET", url, params=given), read)
 
     def _send(self, method: str, url: str, **content: Any) -> httpx2.Response:
         try:
@@ -278,12 +287,32 @@ class ThymeClient:
         except httpx2.InvalidURL as error:
             message = f"{url!r} is not a URL: {error}"
             raise ConfigError(message) from None
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             message = f"{url} does not answer: {error}"
             raise ServiceUnavailable(message) from error
         if answer.status_code not in _OK:
             raise error_of(answer)
         return answer
+
+
+def _understood(answer: httpx2.Response, read: Callable[[Any], T]) -> T:
+    """What ``read`` makes of an answer's JSON.
+
+    Raises:
+        ServiceUnavailable: it is not JSON, or not of the form a service of the platform gives.
+    """
+    try:
+        return read(answer.json())
+    except (ValueError, TypeError, KeyError, AttributeError):
+        start = answer.text[:60]
+        message = f"{answer.url} answered, but not as a service of the platform does; it begins {start!r}"
+        raise ServiceUnavailable(message) from None
+
+
+def _listed(tree: Any) -> list[dict[str, Any]]:
+    if not isinstance(tree, list):
+        raise TypeError("not a list")
+    return [dict(each) for each in tree]
 
 
 def error_of(answer: httpx2.Response) -> ThymeError:
@@ -333,10 +362,13 @@ def _problem(tree: Mapping[str, Any]) -> Problem:
 
 
 def _one_row(answer: httpx2.Response) -> ThymeResult:
-    tree = answer.json()
+    run_id = answer.headers.get("X-Query-Run-Id", "")
+    return _understood(answer, lambda tree: _row_of(tree, run_id))
+
+
+def _row_of(tree: dict[str, Any], run_id: str) -> ThymeResult:
     features = tree.pop("features")
     metadata = {**tree.pop("metadata", {}), **tree}
-    run_id = answer.headers.get("X-Query-Run-Id", "")
     if features is None:
         return ThymeResult(["entity_id"], [], metadata, run_id)
     rest = {name: value for name, value in features.items() if name != "entity_id"}

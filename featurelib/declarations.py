@@ -31,6 +31,8 @@ from featurelib.metadata import Metadata
 
 _PACKAGE = str(Path(__file__).parent)
 _ATTRIBUTE = "__thyme__"
+# Records, and members of a commit, below which a setting may be a secret that the user wrote inline.
+_GUARDED = frozenset({"SourceDef", "ConnectorDef", "SecretRef", "sources", "connector", "config"})
 
 
 class Site(NamedTuple):
@@ -93,11 +95,22 @@ class Declared:
 
 
 def describe_invalid(error: ValidationError) -> list[str]:
-    """One sentence per mistake of a pydantic error, without its apparatus."""
+    """One sentence per mistake of a pydantic error, without its apparatus.
+
+    What was found is quoted where it cannot hold a secret: never of a source, and never a whole list or mapping.
+    """
+    guarded = error.title in _GUARDED
     return [
-        f"{'.'.join(str(part) for part in item['loc']) or 'value'}: {item['msg']}; found {item['input']!r:.80}"
+        f"{'.'.join(str(part) for part in item['loc']) or 'value'}: {item['msg']}{_found(item, guarded=guarded)}"
         for item in error.errors(include_url=False)
     ]
+
+
+def _found(item: Any, *, guarded: bool) -> str:
+    given = item["input"]
+    if guarded or not _GUARDED.isdisjoint(item["loc"]) or not isinstance(given, str | int | float | None):
+        return ""
+    return f"; found {given!r:.80}"
 
 
 def attach(cls: type, site: Site) -> Declared:

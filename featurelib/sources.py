@@ -265,10 +265,10 @@ def source(
     def decorate(cls: C) -> C:
         declared = attach(cls, site)
         declared.locations[f"source:{cls.__name__}"] = site.location
-        settings = _settings(cls, connector, cursor, every, cdc)
-        if settings is None:
-            return cls
         try:
+            settings = _settings(cls, connector, cursor, every, cdc)
+            if settings is None:
+                return cls
             definition = SourceDef(
                 dataset=cls.__name__,
                 connector=settings,
@@ -291,7 +291,7 @@ def _settings(cls: type, connector: Connector, cursor: str, every: str, cdc: str
     """The connector's record, after the checks that are refused at once."""
     name = cls.__name__
     if not isinstance(connector, Connector) or isinstance(connector, type):
-        text = f"source() takes a connector; found {connector!r:.60}"
+        text = f"source() takes a connector; found a {type(connector).__name__}"
         refuse_here("invalid_connector", name, text, "Write FileSource(path=…) or another.", DeclarationTypeError)
         return None
     if cdc not in _CDC:

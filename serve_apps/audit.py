@@ -20,6 +20,8 @@ from serve_apps.metrics import Metrics
 
 # Five seconds of 10,000 answers a second: longer than a SQLite checkpoint, shorter than memory cares for (~1 kB each).
 _MOST_WAITING = 50_000
+_MOST_WAITING_BYTES = 64 * 2**20
+_RUN_BYTES = 1_000
 # One insert of 500 rows holds SQLite's write lock for a few milliseconds.
 _BATCH = 500
 _FLUSH_SECONDS = 0.05
@@ -42,15 +44,23 @@ class AuditWriter:
     def __init__(self, store: RunStore, metrics: Metrics) -> None:
         self._store = store
         self._metrics = metrics
-        self._waiting: deque[dict[str, Any]] = deque()
+        self._waiting: deque[tuple[dict[str, Any], int]] = deque()
+        self._bytes = 0
         self._flushing = asyncio.Lock()
 
-    def put(self, run: dict[str, Any]) -> None:
-        """Queue a run, as the members of a :class:`QueryRun`; never blocks and never fails."""
-        if len(self._waiting) >= _MOST_WAITING:
+    def put(self, run: dict[str, Any], size: int = 0) -> None:
+        """Queue a run, as the members of a :class:`QueryRun`; never blocks and never fails.
+
+        Args:
+            run: the members.
+            size: about how many bytes its ids and inputs have.
+        """
+        size += _RUN_BYTES
+        if len(self._waiting) >= _MOST_WAITING or self._bytes + size > _MOST_WAITING_BYTES:
             self._metrics.runs_dropped.inc()
         else:
-            self._waiting.append(run)
+            self._waiting.append((run, size))
+            self._bytes += size
 
     async def write(self, stopping: asyncio.Event) -> None:
         """Write what is queued until ``stopping``."""
@@ -74,10 +84,11 @@ class AuditWriter:
         async with self._flushing:
             while self._waiting:
                 batch = list(islice(self._waiting, _BATCH))
-                await asyncio.to_thread(self._record, batch)
+                await asyncio.to_thread(self._record, [run for run, _ in batch])
                 # Runs leave the queue after they are stored: a failed insert is tried again, and adds nothing twice.
-                for _ in batch:
+                for _, size in batch:
                     self._waiting.popleft()
+                    self._bytes -= size
                 self._metrics.runs_recorded.inc(len(batch))
 
     def _record(self, batch: Sequence[dict[str, Any]]) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import structlog
+
 from featurelib.definitions import Commit, Definitions, ref
-from featurelib.errors import DefinitionError, InvalidRequest, NotFound, Problem
+from featurelib.errors import DefinitionError, InvalidRequest, NotFound, Problem, StoreUnavailable
 from featurelib.plan import CommitReceipt, Plan, plan
 from featurelib.settings import Settings
 from featurelib.stock import read_commit
@@ -21,6 +23,14 @@ from serve_apps import shapes
 from serve_apps.current import compile_all
 
 _RECENT_EVENTS = 20
+_log = structlog.get_logger("thyme.serve")
+
+
+class MaybeTaken(StoreUnavailable):
+    """The log failed in the middle of records that have no identity: some may be in it, and sent again count twice."""
+
+    retryable = False
+    remedy = "See by a read or by the job's row count what was taken before sending anything again."
 
 
 class DefinitionService:
@@ -56,7 +66,8 @@ class DefinitionService:
         Raises:
             NotFound: no such dataset.
             InvalidRequest: the dataset is made by a pipeline.
-            StoreUnavailable: some of the records may have been accepted.
+            StoreUnavailable: nothing was taken.
+            MaybeTaken: some of the records may have been accepted.
         """
         definitions = self._registry.definitions()
         found = definitions.dataset(dataset)
@@ -67,10 +78,22 @@ class DefinitionService:
         # A log that no worker has made yet is made here: its number of partitions is fixed by whoever comes first.
         partitions = self._log.create(ref(found), self._settings.pipeline.partition_count)
         lateness = lateness_of(definitions.source(dataset), self._settings.ingest)
-        taken = Intake(self._log, found, partitions, lateness).accept(events)
-        for event in _events_of(found.name, taken):
-            self._registry.record_event(event)
+        try:
+            taken = Intake(self._log, found, partitions, lateness).accept(events)
+        except StoreUnavailable as error:
+            text = f"{error}; some of the {len(events)} records may have been taken, and sent again would count twice"
+            raise MaybeTaken(text) from error
+        self._report(_events_of(found.name, taken))
         return taken
+
+    def _report(self, events: Iterator[NewEvent]) -> None:
+        for event in events:
+            try:
+                self._registry.record_event(event)
+            except StoreUnavailable as error:
+                # The records are in the log: an error now would have them sent twice.
+                _log.warning("event_lost", event_type=event.event_type, subject=event.subject, error=str(error))
+                return
 
     def featuresets(self) -> list[shapes.Json]:
         """Every featureset."""

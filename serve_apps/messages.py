@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -94,4 +95,13 @@ def internal_error(correlation_id: str) -> Answer:
 def error_body(code: str, detail: str, correlation_id: str, details: list[dict[str, Any]] | None) -> bytes:
     """The one error body, encoded."""
     body = {"error": code, "detail": detail, "message": detail, "details": details, "correlation_id": correlation_id}
-    return encode(body)
+    try:
+        return encode(body)
+    except UnicodeEncodeError:
+        # User code may raise any text. What no UTF-8 spells is replaced: a refusal must never fail itself.
+        return json.dumps(body, ensure_ascii=False).encode(errors="replace")
+
+
+def writable(text: str) -> str:
+    """The text as UTF-8 can spell it; a lone surrogate shows as its escape."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()

@@ -51,7 +51,7 @@ class KeyForm:
         """The entity that ``given`` names.
 
         Raises:
-            InvalidRequest: empty, too long, holding NUL, or not of the key's type; names ``field``.
+            InvalidRequest: empty, too long, holding NUL or a lone surrogate, or not of the key's type; names ``field``.
         """
         if self._composite:
             given = _joined(given, field)
@@ -62,9 +62,14 @@ class KeyForm:
         except ValueError as error:
             raise InvalidRequest(f"{field}: {error}") from None
         text = instant_key(value) if self._is_time and value is not None else key_text([value])
-        if value is None or not text or len(text) > _LONGEST_ID or "\0" in text:
+        if value is None or not text or len(text) > _LONGEST_ID or not _is_storable(text):
             raise InvalidRequest(f"{field}: expected 1 to {_LONGEST_ID} characters without NUL, got {repr(given)[:60]}")
         return Entity(value, text)
+
+
+def _is_storable(text: str) -> bool:
+    # A JSON array in a query string may spell a lone surrogate, which has no bytes.
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text))
 
 
 def _joined(given: object, field: str) -> object:

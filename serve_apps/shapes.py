@@ -47,8 +47,42 @@ from featurelib.stores.registry import BackfillRecord, CommitRecord, EventRecord
 MASK = "***"
 
 _IDS = uuid.UUID("8f7f6c5e-51a1-4c4e-9a83-0d6f2f6f7d11")
-_SECRET_NAME = re.compile(r"password|passphrase|secret|token|api_?key|private_key|credential", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(?<=://)([^/@\s]*:)[^/@\s]*(?=@)")
+# Only what is known to be no secret is shown: nobody can list every name that a secret may have.
+_SHOWN_SETTINGS = frozenset(
+    {
+        "path",
+        "format",
+        "null",
+        "table",
+        "host",
+        "port",
+        "database",
+        "schema",
+        "sslmode",
+        "user",
+        "topic",
+        "brokers",
+        "security_protocol",
+        "sasl_mechanism",
+        "sasl_username",
+        "group_id",
+        "schema_registry_url",
+        "stream_arn",
+        "region",
+        "endpoint_url",
+        "init_position",
+        "bucket",
+        "prefix",
+        "catalog",
+        "account",
+        "warehouse",
+        "role",
+        "dataset_id",
+        "project_id",
+    }
+)
+# Credentials of a URL: before the host, and in the query.
+_URL_SECRETS = re.compile(r"(?<=://)[^/@\s]*(?=@)|(?<=\?)\S+")
 _SYMBOLS = {
     "add": "+",
     "sub": "-",
@@ -231,12 +265,12 @@ def event_record(event: EventRecord) -> Json:
     return {**event.model_dump(mode="json"), "created_at": format_instant(event.created_at)}
 
 
-def query_run_record(run: QueryRun) -> Json:
+def query_run_record(run: QueryRun, *, most_ids: int | None = None) -> Json:
     """A query run: metadata only, never a value; request inputs stay in the registry."""
     return {
         "id": run.id,
         "featureset": run.featureset,
-        "entity_ids": list(run.entity_ids),
+        "entity_ids": list(run.entity_ids[:most_ids]),
         "requested_timestamp": _instant(run.requested_timestamp),
         "kind": run.kind,
         "row_count": run.entity_count,
@@ -378,9 +412,12 @@ def _masked(name: str, value: object) -> object:
         # A reference says where the secret is kept, which an operator needs; a literal is the secret itself.
         shown = MASK if value.kind == "literal" else value.value.get_secret_value()
         return {"kind": value.kind, "value": shown}
-    if isinstance(value, str):
-        return MASK if value and _SECRET_NAME.search(name) else _URL_PASSWORD.sub(rf"\1{MASK}", value)
-    return value
+    if value is None or value == "" or isinstance(value, bool):
+        return value
+    if name not in _SHOWN_SETTINGS:
+        return MASK
+    # A "?" in a file pattern is a wildcard; in a URL it begins the query.
+    return _URL_SECRETS.sub(MASK, value) if isinstance(value, str) and "://" in value else value
 
 
 def _duration(us: int | None) -> str | None:

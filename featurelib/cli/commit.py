@@ -59,7 +59,10 @@ def write_body(compiled: Commit, output: Path | None) -> None:
     if output is None:
         print(text)
     else:
-        output.write_text(text + "\n", encoding="utf-8")
+        try:
+            output.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise typer.BadParameter(f"{output}: {error.strerror}", param_hint="--output") from None
         print(f"wrote {output}", file=sys.stderr)
 
 

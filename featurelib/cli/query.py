@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from featurelib.client import Config
     from featurelib.result import ThymeResult
 
+_TEXT = frozenset({"str", "datetime"})
 _QueryUrl = Annotated[str | None, typer.Option(envvar="THYME_QUERY_URL", help="Query server.")]
+_Module = Annotated[
+    str | None, typer.Option("--module", "-m", help="Module of the definition; not needed, the name alone counts.")
+]
 _ApiKey = Annotated[str | None, typer.Option(envvar="THYME_API_KEY", help="Key.")]
 
 
@@ -32,6 +36,7 @@ def query(  # noqa: PLR0913, PLR0917  # one parameter per option
     inputs: Annotated[list[str] | None, typer.Option("--input", help="Requested feature: name=value.")] = None,
     at: Annotated[str | None, typer.Option(help="Read as of this instant (one entity).")] = None,
     limit: Annotated[int, typer.Option(help="Most rows of a table.")] = 50,
+    module: _Module = None,  # noqa: ARG001  # names are unique on the platform
     query_url: _QueryUrl = None,
     api_key: _ApiKey = None,
 ) -> None:
@@ -48,6 +53,7 @@ def lookup(
     entity: Annotated[str, typer.Option("--entity", "-e", help="Key.")],
     at: Annotated[str | None, typer.Option(help="Read as of this instant.")] = None,
     form: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.TABLE,
+    module: _Module = None,  # noqa: ARG001  # names are unique on the platform
     query_url: _QueryUrl = None,
     api_key: _ApiKey = None,
 ) -> None:
@@ -61,11 +67,12 @@ def lookup(
     show(result, form, 1)
 
 
-def ask(name: str, ids: list[str], inputs: dict[str, Any], at: str | None, config: Config) -> ThymeResult:
+def ask(name: str, ids: list[str], given: dict[str, str], at: str | None, config: Config) -> ThymeResult:
     """One read: of one entity, or of all in a batch."""
     from featurelib.client import ThymeClient
 
     with ThymeClient(config) as client:
+        inputs = typed_inputs(given, client.input_types(name) if given else {})
         if len(ids) == 1:
             return client.query(name, ids[0], inputs, timestamp=at)
         return client.query_batch(name, ids, inputs)
@@ -113,18 +120,27 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def read_inputs(given: list[str]) -> dict[str, Any]:
-    """``name=value`` pairs; a value that is JSON is that value, anything else is text."""
+def read_inputs(given: list[str]) -> dict[str, str]:
+    """``name=value`` pairs, the values as they were typed."""
     found = {}
     for each in given:
         name, equals, text = each.partition("=")
         if not equals or not name:
             raise typer.BadParameter(f"{each!r} is not name=value", param_hint="--input")
-        try:
-            found[name] = json.loads(text)
-        except ValueError:
-            found[name] = text
+        found[name] = text
     return found
+
+
+def typed_inputs(given: dict[str, str], types: dict[str, str]) -> dict[str, Any]:
+    """The values to send: of a ``str`` feature the text as typed, of any other what it is as JSON, else the text."""
+    return {name: text if types.get(name) in _TEXT else _json_or_text(text) for name, text in given.items()}
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _config(query_url: str | None, api_key: str | None) -> Config:

@@ -7,13 +7,18 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from featurelib.cli.tables import print_json, print_table
+from featurelib.errors import ThymeError
+
+
+_UP, _DOWN = "up", "down"
 
 
 class Status(NamedTuple):
-    """The definition service's status, and which services answer."""
+    """Which services answer, and the definition service's status, or why there is none."""
 
     status: dict[str, Any]
     services: dict[str, str]
+    error: ThymeError | None = None
 
 
 def register(app: typer.Typer) -> None:
@@ -26,33 +31,38 @@ def status(
     api_url: Annotated[str | None, typer.Option(envvar="THYME_API_URL", help="Definition service.")] = None,
     query_url: Annotated[str | None, typer.Option(envvar="THYME_QUERY_URL", help="Query server.")] = None,
 ) -> None:
-    """Show what is committed and how it runs."""
+    """Show what is committed and how it runs; exit 1 when a service is down."""
     found = load(api_url, query_url)
     if as_json:
-        print_json(found._asdict())
+        print_json({"status": found.status, "services": found.services})
     else:
         show(found)
+    if found.error is not None:
+        raise found.error
+    if _DOWN in found.services.values():
+        raise typer.Exit(1)
 
 
 def load(api_url: str | None, query_url: str | None) -> Status:
-    """Ask both services.
-
-    Raises:
-        ServiceUnavailable: the definition service does not answer.
-    """
+    """Ask both services whether they are well, then what runs; an outage is part of the answer."""
     from featurelib.client import Config, ThymeClient
 
     config = Config.load().with_overrides(api_base=api_url, query_url=query_url)
     with ThymeClient(config) as client:
-        body = client.status()
-        up = client.is_up(config.query_url)
-    return Status(body, {"definition_service": "up", "query_server": "up" if up else "down"})
+        asked = {"definition_service": config.api_base, "query_server": config.query_url}
+        services = {name: _UP if client.is_up(base) else _DOWN for name, base in asked.items()}
+        try:
+            return Status(client.status(), services)
+        except ThymeError as error:
+            return Status({}, services, error)
 
 
 def show(found: Status) -> None:
     """Services, jobs, backfills, the newest commit and recent events."""
     for name, state in found.services.items():
         print(f"{name}: {state}")
+    if found.error is not None:
+        return
     newest = found.status.get("latest_commit")
     print(f"latest commit: {newest['id']} at {newest['created_at']}" if newest else "latest commit: none")
     names = [entry["name"] for entry in found.status.get("featuresets", [])]

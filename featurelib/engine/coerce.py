@@ -137,7 +137,8 @@ def raw_column(records: RawRecords, name: str) -> tuple[pa.Array | None, Callabl
 def _array(values: list[Any]) -> pa.Array | None:
     try:
         return pa.array(values)
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError):  # such as an int of more than 64 bits
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        # Such as an int of more than 64 bits, a lone surrogate, an infinite Decimal: these are judged one by one.
         return None
 
 
@@ -329,7 +330,8 @@ def _decimal(text: str, field: FieldDef) -> Decimal:
 
 def _integral(value: float | Decimal, field: FieldDef) -> int:
     # The size first: int(Decimal("1e999999")) would build a million digits. A Decimal NaN cannot even be compared.
-    if not math.isfinite(value) or not -(2.0**64) < value < 2.0**64:
+    finite = value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)
+    if not finite or not -(2.0**64) < value < 2.0**64:
         raise _refuse(field, "out_of_range", f"{_shown(value)} does not fit 64 bits")
     if value != int(value):
         raise _refuse(field, "not_integral", f"{_shown(value)} is not a whole number")

@@ -73,10 +73,13 @@ class Audit:
     def list(self, limit: int = 100, featureset: str | None = None) -> _Runs:
         """The latest runs, newest first, at most 1000; of one featureset when it is named.
 
+        Without ``inputs`` and ``positions``: only a replay needs them, and they may be large.
+
         Raises:
             InvalidRequest: ``limit`` is not positive.
         """
-        query = newest(schema.query_runs, limit)
+        listed = (column for column in schema.query_runs.c if column.name not in {"inputs", "positions"})
+        query = newest(schema.query_runs, limit).with_only_columns(*listed)
         if featureset is not None:
             query = query.where(schema.query_runs.c.featureset == featureset)
         with self._database.read() as connection:

@@ -10,21 +10,25 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from featurelib.clock import Instant, parse_instant
 from featurelib.errors import InvalidRequest, ThymeError
-from serve_apps.messages import Answer, Call, ErrorBody, Handler, json_answer
-from serve_apps.query_server import Question, Reply
+from serve_apps.messages import Answer, Call, ErrorBody, Handler, json_answer, writable
+from serve_apps.query_server import MOST_ENTITIES, Question
 from serve_apps.services import Services
 
 _MOST_PARAMETERS = 32
 _KNOWN = frozenset({"featureset", "entity_id", "entity_type", "timestamp", "ts"})
 # An unescaped `+` of a zone in a query string arrives as a space.
 _BLANK_ZONE = re.compile(r" (\d\d:?\d\d)$")
+# What a query run keeps: ids and inputs of requests up to this size, and of larger or refused ones the first ids.
+_MOST_KEPT_BYTES = 256 * 1024
+_IDS_OF_REFUSED = 100
+_LONGEST_ERROR = 2_000
 _PROBE = {"status": "ok"}
 
 
@@ -74,6 +78,16 @@ class BatchAnswer(msgspec.Struct):
     values: list[list[Any]]
 
 
+class _Outcome(NamedTuple):
+    """What a query run says became of a question; ``ids`` may be the first of ``count``."""
+
+    ids: tuple[str, ...]
+    count: int
+    hits: int = 0
+    commit_id: str | None = None
+    error: str | None = None
+
+
 class FeatureRoutes:
     """The handlers, over the services of a replica."""
 
@@ -118,6 +132,12 @@ class FeatureRoutes:
     async def batch(self, call: Call) -> Answer:
         """Features of many entities, as positional rows."""
         body = _decoded(self._batch_body, call.body)
+        count = len(body.entity_ids)
+        if count > MOST_ENTITIES:
+            refusal = InvalidRequest(f"entity_ids: {count} ids; at most {MOST_ENTITIES} at once")
+            asked = Question("batch", body.featureset, tuple(body.entity_ids[:_IDS_OF_REFUSED]), body.entity_type)
+            self._record(call, asked, str(uuid.uuid4()), _refused(asked, refusal)._replace(count=count))
+            raise refusal
         ids = tuple(body.entity_ids)
         return await self._answer(
             call, Question("batch", body.featureset, ids, body.entity_type, None, body.inputs or {})
@@ -128,31 +148,43 @@ class FeatureRoutes:
         try:
             reply = await self._services.query_server.answer(question)
         except ThymeError as error:
-            self._record(call, question, run_id, None, f"{error.code}: {error}")
+            self._record(call, question, run_id, _refused(question, error))
             raise
-        self._record(call, question, run_id, reply, None)
+        self._record(
+            call, question, run_id, _Outcome(reply.entity_ids, len(reply.entity_ids), reply.hits, reply.commit_id)
+        )
         return json_answer(reply.body, (b"x-query-run-id", run_id.encode()))
 
-    def _record(self, call: Call, question: Question, run_id: str, reply: Reply | None, error: str | None) -> None:
-        ids = reply.entity_ids if reply else tuple(str(given) for given in question.entity_ids)
+    def _record(self, call: Call, question: Question, run_id: str, outcome: _Outcome) -> None:
+        # A request bounds what its run weighs: one too large to keep is recorded without its question.
+        size = len(call.body) + len(call.query)
+        ids = outcome.ids if size <= _MOST_KEPT_BYTES else tuple(each[:64] for each in outcome.ids[:_IDS_OF_REFUSED])
+        kept = size <= _MOST_KEPT_BYTES and len(ids) == outcome.count
         self._services.writer.put(
             {
                 "id": run_id,
                 "kind": question.kind,
                 "featureset": question.target,
                 "entity_ids": ids,
-                "entity_count": len(ids),
+                "entity_count": outcome.count,
                 "requested_timestamp": question.at,
-                "hit_count": reply.hits if reply else 0,
+                "hit_count": outcome.hits,
                 "latency_ms": round((time.perf_counter() - call.started) * 1_000),
                 "api_key_fingerprint": call.caller.fingerprint,
                 "correlation_id": call.correlation_id,
-                "error": error,
+                "error": outcome.error,
                 "created_at": self._services.clock.now(),
-                "inputs": question.recorded(),
-                "definition": reply.commit_id if reply else None,
-            }
+                "inputs": question.recorded() if kept else None,
+                "definition": outcome.commit_id,
+            },
+            min(size, _MOST_KEPT_BYTES),
         )
+
+
+def _refused(question: Question, error: ThymeError) -> _Outcome:
+    ids = tuple(str(given) for given in question.entity_ids[:_IDS_OF_REFUSED])
+    text = writable(f"{error.code}: {error}"[:_LONGEST_ERROR])
+    return _Outcome(ids, len(question.entity_ids), error=text)
 
 
 def _parameters(query: bytes) -> dict[str, str]:

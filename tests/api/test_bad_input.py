@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+
+from featurelib.errors import InvalidRequest
+from serve_apps.read_plan import KeyForm
 
 BODY = {"error", "detail", "message", "details", "correlation_id"}
 
@@ -43,6 +48,10 @@ WRONG_READS = [
     ("entity_type=City&entity_id=a%00b", 400, "invalid_request", "entity_id"),
     ("entity_type=City&entity_id=%ff", 400, "invalid_request", "UTF-8"),
     ("entity_type=City&entity_id=" + "x" * 2000, 400, "invalid_request", "entity_id"),
+    ("entity_type=RiderStats&entity_id=[%22\\ud800%22]", 400, "invalid_request", "entity_id"),
+    ("featureset=Rider&entity_id=7&ts=1_772_361_000", 400, "invalid_timestamp", "1_772_361_000"),
+    ("featureset=Rider&entity_id=7&ts=%D9%A1", 400, "invalid_timestamp", "ts"),
+    ("featureset=Rider&entity_id=7&ts=9e99", 400, "invalid_timestamp", "'9e99'"),
     ("entity_type=City", 400, "invalid_request", "entity_id"),
     ("&".join(f"a{i}=1" for i in range(40)), 400, "invalid_request", "parameters"),
     ("featureset=Quote&entity_id=7", 400, "invalid_request", "inputs.distance"),
@@ -191,3 +200,23 @@ async def test_redis_and_sql_metacharacters_are_only_text(rides):
     for text in ("a}b{c", "*", "'; DROP TABLE keys; --", "a\r\nDEL x", "\U0001f600"):
         answer = await rides.get("/features", params={"entity_type": "City", "entity_id": text})
         assert (answer.status_code, answer.json()["entity_id"], answer.json()["features"]) == (200, text, None)
+
+
+@pytest.mark.parametrize("given", ["\ud800", ["a", "\udfff"]])
+def test_an_id_that_no_utf8_spells_is_refused(given):
+    with pytest.raises(InvalidRequest, match="entity_id"):
+        KeyForm("str", 2 if isinstance(given, list) else 1).read(given)
+
+
+async def test_an_error_of_user_code_may_hold_any_text(platform, client):
+    from tests.api.test_definitions import rides_commit
+
+    commit = json.loads(rides_commit().model_dump_json())
+    fragile = next(f for f in commit["featuresets"] if f["name"] == "Fragile")
+    fragile["extractors"][0]["code"]["source"] = "def invert(cls, ts, trips): raise ValueError('\\udcff\\x00')"
+    assert (await client.post("/api/v1/commit", json=commit)).status_code == 200
+    check(await client.get("/features?featureset=Fragile&entity_id=7"), 500, "user_code_error", "invert")
+    await platform.services.writer.flush()
+    (run,) = (await client.get("/query-runs?featureset=Fragile")).json()["runs"]
+    assert run["error"].startswith("user_code_error: ")
+    assert (await client.get("/health")).status_code == 200

@@ -10,6 +10,7 @@ import pytest
 
 from featurelib.compile import compile_module
 from featurelib.definitions import Commit, ConnectorDef, SourceDef
+from featurelib.errors import StoreUnavailable
 from featurelib.secrets import SecretRef
 from featurelib.stores.registry import SourceStatus
 
@@ -200,6 +201,7 @@ async def test_a_source_hides_its_secrets(platform, client):
         "password": SecretRef(kind="literal", value="hunter2"),
         "token": "plain-token",
         "url": "https://user:hunter3@host/x",
+        "endpoint_url": "https://user:hunter3@host/x?key=hunter3",
         "key": SecretRef(kind="env", value="RIDES_KEY"),
         "path": "rides/*.csv",
     }
@@ -212,7 +214,8 @@ async def test_a_source_hides_its_secrets(platform, client):
     assert shown["config"] == {
         "password": {"kind": "literal", "value": "***"},
         "token": "***",
-        "url": "https://user:***@host/x",
+        "url": "***",
+        "endpoint_url": "https://***@host/x?***",
         "key": {"kind": "env", "value": "RIDES_KEY"},
         "path": "rides/*.csv",
     }
@@ -243,3 +246,116 @@ async def test_records_may_come_before_a_worker_made_the_log(platform, client):
     answer = await client.post("/api/v1/log", json={"dataset": "City", "events": [event]})
     assert answer.json()["events_sent"] == 1
     assert platform.log.partitions("City@1") == 2
+
+
+async def test_a_commit_that_is_stored_is_acknowledged_though_it_cannot_be_served_yet(platform, client, monkeypatch):
+    async def away(*_: object) -> None:
+        message = "the online store does not answer"
+        raise StoreUnavailable(message)
+
+    monkeypatch.setattr(platform.services.stores.online, "refresh", away)
+    answer = await platform.commit_rides(client)
+    assert (answer.status_code, answer.json()["no_op"]) == (200, False)
+    assert len(platform.registry.commits()) == 1
+
+
+async def test_no_key_waits_while_a_commit_runs_user_code(platform, client, tmp_path):
+    started, release = tmp_path / "started", tmp_path / "release"
+    source = (
+        "import pathlib, time\n"
+        f"pathlib.Path({str(started)!r}).touch()\n"
+        f"while not pathlib.Path({str(release)!r}).exists(): time.sleep(0.005)\n"
+        "def invert(cls, ts, trips): return 1"
+    )
+    commit = json.loads(rides_commit().model_dump_json())
+    fragile = next(f for f in commit["featuresets"] if f["name"] == "Fragile")
+    fragile["extractors"][0]["code"]["source"] = source
+    sent = asyncio.create_task(client.post("/api/v1/commit", json=commit))
+    async with asyncio.timeout(20):
+        while not started.exists():  # noqa: ASYNC110  # a file has no event
+            await asyncio.sleep(0.005)
+        fingerprint = platform.keys["reader"][0].fingerprint
+        assert await asyncio.to_thread(platform.registry.revoke_key, fingerprint)
+        assert not sent.done()
+        release.touch()
+        assert (await sent).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"password": {"kind": "literl", "value": "hunter2"}},
+        {"password": {"kind": "literal", "value": "hunter2", "extra": 1}},
+        {"password": ["hunter2"]},
+        ["hunter2"],
+        "hunter2",
+    ],
+)
+async def test_a_refused_source_shows_no_setting(client, config):
+    own = {"kind": "source", "dataset": "D", "connector": {"type": "postgres", "config": config}}
+    stock = {"dataset": "D", "connector_type": "postgres", "config": config}
+    bodies = (
+        {"format": 1, "sources": [own]},
+        {"format": 1, "sources": own},
+        {"format": 1, "surces": [own]},
+        {"format": 1, "sources": [{**own, "dataset": None}]},
+        {"format": 1, "sources": [{"connector": own["connector"]}]},
+        {"sources": [stock]},
+    )
+    for body in bodies:
+        answer = await client.post("/api/v1/commit", json=body)
+        assert answer.status_code == 400
+        assert "hunter2" not in answer.text
+
+
+@pytest.mark.parametrize("count", [10_000, 10_001])
+async def test_a_request_takes_ten_thousand_records_and_no_more(platform, client, count):
+    await platform.commit_rides(client)
+    answer = await client.post(
+        "/api/v1/log", content=b'{"dataset":"Ride","events":[' + b",".join([b"{}"] * count) + b"]}"
+    )
+    if count == 10_000:
+        assert (answer.status_code, answer.json()["rejected"]) == (200, count)
+    else:
+        assert (answer.status_code, answer.json()["error"]) == (413, "payload_too_large")
+        assert "10000" in answer.json()["detail"]
+        assert platform.log.dead_letters("Ride@1", 2) == []
+
+
+async def test_a_poisonous_record_is_a_dead_letter_beside_good_ones(platform, client):
+    await platform.commit_rides(client)
+    good = {"ride": "r1", "rider": 7, "city": "Oslo", "fare": 1, "at": "2026-03-01T09:00:00Z"}
+    events = [good, {**good, "ride": "\ud800"}, {**good, "fare": [{"x": "\udfff"}]}, {**good, "ride": "r2"}]
+    body = json.dumps({"dataset": "Ride", "events": events})
+    body = body.replace("}]}", '}, {"ride": "r3", "rider": ' + "9" * 5_000 + "}]}") if body.endswith("}]}") else body
+    answer = await client.post("/api/v1/log", content=body)
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["events_sent"], answer.json()["rejected"]) == (2, 3)
+    assert len(platform.log.dead_letters("Ride@1", 2)) == 3
+
+
+async def test_a_log_that_fails_in_the_middle_invites_no_second_sending(platform, client, monkeypatch):
+    await platform.commit_rides(client)
+    platform.create_logs()
+
+    def away(*_: object, **__: object) -> None:
+        message = "the log does not answer"
+        raise StoreUnavailable(message)
+
+    monkeypatch.setattr(platform.services.stores.log, "append", away)
+    answer = await client.post("/api/v1/log", json={"dataset": "Ride", "events": [{}]})
+    assert (answer.status_code, answer.json()["error"]) == (503, "store_unavailable")
+    assert "may have been taken" in answer.json()["detail"]
+    assert "retry-after" not in answer.headers
+
+
+async def test_records_that_were_taken_are_acknowledged_though_no_event_can_be_written(platform, client, monkeypatch):
+    await platform.commit_rides(client)
+
+    def away(*_: object) -> None:
+        message = "the registry does not answer"
+        raise StoreUnavailable(message)
+
+    monkeypatch.setattr(platform.services.stores.registry, "record_event", away)
+    answer = await client.post("/api/v1/log", json={"dataset": "Ride", "events": [{}]})
+    assert (answer.status_code, answer.json()["rejected"]) == (200, 1)

@@ -91,7 +91,7 @@ async def test_runs_are_listed_newest_first_and_by_featureset(rides, platform):
     assert len((await rides.get("/query-runs?featureset=Rider&limit=1")).json()["runs"]) == 1
 
 
-@pytest.mark.parametrize("path", ["/query-runs/nothing", "/query-runs/%00"])
+@pytest.mark.parametrize("path", ["/query-runs/nothing", "/query-runs/%00", "/query-runs/%ED%A0%80"])
 async def test_an_unknown_run_is_404(client, path):
     assert (await client.get(path)).json()["error"] == "not_found"
     assert (await client.post(f"{path}/replay")).status_code == 404
@@ -142,3 +142,29 @@ async def test_runs_still_queued_at_shutdown_are_written(settings, clock):
     platform.registry.close()
     assert run is not None
     assert run.kind == "lookup"
+
+
+async def test_a_refused_batch_is_recorded_by_its_count_and_its_first_ids(rides, platform):
+    answer = await rides.post("/features/batch", json={"featureset": "Rider", "entity_ids": list(range(10_001))})
+    assert answer.status_code == 400
+    await platform.services.writer.flush()
+    (run,) = platform.services.audit.list()
+    assert (run.entity_count, run.entity_ids) == (10_001, tuple(map(str, range(100))))
+    assert platform.services.audit.get(run.id).inputs is None
+
+
+async def test_a_listing_shows_the_first_ids_and_a_run_all_of_them_stored_once(rides, platform):
+    ids = [str(number) for number in range(500)]
+    answer = await rides.post("/features/batch", json={"featureset": "Rider", "entity_ids": ids})
+    run = await recorded(platform, rides, answer.headers["x-query-run-id"])
+    assert run["entity_ids"] == ids
+    assert platform.services.audit.get(run["id"]).inputs["entity_ids"] is None
+    (listed,) = (await rides.get("/query-runs")).json()["runs"]
+    assert (listed["entity_ids"], listed["row_count"]) == (ids[:10], 500)
+
+
+async def test_the_queue_of_runs_is_bounded_by_bytes(platform, monkeypatch):
+    monkeypatch.setattr("serve_apps.audit._MOST_WAITING_BYTES", 5_000)
+    waiting = len(platform.services.writer._waiting)
+    platform.services.writer.put({}, 10_000)
+    assert len(platform.services.writer._waiting) == waiting

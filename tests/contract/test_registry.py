@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import stat
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -15,8 +15,9 @@ import pytest
 
 from cluster import local
 from cluster.processes import wait_until
+from featurelib.errors import ThymeError
 from tests.support.platforms import Platform
-from tests.support.towns import DEADLINE_S, Town, running_town
+from tests.support.towns import CATCH_UP_ROWS, CITIES, DEADLINE_S, FLEET_MODULE, Town, running_town
 
 pytestmark = pytest.mark.cluster
 
@@ -112,6 +113,27 @@ def test_a_backfill_beside_live_ingestion_hands_over_exactly(town: Town) -> None
     town.settles()
     (event, *_) = town.client.events(event_type="backfill_completed")
     assert event["subject"] == "by_rider@1"
+
+
+def test_a_new_pipeline_far_behind_catches_up_as_a_bounded_job_and_goes_on_live(town: Town) -> None:
+    if town.rows < CATCH_UP_ROWS:
+        town.drive(1, CATCH_UP_ROWS)
+    town.settles()
+    (town.platform.home / "fleet.py").write_text(FLEET_MODULE)
+    town.platform.thyme("commit", str(town.platform.home / "fleet.py"))
+    assert wait_until(lambda: _fleet(town) == town.expected()[1], DEADLINE_S, every_s=0.3), _fleet(town)
+    (event, *_) = town.client.events(event_type="backfill_completed", subject="by_fleet@1")
+    assert "generation 2 is served" in event["message"]
+    town.drive(1, 500)
+    assert wait_until(lambda: _fleet(town) == town.expected()[1], DEADLINE_S, every_s=0.3), _fleet(town)
+
+
+def _fleet(town: Town) -> dict[str, tuple[int, ...]]:
+    try:
+        rows = town.client.query_batch("FleetFeatures", CITIES).to_dict()
+    except ThymeError:
+        return {}
+    return {row["city"]: (row["rides"], row["cents"]) for row in rows}
 
 
 def _empty(folder: Path) -> Path:

@@ -131,9 +131,10 @@ def test_query_prints_a_table(run, service):
 
 
 def test_inputs_are_json_where_they_can_be_and_text_otherwise(run, service):
+    service.answers["GET /api/v1/featuresets"] = []
     service.answers["POST /features"] = ANSWER
     run("query", "F", "-e", "s1", "--input", "n=3", "--input", "flag=true", "--input", "name=AA", "--input", "a=b=c")
-    assert service.asked[0].json["inputs"] == {"n": 3, "flag": True, "name": "AA", "a": "b=c"}
+    assert service.asked[-1].json["inputs"] == {"n": 3, "flag": True, "name": "AA", "a": "b=c"}
 
 
 def test_many_entities_go_as_a_batch(run, service, home):
@@ -186,11 +187,61 @@ STATUS = {
 
 def test_status_as_json_is_the_body_and_the_services(run, service):
     service.answers["GET /api/v1/status"] = STATUS
+    service.answers["GET /health"] = {"status": "ok"}
     result = run("status", "--json")
+    assert result.exit_code == 0
     assert json.loads(result.stdout) == {
         "status": STATUS,
-        "services": {"definition_service": "up", "query_server": "down"},
+        "services": {"definition_service": "up", "query_server": "up"},
     }
+
+
+def test_status_names_both_services_and_exits_with_one_while_either_is_down(run, service):
+    service.answers["GET /api/v1/status"] = STATUS
+    service.answers["GET /health"] = {"status": "ok"}
+    result = run("status", "--json", "--query-url", "http://127.0.0.1:1")
+    assert (result.exit_code, json.loads(result.stdout)["status"]) == (1, STATUS)
+    assert json.loads(result.stdout)["services"] == {"definition_service": "up", "query_server": "down"}
+    result = run("status", "--api-url", "http://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert result.stdout == "definition_service: down\nquery_server: up\n"
+    assert "does not answer" in result.stderr
+    result = run("status", "--json", "--api-url", "http://127.0.0.1:1")
+    assert json.loads(result.stdout) == {
+        "status": {},
+        "services": {"definition_service": "down", "query_server": "up"},
+    }
+
+
+def test_a_page_of_something_else_on_the_port_is_no_service(run, service):
+    for path in ("/health", "/api/v1/status", "/features"):
+        service.answers[f"GET {path}"] = (200, b"<html>hello</html>", {"Content-Type": "text/html"})
+    result = run("status")
+    assert (result.exit_code, result.stdout) == (1, "definition_service: down\nquery_server: down\n")
+    result = run("query", "F", "-e", "s1")
+    assert (result.exit_code, result.stdout, result.exception.__class__) == (1, "", SystemExit)
+    assert "not as a service of the platform does" in result.stderr
+
+
+def test_an_output_that_cannot_be_written_is_a_wrong_option(run, tmp_path):
+    result = run("commit", write_module(tmp_path, VALID), "--dry-run", "--output", tmp_path / "absent" / "x.json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "No such file" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["query", "lookup"])
+def test_a_module_may_be_named_and_does_not_matter(run, service, command):
+    service.answers["GET /features"] = ANSWER
+    assert run(command, "ShopFeatures", "-m", "shops.features", "-e", "s1").exit_code == 0
+    assert run(command, "ShopFeatures", "--module", "shops.features", "-e", "s1").exit_code == 0
+
+
+def test_an_input_of_a_text_feature_is_sent_as_it_was_typed(run, service):
+    features = [{"name": "code", "dtype": "str", "request": True}, {"name": "n", "dtype": "int", "request": True}]
+    service.answers["GET /api/v1/featuresets"] = [{"name": "F", "spec": {"features": features}}]
+    service.answers["POST /features"] = ANSWER
+    run("query", "m:F", "-e", "s1", "--input", "code=7.50", "--input", "n=3")
+    assert service.asked[-1].json["inputs"] == {"code": "7.50", "n": 3}
 
 
 def test_status_for_people_names_services_commit_jobs_and_events(run, service):
@@ -205,6 +256,7 @@ def test_status_for_people_names_services_commit_jobs_and_events(run, service):
 
 def test_the_commit_url_may_stand_for_the_base(run, service):
     service.answers["GET /api/v1/status"] = STATUS
+    service.answers["GET /health"] = {"status": "ok"}
     assert run("status", "--json", "--api-url", f"{service.url}/api/v1/commit").exit_code == 0
 
 

@@ -229,6 +229,22 @@ def test_an_error_answer_becomes_the_error_of_its_code(client, service, status, 
     assert str(caught.value)
 
 
+@pytest.mark.parametrize("body", [b"<html>", b"", b"[]", b"5", b'"text"', b"\xff", b"{}"])
+def test_an_answer_of_something_else_is_named_as_such(client, service, body):
+    for path in ("GET /features", "POST /features/batch", "POST /api/v1/commit", "GET /query-runs", "POST /api/v1/log"):
+        service.answers[path] = (200, body)
+    calls = (
+        lambda: client.query("F", "e"),
+        lambda: client.query_batch("F", ["e"]),
+        lambda: client.commit(Commit()),
+        client.query_runs,
+        lambda: client.log("D", {"a": 1}),
+    )
+    for call in calls:
+        with pytest.raises(ServiceUnavailable, match="not as a service of the platform does"):
+            call()
+
+
 def test_the_correlation_id_is_a_note_of_the_error(client, service):
     service.answers["GET /features"] = (404, {"error": "not_found", "detail": "no", "correlation_id": "c-1"})
     with pytest.raises(NotFound) as caught:
