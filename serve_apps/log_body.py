@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-import msgspec
-
 from featurelib.errors import InvalidRequest, PayloadTooLarge
 
 MOST_RECORDS = 10_000
@@ -43,11 +41,6 @@ class LogBody(NamedTuple):
     events: list[dict[str, Any]]
 
 
-class _Outer(msgspec.Struct):
-    dataset: str
-    events: msgspec.Raw
-
-
 def read_log_body(body: bytes) -> LogBody:
     """The dataset and the records.
 
@@ -56,34 +49,59 @@ def read_log_body(body: bytes) -> LogBody:
         PayloadTooLarge: more than ``MOST_RECORDS`` records.
     """
     try:
-        outer = _OUTER.decode(body)
-        events = list(_elements(bytes(outer.events).decode()))
-    except (msgspec.MsgspecError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        members = dict(_members(body.decode()))
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError among them
         raise InvalidRequest(f"body: {error}") from None
     except RecursionError:
         raise InvalidRequest("body: nested too deeply") from None
-    return LogBody(outer.dataset, events)
+    for name, kind in (("dataset", str), ("events", list)):
+        if not isinstance(members.get(name), kind):
+            raise InvalidRequest(f"body: {name}: missing, or not a {'text' if kind is str else 'list'}")
+    return LogBody(members["dataset"], members["events"])
 
 
-def _elements(text: str) -> Iterator[dict[str, Any]]:
-    """The elements of a JSON array, one after the other."""
-    position = _after_blank(text, 0)
-    if text[position : position + 1] != "[":
-        raise InvalidRequest("body: events: not a list")
-    position = _after_blank(text, position + 1)
-    if text[position] == "]":
-        return
-    for count in range(MOST_RECORDS):
-        record, position = _RECORD.raw_decode(text, position)
-        if not isinstance(record, dict):
-            raise InvalidRequest(f"body: events.{count}: not an object")
-        yield record
+def _members(text: str) -> Iterator[tuple[str, Any]]:
+    """The members of the body, ``events`` read one by one."""
+    position = _past(text, _after_blank(text, 0), "{")
+    while True:
+        name, position = _JSON.raw_decode(text, position)
+        position = _past(text, _after_blank(text, position), ":")
+        if name == "events" and text[position : position + 1] == "[":
+            value, position = _elements(text, position)
+        else:
+            value, position = _JSON.raw_decode(text, position)
+        yield str(name), value
         position = _after_blank(text, position)
-        # The whole was seen to be JSON before: here stands a comma or the end.
-        if text[position] == "]":
-            return
-        position = _after_blank(text, position + 1)
-    raise PayloadTooLarge(f"events: more than {MOST_RECORDS} records; send at most {MOST_RECORDS} at once")
+        if text[position : position + 1] == "}":
+            break
+        position = _past(text, position, ",")
+    if _after_blank(text, position + 1) != len(text):
+        raise json.JSONDecodeError("Extra data", text, position + 1)
+
+
+def _elements(text: str, position: int) -> tuple[list[dict[str, Any]], int]:
+    records: list[dict[str, Any]] = []
+    position = _past(text, position, "[")
+    if text[position : position + 1] == "]":
+        return records, position + 1
+    while True:
+        if len(records) == MOST_RECORDS:
+            raise PayloadTooLarge(f"events: more than {MOST_RECORDS} records; send at most {MOST_RECORDS} at once")
+        record, position = _JSON.raw_decode(text, position)
+        if not isinstance(record, dict):
+            raise InvalidRequest(f"body: events.{len(records)}: not an object")
+        records.append(record)
+        position = _after_blank(text, position)
+        if text[position : position + 1] == "]":
+            return records, position + 1
+        position = _past(text, position, ",")
+
+
+def _past(text: str, position: int, expected: str) -> int:
+    """The place after a character that must stand here, and the blanks behind it."""
+    if text[position : position + 1] != expected:
+        raise json.JSONDecodeError(f"Expecting {expected!r}", text, position)
+    return _after_blank(text, position + 1)
 
 
 def _after_blank(text: str, position: int) -> int:
@@ -95,5 +113,4 @@ def _integer(digits: str) -> int | Decimal:
     return int(digits) if len(digits) <= _LONGEST_INTEGER else Decimal(digits)
 
 
-_OUTER = msgspec.json.Decoder(_Outer)
-_RECORD = json.JSONDecoder(parse_int=_integer)
+_JSON = json.JSONDecoder(parse_int=_integer)

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from featurelib.clock import Clock, Instant, format_instant
 from featurelib.engine.extract import Row, Wanted
-from featurelib.errors import InvalidRequest
 from featurelib.stores.online import Lookup
 from featurelib.types import Value
 from serve_apps.current import Current, Snapshot

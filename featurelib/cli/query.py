@@ -48,7 +48,7 @@ def query(  # noqa: PLR0913, PLR0917  # one parameter per option
     show(result, form, limit)
 
 
-def lookup(
+def lookup(  # noqa: PLR0917  # one parameter per option
     ref: Annotated[str, typer.Argument(help="Dataset: Name or module:Name.")],
     entity: Annotated[str, typer.Option("--entity", "-e", help="Key.")],
     at: Annotated[str | None, typer.Option(help="Read as of this instant.")] = None,

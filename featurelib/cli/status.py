@@ -9,7 +9,6 @@ import typer
 from featurelib.cli.tables import print_json, print_table
 from featurelib.errors import ThymeError
 
-
 _UP, _DOWN = "up", "down"
 
 

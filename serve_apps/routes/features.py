@@ -79,10 +79,10 @@ class BatchAnswer(msgspec.Struct):
 
 
 class _Outcome(NamedTuple):
-    """What a query run says became of a question; ``ids`` may be the first of ``count``."""
+    """What a query run says became of a question; ``ids`` may be the first of ``entities``."""
 
     ids: tuple[str, ...]
-    count: int
+    entities: int
     hits: int = 0
     commit_id: str | None = None
     error: str | None = None
@@ -136,7 +136,7 @@ class FeatureRoutes:
         if count > MOST_ENTITIES:
             refusal = InvalidRequest(f"entity_ids: {count} ids; at most {MOST_ENTITIES} at once")
             asked = Question("batch", body.featureset, tuple(body.entity_ids[:_IDS_OF_REFUSED]), body.entity_type)
-            self._record(call, asked, str(uuid.uuid4()), _refused(asked, refusal)._replace(count=count))
+            self._record(call, asked, str(uuid.uuid4()), _refused(asked, refusal)._replace(entities=count))
             raise refusal
         ids = tuple(body.entity_ids)
         return await self._answer(
@@ -159,14 +159,14 @@ class FeatureRoutes:
         # A request bounds what its run weighs: one too large to keep is recorded without its question.
         size = len(call.body) + len(call.query)
         ids = outcome.ids if size <= _MOST_KEPT_BYTES else tuple(each[:64] for each in outcome.ids[:_IDS_OF_REFUSED])
-        kept = size <= _MOST_KEPT_BYTES and len(ids) == outcome.count
+        kept = size <= _MOST_KEPT_BYTES and len(ids) == outcome.entities
         self._services.writer.put(
             {
                 "id": run_id,
                 "kind": question.kind,
                 "featureset": question.target,
                 "entity_ids": ids,
-                "entity_count": outcome.count,
+                "entity_count": outcome.entities,
                 "requested_timestamp": question.at,
                 "hit_count": outcome.hits,
                 "latency_ms": round((time.perf_counter() - call.started) * 1_000),

@@ -201,6 +201,7 @@ def running_town(home: Path) -> Iterator[Town]:
         platform.thyme("up")
         platform.thyme("commit", str(home / "features.py"))
         made = Town(platform)
+        made.drive(1, 1_000)
         yield made
         made.client.close()
     finally:

@@ -9,9 +9,7 @@ from tests.support.worlds import OUT, RAIN, RIDES, pipeline
 DEFINITIONS = Definitions(
     datasets=(RIDES, RAIN.model_copy(update={"index": True}), OUT),
     pipelines=(pipeline("rider"),),
-    sources=(
-        SourceDef(dataset="Ride", connector=ConnectorDef(type="files", config={"path": "/rides"})),
-    ),
+    sources=(SourceDef(dataset="Ride", connector=ConnectorDef(type="files", config={"path": "/rides"})),),
 )
 
 
