@@ -19,6 +19,7 @@
     ├── BrokenFeatureset           a committed featureset cannot be compiled for reading
     ├── ValueOverflow              an integer result does not fit 64 bits
     ├── StoreUnavailable           503, retryable: the online store, log or registry does not answer
+    │   ├── MaybeTaken             503, not retryable: part of an append may have been accepted
     │   └── Fenced                 terminal for this worker: another one owns the key group now
     ├── CorruptState               stored bytes have an unknown format version or do not decode
     ├── SourceError                retryable: an outside system did not give its records
@@ -236,6 +237,14 @@ class StoreUnavailable(ThymeError):
     status = 503
     retryable = True
     remedy = "Retry; the platform brings its stores back by itself."
+
+
+class MaybeTaken(StoreUnavailable):
+    """The log failed in the middle of records that have no identity: some may be in it, and sent again count twice."""
+
+    code = "maybe_taken"
+    retryable = False
+    remedy = "See by a read or by the job's row count what was taken before sending anything again."
 
 
 class Fenced(StoreUnavailable):

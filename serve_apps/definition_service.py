@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from featurelib.definitions import Commit, Definitions, ref
-from featurelib.errors import DefinitionError, InvalidRequest, NotFound, Problem, StoreUnavailable
+from featurelib.errors import DefinitionError, InvalidRequest, MaybeTaken, NotFound, Problem, StoreUnavailable
 from featurelib.plan import CommitReceipt, Plan, plan
 from featurelib.settings import Settings
 from featurelib.stock import read_commit
@@ -24,13 +24,6 @@ from serve_apps.current import compile_all
 
 _RECENT_EVENTS = 20
 _log = structlog.get_logger("thyme.serve")
-
-
-class MaybeTaken(StoreUnavailable):
-    """The log failed in the middle of records that have no identity: some may be in it, and sent again count twice."""
-
-    retryable = False
-    remedy = "See by a read or by the job's row count what was taken before sending anything again."
 
 
 class DefinitionService:
