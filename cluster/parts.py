@@ -475,7 +475,7 @@ class SupervisorJob(Part):
     def alive(self) -> bool:
         number = self.board.part(self.name).generation
         job = self.scene.launcher.job(f"{JOB_PREFIX}-{number}") if number else None
-        return job is not None and job.running
+        return job is not None and job.running and self._has_process()
 
     @override
     def start(self) -> str:
@@ -488,12 +488,22 @@ class SupervisorJob(Part):
     def _adopt(self) -> str | None:
         """A supervisor that runs already (of a watcher before us); were there several, all but one are stopped."""
         running = [job.submission_id for job in self._known() if job.running]
+        if not self._has_process():
+            running, stale = [], running
+            for submission_id in stale:
+                self.scene.launcher.stop(submission_id)
         for extra in running[1:]:
             self.scene.launcher.stop(extra)
         if not running:
             return None
         self.board.update(self.name, generation=_number(running[0]))
         return running[0]
+
+    def _has_process(self) -> bool:
+        # A head that came back while the worker node went away may call the job running for ever: nobody is left
+        # to say that it ended.
+        command = self.board.workload.supervisor.partition(" ")[2]
+        return any(command in _command_line(process) for process in marked(self.scene.layout.id, Node.name))
 
     def _submit(self) -> str:
         number = (
@@ -521,6 +531,13 @@ def parts_of(scene: Scene) -> list[Part]:
     if scene.layout.embedded_online:
         kinds.insert(0, OnlineServer)
     return [kind(scene) for kind in kinds]
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""  # it ended meanwhile
 
 
 def service_urls(layout: Layout) -> dict[str, str]:

@@ -195,6 +195,18 @@ def test_a_killed_worker_node_comes_back_with_services_and_jobs(cluster):
         )
 
 
+def test_jobs_come_back_when_the_worker_node_dies_after_a_lost_head(cluster):
+    # Ray goes on calling the job running then: the head that knew of it is gone, and so is who would report its end.
+    head = cluster.part("head").process
+    for process in (*cluster.processes("head", "gcs_server"), *cluster.processes("head", "raylet")):
+        process.kill()
+    cluster.recovers(lambda: cluster.part("head").process != head)
+    supervisor = cluster.part("supervisor").detail
+    for process in cluster.processes("node", "raylet"):
+        process.kill()
+    cluster.recovers(lambda: cluster.part("supervisor").detail != supervisor)
+
+
 def test_a_killed_watcher_is_replaced_by_up_which_adopts_everything(cluster):
     kept = {name: cluster.part(name).process for name in ("online", "gcs-store", "listeners", "head", "node")}
     with cluster.answering():
