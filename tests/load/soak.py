@@ -52,7 +52,7 @@ FAULTS = {
     "online store frozen": lambda town: freeze(town, "", "online"),
     "control store killed": lambda town: kill(town, "", "gcs-store"),
     "ray head killed": lambda town: kill(town, "gcs_server", "head") + kill(town, "raylet/raylet", "head"),
-    "supervisor killed": lambda town: kill(town, "jobs.supervisor"),
+    "supervisor killed": lambda town: kill(town, "jobs.supervisor", "node"),
 }
 
 
