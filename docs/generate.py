@@ -206,14 +206,47 @@ def _sample_name(family: Any) -> str:
     return f"{family.name}_total" if family.type == "counter" else str(family.name)
 
 
+_OPERATORS = (
+    ("`x + y`, `x - y`, `x * y`", "numbers", "the common type", "null", "exact, but for floats"),
+    ("`x / y`", "numbers", "float", "null", "the quotient; by zero: null"),
+    ("`x == y`, `!=`, `<`, `<=`, `>`, `>=`", "values of one type", "bool", "false", "bools are only equal or not"),
+    ("`p & q`, `p | q`, `~p`", "conditions", "bool", "not hold", "and, or, not; the negation of a null holds"),
+    ("`x.is_null()`", "a column", "bool", "true", "whether there is no value"),
+    ("`x.is_not_null()`", "anything", "bool", "false", "whether there is a value"),
+    ("`x.fill_null(y)`", "values of one type", "the common type", "is what it fills", "x, or y where x is null"),
+    ("`x.json_extract(path)`", "text", "str", "null", "as with a type, but every value as text"),
+)  # fmt: skip
+_GIVES = {
+    "same": "as x",
+    "common": "the common type",
+    "rounded": "as x",
+    "scaled": "decimal of that scale",
+    "typed": "that type",
+}
+
+
+def expressions() -> str:
+    """One row per operator and function, from :data:`featurelib.expr.FUNCTIONS`."""
+    from featurelib.expr import FUNCTIONS
+    from featurelib.inference import kind_of_argument
+
+    rows = [list(row) for row in _OPERATORS]
+    for function in FUNCTIONS.values():
+        takes = "; ".join(dict.fromkeys(kind_of_argument(kind) for kind in function.takes))
+        gives = _GIVES.get(function.gives, function.gives)
+        rows.append([f"`{function.written}`", takes, gives, function.nulls, function.about])
+    return "\n".join(_table(("expression", "takes", "gives", "a null makes it", "what it is"), rows))
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "errors": errors,
     "cli": commands,
     "http": routes,
     "metrics": metrics,
+    "expressions": expressions,
 }
-"""Page of ``docs/reference`` → the function that makes its generated part."""
+"""Page of ``docs`` or ``docs/reference`` → the function that makes its generated part."""
 
 _PART = re.compile(
     r"(?<=<!-- generated: run docs/generate.py -->\n).*(?=\n<!-- end of the generated part -->)", re.DOTALL
@@ -221,8 +254,9 @@ _PART = re.compile(
 
 
 def page(name: str) -> Path:
-    """The file of a reference page."""
-    return DOCS / "reference" / f"{name}.md"
+    """The file of a page, of ``docs`` or else of ``docs/reference``."""
+    top = DOCS / f"{name}.md"
+    return top if top.exists() else DOCS / "reference" / f"{name}.md"
 
 
 def with_part(text: str, part: str) -> str:

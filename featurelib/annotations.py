@@ -1,4 +1,7 @@
-"""Python annotations as column types: ``T``, ``Optional[T]``, ``T | None``, ``list[T]``, ``Field[...]`` of these."""
+"""Python annotations as column types: ``T``, ``Optional[T]``, ``T | None``, ``list[T]``, ``Field[...]`` of these.
+
+``Decimal`` names a type only together with its digits after the point, which ``field(scale=)`` gives.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import sys
 import types
 import typing
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple, Union
 
 from featurelib.declarations import Reference
@@ -13,9 +17,10 @@ from featurelib.types import SCALARS
 
 _NAMES: dict[object, str] = {int: "int", float: "float", str: "str", bool: "bool", datetime: "datetime"}
 
-SUPPORTED = (
-    f"Supported are {', '.join(SCALARS)}, Optional[...] of these, and list[...] of these for the result of LastK."
-)
+MAX_SCALE = 18
+"""The most digits after the point of a ``Decimal`` column."""
+
+SUPPORTED = f"Supported are {', '.join(SCALARS)}, Decimal with scale=, Optional[...] and list[...] of these."
 
 
 class ColumnType(NamedTuple):
@@ -37,17 +42,28 @@ def annotations_of(cls: type) -> dict[str, Any]:
     return found
 
 
-def column_type(annotation: Any) -> ColumnType | None:
-    """The column type an annotation names; ``None`` when it names none."""
+def column_type(annotation: Any, scale: int | None = None) -> ColumnType | None:
+    """The column type an annotation names; ``None`` when it names none.
+
+    Args:
+        annotation: what the user wrote.
+        scale: digits after the point, for ``Decimal``.
+    """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(origin, type) and issubclass(origin, Reference):
-        return column_type(arguments[0])
+        return column_type(arguments[0], scale)
     if origin is Union or origin is types.UnionType:
-        return _optional(arguments)
-    if origin is list and len(arguments) == 1 and arguments[0] in _NAMES:
-        return ColumnType(f"list[{_NAMES[arguments[0]]}]", optional=False)
-    name = _NAMES.get(annotation) if isinstance(annotation, type) else None
+        return _optional(arguments, scale)
+    if origin is list and len(arguments) == 1:
+        element = _scalar(arguments[0], scale)
+        return ColumnType(f"list[{element}]", optional=False) if element else None
+    name = _scalar(annotation, scale)
     return ColumnType(name, optional=False) if name else None
+
+
+def is_decimal(annotation: Any) -> bool:
+    """Whether the annotation names ``Decimal``, alone or as ``Optional``, ``list`` or ``Field`` of it."""
+    return annotation is Decimal or any(is_decimal(argument) for argument in typing.get_args(annotation))
 
 
 def describe_annotation(annotation: Any) -> str:
@@ -55,9 +71,15 @@ def describe_annotation(annotation: Any) -> str:
     return annotation.__name__ if type(annotation) is type else str(annotation)
 
 
-def _optional(arguments: tuple[Any, ...]) -> ColumnType | None:
+def _scalar(annotation: Any, scale: int | None) -> str | None:
+    if annotation is Decimal:
+        return f"decimal({scale})" if scale in range(MAX_SCALE + 1) else None
+    return _NAMES.get(annotation) if isinstance(annotation, type) else None
+
+
+def _optional(arguments: tuple[Any, ...], scale: int | None) -> ColumnType | None:
     kept = [argument for argument in arguments if argument is not types.NoneType]
-    inner = column_type(kept[0]) if len(kept) == 1 else None
+    inner = column_type(kept[0], scale) if len(kept) == 1 else None
     return ColumnType(inner.name, optional=True) if inner else None
 
 

@@ -13,7 +13,7 @@ import linecache
 import symtable
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from types import FunctionType
 from typing import Any
 
 from featurelib.declarations import Declared, declared_on, function_site, shown_path
-from featurelib.definitions import PyCode
+from featurelib.definitions import DatasetDef, PyCode
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _BUILTINS = frozenset(dir(builtins)) | {"__name__"}
@@ -75,23 +75,17 @@ def function_node(function: FunctionType) -> tuple[ModuleText, _Function] | None
     return (module, node) if module and node else None
 
 
-def keyword_lines(function: FunctionType) -> dict[str, int]:
-    """The line of each keyword of ``.assign(...)`` and ``.aggregate(...)`` in a pipeline's body."""
-    found = function_node(function)
-    if found is None:
-        return {}
-    calls = (node for node in ast.walk(found[1]) if isinstance(node, ast.Call))
-    return {
-        keyword.arg: keyword.value.lineno
-        for call in calls
-        if isinstance(call.func, ast.Attribute) and call.func.attr in {"assign", "aggregate"}
-        for keyword in call.keywords
-        if keyword.arg
-    }
+def capture(
+    function: FunctionType, subject: str, declared: Declared, readable: Collection[str] | None = None
+) -> PyCode | None:
+    """The function's portable text; ``None`` when a problem was noted instead.
 
-
-def capture(function: FunctionType, subject: str, declared: Declared) -> PyCode | None:
-    """The function's portable text; ``None`` when a problem was noted instead."""
+    Args:
+        function: the user's.
+        subject: names it in problems.
+        declared: takes the problems.
+        readable: datasets that an extractor may look up; ``None`` for a function that has no look-ups.
+    """
     found = function_node(function)
     site = function_site(function)
     if found is None:
@@ -105,7 +99,7 @@ def capture(function: FunctionType, subject: str, declared: Declared) -> PyCode 
         hint = "Make it a constant of the module."
         declared.problem("closure", subject, message, hint, site=site)
     own = module.text(node, node.lineno)
-    needed = _Needs(function, module, subject, declared)
+    needed = _Needs(function, module, subject, declared, readable)
     needed.collect(own, skip=set(function.__code__.co_freevars))
     if len(declared.problems) > before:
         return None
@@ -121,8 +115,16 @@ def capture(function: FunctionType, subject: str, declared: Declared) -> PyCode 
 class _Needs:
     """Walks from a function's text to every module-level statement it depends on."""
 
-    def __init__(self, function: FunctionType, module: ModuleText, subject: str, declared: Declared) -> None:
+    def __init__(
+        self,
+        function: FunctionType,
+        module: ModuleText,
+        subject: str,
+        declared: Declared,
+        readable: Collection[str] | None,
+    ) -> None:
         self.function = function
+        self.readable = readable
         self.module = module
         self.subject = subject
         self.declared = declared
@@ -141,7 +143,9 @@ class _Needs:
             self._add(name)
 
     def _add(self, name: str) -> None:
-        if self._refused(name):
+        declaration = declared_on(self.function.__globals__.get(name))
+        if declaration is not None:
+            self._check_readable(name, declaration)
             return
         statements = self.module.bindings.get(name)
         if not statements:
@@ -157,15 +161,25 @@ class _Needs:
                 self.found[(statement.lineno, "")] = text
                 self.collect(text, skip={name})
 
-    def _refused(self, name: str) -> bool:
-        """Whether the name is a declaration, which has no meaning inside an extractor."""
-        declaration = declared_on(self.function.__globals__.get(name))
-        if declaration is None:
-            return False
-        message = f"`{name}` is a declared class; the body of an extractor cannot read it"
-        hint = "Take the value as an input: a feature with ref= in extractor_inputs(...)."
-        self._problem("lookup_unsupported", message, hint)
-        return True
+    def _check_readable(self, name: str, declaration: Declared) -> None:
+        """Note a declared class that will not be there: in an extractor it stands for look-ups of a dataset in deps."""
+        if declaration.name in declaration.broken:
+            return
+        is_dataset = any(isinstance(definition, DatasetDef) for definition in declaration.definitions)
+        if self.readable is None:
+            message = f"`{name}` is a declared class; a function over a frame cannot read it"
+            self._problem("lookup_unsupported", message, "Join the dataset before this step.")
+        elif not is_dataset:
+            message = f"`{name}` is a declared class, and no dataset; the body of an extractor cannot read it"
+            hint = "Take the value as an input: name the feature in extractor_inputs(...)."
+            self._problem("lookup_unsupported", message, hint)
+        elif declaration.name not in self.readable:
+            message = f"`{name}` is a dataset that the extractor does not declare to depend on"
+            hint = f"Write @extractor(deps=[{name}]), or take the value as an input: a feature with ref=."
+            self._problem("missing_dep", message, hint)
+        elif declaration.name != name:
+            message = f"`{name}` is another name of the dataset {declaration.name}, which does not travel with the text"
+            self._problem("lookup_unsupported", message, f"Write {declaration.name}.lookup(ts, …).")
 
     def _add_import(self, name: str, statement: ast.Import | ast.ImportFrom) -> None:
         alias = next(a for a in statement.names if _bound_name(a, statement) == name)

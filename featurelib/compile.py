@@ -1,21 +1,34 @@
-"""A module of declarations → one :class:`~featurelib.definitions.Commit`, or every mistake in it at once."""
+"""A module of declarations → one :class:`~featurelib.definitions.Commit`, or every mistake in it at once.
+
+Also the stock SDK's view of what the running process has declared (:func:`get_commit_payload` and the like).
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
 from featurelib.declarations import Collection as Gathered
-from featurelib.declarations import Declared, collecting, declared_on, notes, shown_path
+from featurelib.declarations import Declared, clear_registry, collecting, declared_on, notes, registered, shown_path
 from featurelib.definitions import Commit, DatasetDef, Definitions, FeaturesetDef, Location, PipelineDef, SourceDef
 from featurelib.errors import DefinitionError, Problem
-from featurelib.validation import SUPPORTED_CONNECTORS, findings, in_order, problems, validate
+from featurelib.validation import SUPPORTED_CONNECTORS, completed, findings, in_order, merged, problems, validate
 
-__all__ = ["compile_module", "validate"]
+__all__ = [
+    "clear_registry",
+    "compile_module",
+    "get_commit_payload",
+    "get_registered_datasets",
+    "get_registered_pipelines",
+    "serialize_definitions",
+    "validate",
+]
 
 _NOTHING = Definitions()
 _CLASS_DECORATOR = {"pipeline": "@dataset(…)", "expectations": "@dataset(…)", "extractor": "@featureset"}
@@ -39,7 +52,7 @@ def compile_module(
     with collecting() as gathered:
         module, failures = _load(target)
     declared = _all_declared(gathered, module)
-    commit = _commit(declared)
+    commit = _completed(_commit(declared), context)
     found = [*gathered.problems, *(p for each in declared for p in each.problems), *_orphans(gathered), *failures]
     if not failures:
         found = [*found, *_validated(commit, context, connectors, declared, found)]
@@ -63,6 +76,42 @@ def _validated(
         if finding.about not in broken and (finding.code, finding.subject) not in told
     )
     return problems(fresh, commit)
+
+
+def get_registered_datasets() -> dict[str, dict[str, Any]]:
+    """The records of every dataset declared in this process, by name; a copy."""
+    return {each.name: each.model_dump(mode="json") for each in _commit(registered()).datasets}
+
+
+def get_registered_pipelines() -> list[dict[str, Any]]:
+    """The records of every pipeline declared in this process; a copy."""
+    commit = _commit(registered())
+    return [each.model_dump(mode="json") for each in _completed(commit, _NOTHING).pipelines]
+
+
+def serialize_definitions() -> str:
+    """The datasets declared in this process as JSON, by name."""
+    return json.dumps(get_registered_datasets(), indent=2)
+
+
+def get_commit_payload() -> dict[str, Any]:
+    """The body of a commit of everything declared in this process, as ``POST /api/v1/commit`` takes it.
+
+    Raises:
+        DefinitionError: a declaration has mistakes of its own; what concerns several is the service's to find.
+    """
+    declared = registered()
+    found = [problem for each in declared for problem in each.problems]
+    if found:
+        raise DefinitionError(in_order(found))
+    return _completed(_commit(declared), _NOTHING).model_dump(mode="json")
+
+
+def _completed(commit: Commit, context: Definitions) -> Commit:
+    """The commit with the columns that transforms give without saying so."""
+    world = merged(context, commit)
+    pipelines = tuple(completed(pipeline, world) for pipeline in commit.pipelines)
+    return commit.model_copy(update={"pipelines": pipelines})
 
 
 def _commit(declared: Iterable[Declared]) -> Commit:
@@ -115,11 +164,12 @@ def _load_file(path: Path) -> tuple[ModuleType | None, list[Problem]]:
     try:
         code = compile(path.read_bytes(), str(path.resolve()), "exec")
     except OSError as error:
-        return None, [Problem("module_not_found", shown, f"the file cannot be read: {error.strerror}")]
+        text = f"the file cannot be read: {error.strerror}"
+        return None, [Problem("module_not_found", shown, text, "Give the path of a Python file.")]
     except (SyntaxError, ValueError) as error:
         line = error.lineno if isinstance(error, SyntaxError) else None
         text = error.msg if isinstance(error, SyntaxError) else str(error)
-        return None, [Problem("syntax_error", path.name, text, "", shown, line)]
+        return None, [Problem("syntax_error", path.name, text, "Mend it: nothing of the module was read.", shown, line)]
     return _run(lambda: _execute(code, path), shown)
 
 
@@ -156,7 +206,8 @@ def _run(load: object, shown: str) -> tuple[ModuleType | None, list[Problem]]:
     except (Exception, SystemExit) as error:  # noqa: BLE001  # a call into user code
         file, line = _where(error, shown)
         text = f"the module raised {type(error).__name__}: {error}"
-        return None, [Problem("module_error", Path(shown).name, text, "", file, line)]
+        hint = "Mend it: a module has to import before it can be read."
+        return None, [Problem("module_error", Path(shown).name, text, hint, file, line)]
 
 
 def _where(error: BaseException, shown: str) -> tuple[str | None, int | None]:

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
+from types import FunctionType
 from typing import Any, Generic, TypeVar, cast, dataclass_transform, overload
 
 from pydantic import ValidationError
 
-from featurelib.annotations import SUPPORTED, annotations_of, column_type, describe_annotation
+from featurelib.annotations import (
+    MAX_SCALE,
+    SUPPORTED,
+    annotations_of,
+    column_type,
+    describe_annotation,
+    is_decimal,
+)
 from featurelib.clock import parse_duration
 from featurelib.declarations import (
     Declared,
@@ -21,24 +30,44 @@ from featurelib.declarations import (
     attach,
     calling_site,
     catalog_metadata,
+    function_site,
     members,
+    notes,
     refuse,
     refuse_here,
 )
 from featurelib.definitions import DatasetDef, ExpectationDef, FieldDef
 from featurelib.errors import DeclarationTypeError, DeclarationValueError, Problem
+from featurelib.types import Scalar
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 
+@dataclass(frozen=True)
+class Restrictions:
+    """What a value must be to be accepted; anything else goes to the dead letters (decision 23).
+
+    ``scale``: digits after the point of a ``Decimal`` column.
+    """
+
+    minimum: float | Decimal | None = None
+    maximum: float | Decimal | None = None
+    one_of: Any = None
+    regex: str | None = None
+    scale: int | None = None
+
+
 class Field(Reference, Generic[T]):
     """A column. On the class it is the column itself, on an instance it is the row's value."""
 
-    def __init__(self, site: Site, *, key: bool = False, timestamp: bool = False) -> None:
+    def __init__(
+        self, site: Site, *, key: bool = False, timestamp: bool = False, accepts: Restrictions = Restrictions()
+    ) -> None:
         super().__init__(site)
         self.key = key
         self.timestamp = timestamp
+        self.accepts = accepts
         self.optional = False
 
     @overload
@@ -50,35 +79,58 @@ class Field(Reference, Generic[T]):
             return self
         return cast("T", vars(instance)[self.name])
 
-    def __set__(self, instance: object, value: T | Field[T]) -> None:
+    def __set__(self, instance: object, value: T) -> None:
         # A column left out of the constructor arrives as the descriptor, which is the dataclass default.
-        if value is self and not self.optional:
+        left_out = cast("object", value) is self
+        if left_out and not self.optional:
             message = f"{type(instance).__name__}() is missing {self.name!r}"
             raise TypeError(message)
-        vars(instance)[self.name] = None if value is self else value
+        vars(instance)[self.name] = None if left_out else value
 
     def __repr__(self) -> str:
         return f"<Field {self.fqn()}>"
 
 
-def field(key: bool = False, timestamp: bool = False) -> Any:
-    """Declare a column.
+def field(
+    key: bool = False,
+    timestamp: bool = False,
+    *,
+    min: float | Decimal | None = None,  # noqa: A002  # the word users know
+    max: float | Decimal | None = None,  # noqa: A002
+    one_of: Iterable[Scalar] | None = None,
+    regex: str | None = None,
+    scale: int | None = None,
+) -> Any:
+    """Declare a column. A record whose value does not fit goes to the dataset's dead letters.
 
     Args:
         key: the entity key; a dataset has exactly one.
         timestamp: the event time; a dataset has exactly one.
+        min: the smallest number accepted.
+        max: the largest number accepted.
+        one_of: the only values accepted.
+        regex: a Python regular expression that the whole text matches.
+        scale: digits after the point of a ``Decimal`` column, 0 to 18.
     """
-    return Field[Any](calling_site(), key=key, timestamp=timestamp)
+    accepts = Restrictions(min, max, one_of, regex, scale)
+    return Field[Any](calling_site(), key=key, timestamp=timestamp, accepts=accepts)
 
 
 @dataclass_transform(field_specifiers=(field,))
-def dataset(index: bool = False, version: int = 1, retention: str | None = None, **catalog: Any) -> Callable[[C], C]:
+def dataset(
+    index: bool = False,
+    version: int = 1,
+    retention: str | None = None,
+    event_id: str | None = None,
+    **catalog: Any,
+) -> Callable[[C], C]:
     """Declare a dataset.
 
     Args:
         index: keep the newest row of each key, for look-ups and looked-up features.
         version: raise it when the meaning of a committed dataset changes.
         retention: how long the log is kept, ``<int><d|h|m|s>``; also how far back a backfill can reach.
+        event_id: the column that identifies an event; a log partition takes each value once.
         **catalog: ``description, owner, tags, project, deprecated, deprecation_reason, replacement``.
 
     Raises:
@@ -93,7 +145,8 @@ def dataset(index: bool = False, version: int = 1, retention: str | None = None,
         declared = attach(cls, site)
         fields = _fields(cls, declared)
         _check_roles(cls, fields, site)
-        _build(cls, declared, fields, site, index=index, version=version, retention=retention, catalog=catalog)
+        given = {"index": index, "version": version, "event_id": event_id}
+        _build(cls, declared, fields, given, retention=retention, catalog=catalog)
         for _, _, noted in members(cls, "pipeline"):
             if noted.pipeline is not None:
                 noted.pipeline(declared)
@@ -102,31 +155,29 @@ def dataset(index: bool = False, version: int = 1, retention: str | None = None,
     return decorate
 
 
-def _build(  # noqa: PLR0913  # one argument per keyword of the decorator
+def _build(
     cls: type,
     declared: Declared,
     fields: tuple[FieldDef, ...],
-    site: Site,
+    given: dict[str, Any],
     *,
-    index: bool,
-    version: int,
     retention: str | None,
     catalog: dict[str, Any],
 ) -> None:
-    declared.locations[f"dataset:{cls.__name__}"] = site.location
+    """Make the record; ``given`` are the decorator's keywords that it holds as they are."""
+    declared.locations[f"dataset:{cls.__name__}"] = declared.site.location
     expectations = _expectations(cls, declared)
     try:
         definition = DatasetDef(
             name=cls.__name__,
-            version=version,
             fields=fields,
-            index=index,
             retention_us=_retention(cls.__name__, retention),
             expectations=expectations,
             metadata=catalog_metadata(catalog),
+            **given,
         )
     except ValidationError as error:
-        declared.invalid(error, cls.__name__, site)
+        declared.invalid(error, cls.__name__, declared.site)
         declared.broken.add(cls.__name__)
     else:
         declared.definitions.insert(0, definition)
@@ -153,11 +204,12 @@ def _field(cls: type, declared: Declared, name: str, annotation: Any) -> FieldDe
     """The column's record; makes sure that its descriptor stands on the class."""
     subject, value = f"{cls.__name__}.{name}", getattr(cls, name, None)
     descriptor = value if isinstance(value, Field) else _plain(cls, declared, name, value)
-    known = column_type(annotation)
-    if known is None:
-        text = f"{describe_annotation(annotation)} is not a column type"
-        declared.problem("unknown_type", subject, text, SUPPORTED, site=descriptor.site)
+    known = column_type(annotation, descriptor.accepts.scale)
+    problem = _type_problem(annotation, descriptor) if known is None else _restriction_problem(annotation, descriptor)
+    if problem is not None:
+        declared.problems.append(problem._replace(subject=subject))
         declared.broken.add(subject)
+    if known is None:
         return None
     descriptor.optional = known.optional
     declared.locations[f"dataset:{cls.__name__}.{name}"] = descriptor.site.location
@@ -168,6 +220,7 @@ def _field(cls: type, declared: Declared, name: str, annotation: Any) -> FieldDe
             key=descriptor.key,
             timestamp=descriptor.timestamp,
             optional=known.optional,
+            **({} if problem else _accepted(descriptor.accepts)),
         )
     except ValidationError as error:
         declared.invalid(error, subject, descriptor.site)
@@ -175,9 +228,53 @@ def _field(cls: type, declared: Declared, name: str, annotation: Any) -> FieldDe
         return None
 
 
+def _accepted(accepts: Restrictions) -> dict[str, Any]:
+    """The restrictions as a column's record holds them."""
+    bounds = {"minimum": accepts.minimum, "maximum": accepts.maximum}
+    numbers = {name: _plain_number(bound) for name, bound in bounds.items()}
+    return {**numbers, "one_of": tuple(accepts.one_of or ()), "regex": accepts.regex}
+
+
+def _plain_number(bound: Any) -> Any:
+    return float(bound) if isinstance(bound, Decimal) else bound
+
+
+def _type_problem(annotation: Any, descriptor: Field[Any]) -> Problem:
+    site, scale = descriptor.site, descriptor.accepts.scale
+    if is_decimal(annotation):
+        text = f"a Decimal column has 0 to {MAX_SCALE} digits after the point; found scale={scale!r:.40}"
+        return Problem("invalid_scale", "", text, "Write field(scale=2).", site.file, site.line)
+    text = f"{describe_annotation(annotation)} is not a column type"
+    return Problem("unknown_type", "", text, SUPPORTED, site.file, site.line)
+
+
+def _restriction_problem(annotation: Any, descriptor: Field[Any]) -> Problem | None:
+    """Restrictions that are no values of their kind; whether they fit the column is checked with the commit."""
+    accepts, site = descriptor.accepts, descriptor.site
+    text, hint = "", ""
+    if accepts.scale is not None and not is_decimal(annotation):
+        text = f"scale= is for Decimal columns; found {describe_annotation(annotation)}"
+        hint = "Leave it out, or declare the column as Decimal."
+    elif any(isinstance(b, bool) or not isinstance(b, int | float | Decimal | None) for b in _bounds(accepts)):
+        text = f"min and max are numbers; found min={accepts.minimum!r:.40}, max={accepts.maximum!r:.40}"
+        hint = "Write field(min=0, max=100)."
+    elif accepts.one_of is not None and (isinstance(accepts.one_of, str) or not accepts.one_of):
+        text = f"one_of lists the values accepted; found {accepts.one_of!r:.40}"
+        hint = 'Write field(one_of=["a", "b"]).'
+    return Problem("invalid_restriction", "", text, hint, site.file, site.line) if text else None
+
+
+def _bounds(accepts: Restrictions) -> tuple[Any, Any]:
+    return accepts.minimum, accepts.maximum
+
+
 def _plain(cls: type, declared: Declared, name: str, value: object) -> Field[Any]:
     """A descriptor for a column written as a bare annotation."""
-    if value is not None:
+    if isinstance(value, FunctionType):
+        members(cls, notes(value).role)  # taken up: it is reported once
+        subject, text = f"{cls.__name__}.{name}", f"`{name}` names a column and a method of the class"
+        declared.problem("duplicate_name", subject, text, "Rename one of them.", site=function_site(value))
+    elif value is not None:
         subject = f"{cls.__name__}.{name}"
         declared.problem("invalid_value", subject, "a column has no default", f"Write `{name}: <type> = field()`.")
     descriptor = Field[Any](declared.site)
@@ -208,7 +305,7 @@ def _retention(name: str, text: str | None) -> int | None:
     try:
         return parse_duration(text)
     except ValueError as error:
-        refuse_here("invalid_duration", name, f"retention: {error}", "", DeclarationValueError)
+        refuse_here("invalid_duration", name, f"retention: {error}", "Write retention='30d'.", DeclarationValueError)
         return None
 
 

@@ -91,7 +91,7 @@ class Declared:
     def invalid(self, error: ValidationError, subject: str, site: Site | None = None) -> None:
         """Note each mistake that a record's own validation found."""
         for message in describe_invalid(error):
-            self.problem("invalid_value", subject, message, site=site)
+            self.problem("invalid_value", subject, message, "Change it to what the message asks for.", site=site)
 
 
 def describe_invalid(error: ValidationError) -> list[str]:
@@ -113,16 +113,31 @@ def _found(item: Any, *, guarded: bool) -> str:
     return f"; found {given!r:.80}"
 
 
+_registry: dict[str, Declared] = {}
+"""What :func:`registered` gives, by class name: the stock SDK's commit payload is of a process, not of a module."""
+
+
 def attach(cls: type, site: Site) -> Declared:
     """The class's own :class:`Declared`, made on first use and announced to a collecting compile."""
     declared = vars(cls).get(_ATTRIBUTE)
     if declared is None:
         declared = Declared(cls.__name__, site)
         setattr(cls, _ATTRIBUTE, declared)
+        _registry[cls.__name__] = declared
         collection = _collection.get()
         if collection is not None:
             collection.declared.append(declared)
     return declared
+
+
+def registered() -> list[Declared]:
+    """Every declaration of this process, the newest of each name."""
+    return list(_registry.values())
+
+
+def clear_registry() -> None:
+    """Forget every declaration of this process; the decorated classes stay as they are."""
+    _registry.clear()
 
 
 def declared_on(thing: object) -> Declared | None:
@@ -157,6 +172,7 @@ class Notes:
     inputs: tuple[Any, ...] | None = None
     outputs: tuple[Any, ...] = ()
     deps: tuple[Any, ...] = ()
+    vectorized: bool = False
     pipeline: Callable[[Declared], None] | None = None
     expectations: Callable[[Declared], tuple[ExpectationDef, ...]] | None = None
 
@@ -250,7 +266,8 @@ def run_body(body: Callable[[], Any], function: FunctionType, subject: str, decl
     except Exception as error:  # noqa: BLE001
         text = "; ".join(describe_invalid(error)) if isinstance(error, ValidationError) else str(error)
         message = f"the body raised {type(error).__name__}: {text}"
-        declared.problem(code, subject, message, site=_raising_line(error, function))
+        hint = "The body runs once, as the class is declared: mend the line that is named."
+        declared.problem(code, subject, message, hint, site=_raising_line(error, function))
         return FAILED
 
 

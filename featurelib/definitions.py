@@ -36,13 +36,17 @@ class Record(BaseModel):
 
 
 class FieldDef(Record):
-    """One column of a dataset."""
+    """One column of a dataset. A value outside ``minimum … regex`` is refused at append (decision 23)."""
 
     name: Name
     type: TypeName
     key: bool = False
     timestamp: bool = False
     optional: bool = False
+    minimum: int | float | None = None
+    maximum: int | float | None = None
+    one_of: tuple[Scalar, ...] = ()
+    regex: str | None = None
 
 
 class ExpectationDef(Record):
@@ -58,13 +62,17 @@ class ExpectationDef(Record):
 
 
 class DatasetDef(Record):
-    """A named, typed event stream. ``index`` keeps the newest row per key for look-ups."""
+    """A named, typed event stream. ``index`` keeps the newest row per key for look-ups.
+
+    ``event_id`` names the column that identifies an event: a log partition skips a second record of the same value.
+    """
 
     kind: Literal["dataset"] = "dataset"
     name: Name
     version: PositiveInt = 1
     fields: tuple[FieldDef, ...]
     index: bool = False
+    event_id: Name | None = None
     retention_us: WholeSeconds | None = None
     expectations: tuple[ExpectationDef, ...] = ()
     metadata: Metadata = Metadata()
@@ -84,11 +92,40 @@ class DatasetDef(Record):
         return next((field for field in self.fields if field.name == name), None)
 
 
+class PyCode(Record):
+    """User code as source text.
+
+    ``source`` holds everything the function needs: the imports, module-level constants and functions it
+    uses, then the function itself without decorators. ``file`` and ``line`` (1-based line of ``def``) let
+    an error name the user's line; they carry no meaning and stay out of the digest.
+    """
+
+    entry_point: str
+    source: str
+    file: str | None = None
+    line: int | None = None
+
+
 class FilterStep(Record):
     """Keep rows where the predicate holds."""
 
     op: Literal["filter"] = "filter"
     predicate: Node
+
+
+class FilterCodeStep(Record):
+    """Keep the rows that a user's function over a Polars frame gives back."""
+
+    op: Literal["filter_code"] = "filter_code"
+    code: PyCode
+
+
+class TransformStep(Record):
+    """Columns a user's function over a Polars frame adds or overwrites: ``(name, type)``; rows stay as they are."""
+
+    op: Literal["transform"] = "transform"
+    code: PyCode
+    columns: tuple[tuple[Name, TypeName], ...] = ()
 
 
 class AssignStep(Record):
@@ -99,13 +136,74 @@ class AssignStep(Record):
     value: Node
 
 
+class RenameStep(Record):
+    """Give columns other names: ``(old, new)`` pairs, all at once."""
+
+    op: Literal["rename"] = "rename"
+    columns: tuple[tuple[Name, Name], ...]
+
+
+class SelectStep(Record):
+    """Keep only these columns. The event time is never lost: it is a property of the row."""
+
+    op: Literal["select"] = "select"
+    columns: tuple[Name, ...]
+
+
+class DropStep(Record):
+    """Leave these columns out."""
+
+    op: Literal["drop"] = "drop"
+    columns: tuple[Name, ...]
+
+
+class ExplodeStep(Record):
+    """One row per element of a list column; an empty or null list gives none."""
+
+    op: Literal["explode"] = "explode"
+    column: Name
+
+
 class JoinStep(Record):
-    """As-of join: the newest right row with event time <= the left's, on left column ``on`` = the right's key."""
+    """As-of join: the newest right row with event time <= the left's, on left column ``on`` = the right's key.
+
+    With ``within_us``, a right row older than that gives nulls.
+    """
 
     op: Literal["join"] = "join"
     right: Name
     on: Name
     fields: tuple[Name, ...]
+    within_us: WholeSeconds | None = None
+
+
+class UnionStep(Record):
+    """The rows so far, and those of another dataset after its own steps; both have the same columns."""
+
+    op: Literal["union"] = "union"
+    dataset: Name
+    steps: tuple[Step, ...] = ()
+
+
+class DedupStep(Record):
+    """Of the rows equal in the named columns, the first in the total order."""
+
+    op: Literal["dedup"] = "dedup"
+    by: tuple[Name, ...]
+
+
+class LatestStep(Record):
+    """Per key, a row counts until a newer one of its key (a table of newest rows)."""
+
+    op: Literal["latest"] = "latest"
+    keys: tuple[Name, ...]
+
+
+class FirstStep(Record):
+    """Per key, only the first row in the total order counts."""
+
+    op: Literal["first"] = "first"
+    keys: tuple[Name, ...]
 
 
 class NamedAggregate(Record):
@@ -116,14 +214,37 @@ class NamedAggregate(Record):
 
 
 class AggregateStep(Record):
-    """Fold rows per group key; always the last step."""
+    """Fold rows per group key.
+
+    As the last step its state is what is served. Before other steps (decision 15) it is a stream of its key's
+    values: a change at an event takes the old value back. ``emit="on_event"`` takes windows whose values also change
+    as time passes at their events' instants.
+    """
 
     op: Literal["aggregate"] = "aggregate"
     keys: tuple[Name, ...]
     aggregates: tuple[NamedAggregate, ...]
+    emit: Literal["on_change", "on_event"] = "on_change"
 
 
-Step = Annotated[FilterStep | AssignStep | JoinStep | AggregateStep, Field(discriminator="op")]
+Step = Annotated[
+    FilterStep
+    | FilterCodeStep
+    | TransformStep
+    | AssignStep
+    | RenameStep
+    | SelectStep
+    | DropStep
+    | ExplodeStep
+    | JoinStep
+    | UnionStep
+    | DedupStep
+    | LatestStep
+    | FirstStep
+    | AggregateStep,
+    Field(discriminator="op"),
+]
+UnionStep.model_rebuild()
 
 
 class BackfillDef(Record):
@@ -145,30 +266,21 @@ class PipelineDef(Record):
     backfill: BackfillDef = BackfillDef()
 
     @property
-    def fold(self) -> AggregateStep:
-        """The final aggregate step."""
+    def last_step(self) -> AggregateStep | LatestStep | FirstStep:
+        """The step whose state is served."""
         step = self.steps[-1]
-        assert isinstance(step, AggregateStep)  # compile and validate guarantee it
+        assert isinstance(step, AggregateStep | LatestStep | FirstStep)  # compile and validate guarantee it
         return step
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The group keys of what is served."""
+        return self.last_step.keys
 
     @property
     def joins(self) -> tuple[JoinStep, ...]:
         """The join steps, in order."""
         return tuple(step for step in self.steps if isinstance(step, JoinStep))
-
-
-class PyCode(Record):
-    """User code as source text.
-
-    ``source`` holds everything the function needs: the imports, module-level constants and functions it
-    uses, then the function itself without decorators. ``file`` and ``line`` (1-based line of ``def``) let
-    an error name the user's line; they carry no meaning and stay out of the digest.
-    """
-
-    entry_point: str
-    source: str
-    file: str | None = None
-    line: int | None = None
 
 
 class LookupDef(Record):
@@ -195,10 +307,12 @@ class ExtractorDef(Record):
     """User code that computes features from features.
 
     ``inputs`` are local feature names or ``Featureset.feature``; they bind by position, in this order.
+    ``vectorized``: the function takes and gives Polars Series, one element per row, instead of scalars.
     """
 
     name: Name
     version: PositiveInt = 1
+    vectorized: bool = False
     inputs: tuple[str, ...]
     outputs: tuple[Name, ...]
     deps: tuple[Name, ...] = ()

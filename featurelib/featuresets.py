@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from featurelib.annotations import SUPPORTED, annotations_of, column_type, describe_annotation
 from featurelib.capture import capture
+from featurelib.datasets import Field
 from featurelib.declarations import (
     Declared,
     Notes,
@@ -119,19 +120,27 @@ def extractor_outputs(*outputs: Any) -> Callable[[F], F]:
 @overload
 def extractor(method: F) -> F: ...
 @overload
-def extractor(*, deps: list[Any] | None = None, version: int = 1) -> Callable[[F], F]: ...
-def extractor(method: F | None = None, *, deps: list[Any] | None = None, version: int = 1) -> F | Callable[[F], F]:
+def extractor(*, deps: list[Any] | None = None, version: int = 1, vectorized: bool = False) -> Callable[[F], F]: ...
+def extractor(
+    method: F | None = None, *, deps: list[Any] | None = None, version: int = 1, vectorized: bool = False
+) -> F | Callable[[F], F]:
     """Mark a method ``def f(cls, ts, *inputs)`` as the code that computes features.
+
+    With a single parameter ``inputs`` after ``ts`` it takes one dict. It returns a dict by output, a tuple in order,
+    or the bare value of its only output.
 
     Args:
         method: the decorated method, when written bare.
-        deps: datasets or featuresets it depends on, for the lineage.
+        deps: datasets or featuresets it depends on; the body may call ``Dataset.lookup(ts, key=…)`` of these datasets.
         version: raise it to mark a new meaning.
+        vectorized: it takes Polars Series, ``ts`` as one of UTC datetimes included, and gives a Series or a list of
+            the same length per output. A batch is one call; a single read is a batch of one.
     """
 
     def mark(function: F) -> F:
         noted = assign_role(function, "extractor")
         noted.version = version
+        noted.vectorized = vectorized
         noted.deps = tuple(deps or ())
         return function
 
@@ -202,7 +211,8 @@ def _features(cls: type, declared: Declared) -> tuple[FeatureDef, ...]:
 
 
 def _feature(cls: type, declared: Declared, name: str, marked: Feature, annotation: Any) -> FeatureDef | None:
-    subject, known = f"{cls.__name__}.{name}", column_type(annotation)
+    scale = marked.ref.accepts.scale if isinstance(marked.ref, Field) else None
+    subject, known = f"{cls.__name__}.{name}", column_type(annotation, scale)
     declared.locations[f"featureset:{cls.__name__}.{name}"] = marked.site.location
     if known is None:
         text = f"{describe_annotation(annotation)} is not a feature type"
@@ -266,7 +276,8 @@ def _extractor(
     outputs = tuple(given.name if isinstance(given, Reference) else str(given) for given in noted.outputs)
     _check_names(cls, inputs, outputs, features, Problem("", subject, "", "", site.file, site.line))
     fits = _check_signature(function, inputs, declared, subject, site)
-    code = capture(function, subject, declared)
+    deps = tuple(_dep(dep, declared, subject, site) for dep in noted.deps)
+    code = capture(function, subject, declared, deps)
     if code is None or not fits:
         declared.broken |= {f"{cls.__name__}.{output}" for output in outputs}
         return None
@@ -274,9 +285,10 @@ def _extractor(
         return ExtractorDef(
             name=name,
             version=noted.version,
+            vectorized=noted.vectorized,
             inputs=inputs,
             outputs=outputs,
-            deps=tuple(_dep(dep, declared, subject, site) for dep in noted.deps),
+            deps=deps,
             code=code,
         )
     except ValidationError as error:

@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from featurelib.clock import format_duration
 from featurelib.definitions import (
+    AggregateStep,
     BackfillDef,
     Commit,
     DatasetDef,
     Definition,
     Definitions,
     FeaturesetDef,
+    FirstStep,
+    LatestStep,
     PipelineDef,
     Record,
     SourceDef,
@@ -25,6 +29,7 @@ from featurelib.definitions import (
 )
 from featurelib.errors import BreakingChange, DefinitionError, Problem
 from featurelib.validation import SUPPORTED_CONNECTORS, definition_key, in_order, merged, validate
+from featurelib.windows import AnyWindow
 
 
 class StoreDefinition(Record):
@@ -57,13 +62,6 @@ class StartJob(Record):
     backfill: BackfillDef
 
 
-class RestartJob(Record):
-    """Give a running pipeline its new aggregates."""
-
-    step: Literal["restart_job"] = "restart_job"
-    pipeline: str
-
-
 class StartSource(Record):
     """Begin to read the source of a dataset."""
 
@@ -79,7 +77,7 @@ class RestartSource(Record):
 
 
 Step = Annotated[
-    StoreDefinition | CreateLog | StartIndex | StartJob | RestartJob | StartSource | RestartSource,
+    StoreDefinition | CreateLog | StartIndex | StartJob | StartSource | RestartSource,
     Field(discriminator="step"),
 ]
 
@@ -178,6 +176,20 @@ def breaking_changes(before: Definition, after: Definition) -> list[Break]:
 
 
 def _dataset_breaks(before: DatasetDef, after: DatasetDef) -> Iterator[Break]:
+    yield from _column_breaks(before, after)
+    if before.index and after.index and {column.name for column in after.fields} - {c.name for c in before.fields}:
+        # The index holds whole rows; state of one layout cannot be read with another.
+        yield Break("index_changed", "", "a column is added to an indexed dataset")
+    if before.index and not after.index:
+        yield Break("index_removed", "", "the index is removed")
+    if before.event_id is not None and before.event_id != after.event_id:
+        # Records taken under the old identity would count again under another.
+        yield Break("event_id_changed", "", f"event_id changes from {before.event_id} to {after.event_id}")
+    if _shorter(before.retention_us, after.retention_us):
+        yield Break("retention_narrowed", "", "the retention becomes shorter")
+
+
+def _column_breaks(before: DatasetDef, after: DatasetDef) -> Iterator[Break]:
     for role, code in (("key", "rekeyed"), ("timestamp", "timestamp_changed")):
         old, new = getattr(before, role).name, getattr(after, role).name
         if old != new:
@@ -191,13 +203,6 @@ def _dataset_breaks(before: DatasetDef, after: DatasetDef) -> Iterator[Break]:
             yield Break("field_retyped", column.name, text)
         elif column.optional and not now.optional:
             yield Break("field_required", column.name, f"the column `{column.name}` is no longer optional")
-    if before.index and after.index and {column.name for column in after.fields} - {c.name for c in before.fields}:
-        # The index holds whole rows; state of one layout cannot be read with another.
-        yield Break("index_changed", "", "a column is added to an indexed dataset")
-    if before.index and not after.index:
-        yield Break("index_removed", "", "the index is removed")
-    if _shorter(before.retention_us, after.retention_us):
-        yield Break("retention_narrowed", "", "the retention becomes shorter")
 
 
 def _shorter(before: int | None, after: int | None) -> bool:
@@ -211,19 +216,35 @@ def _pipeline_breaks(before: PipelineDef, after: PipelineDef) -> Iterator[Break]
     if before.output_dataset != after.output_dataset:
         text = f"the output changes from {before.output_dataset} to {after.output_dataset}"
         yield Break("output_changed", "", text)
-    if before.steps[:-1] != after.steps[:-1]:
-        yield Break("operators_changed", "", "the steps before the aggregate change")
-    if before.fold.keys != after.fold.keys:
-        text = f"the group keys change from {', '.join(before.fold.keys)} to {', '.join(after.fold.keys)}"
+    if _meanings(before.steps[:-1]) != _meanings(after.steps[:-1]):
+        yield Break("operators_changed", "", "the steps before the last one change")
+    if before.keys != after.keys:
+        text = f"the group keys change from {', '.join(before.keys)} to {', '.join(after.keys)}"
         yield Break("rekeyed", "", text)
-    now = {named.output: named.aggregate for named in after.fold.aggregates}
-    for named in before.fold.aggregates:
+    yield from _last_step_breaks(before.last_step, after.last_step)
+
+
+def _meanings(steps: Iterable[Record]) -> list[str]:
+    """Steps without the places of their code in the user's files, which mean nothing."""
+    return [digest(step) for step in steps]
+
+
+def _last_step_breaks(before: Record, after: Record) -> Iterator[Break]:
+    if not isinstance(before, AggregateStep) or not isinstance(after, AggregateStep):
+        if type(before) is not type(after):
+            names = [step.op for step in (before, after) if isinstance(step, AggregateStep | LatestStep | FirstStep)]
+            yield Break("operators_changed", "", f"the last step changes from {names[0]} to {names[1]}")
+        return
+    if before.emit != after.emit:
+        yield Break("operators_changed", "", f"emit changes from {before.emit} to {after.emit}")
+    now = {named.output: named.aggregate for named in after.aggregates}
+    for named in before.aggregates:
         if named.output not in now:
             yield Break("aggregate_removed", named.output, f"the aggregate `{named.output}` is removed")
         elif named.aggregate != now[named.output]:
             code, text = _aggregate_change(named.aggregate, now[named.output])
             yield Break(code, named.output, f"`{named.output}` changes its {text}")
-    held = {named.output for named in before.fold.aggregates}
+    held = {named.output for named in before.aggregates}
     for name in now:
         if name not in held:
             # State is laid out by accumulator: it must be built anew, beside the one that is served.
@@ -235,9 +256,19 @@ def _aggregate_change(before: Any, after: Any) -> tuple[str, str]:
     if before.type != after.type:
         return "operator_changed", f"operator from {before.type} to {after.type}"
     if before.window != after.window:
-        return "window_changed", f"window from {before.window or 'lifetime'!s} to {after.window or 'lifetime'!s}"
+        return "window_changed", f"window from {_shown(before.window)} to {_shown(after.window)}"
     differing = [name for name in type(before).model_fields if getattr(before, name) != getattr(after, name)]
     return "operator_changed", " and ".join(differing)
+
+
+def _shown(window: AnyWindow) -> str:
+    """A window with all that tells it from another."""
+    given = window.model_dump(exclude_defaults=True, exclude={"kind", "size_us", "stride_us", "gap_us"})
+    options = (
+        f"{name.removesuffix('_us')} {format_duration(value) if name.endswith('_us') else value}"
+        for name, value in given.items()
+    )
+    return " ".join([str(window) or "lifetime", *options])
 
 
 def _featureset_breaks(before: FeaturesetDef, after: FeaturesetDef) -> Iterator[Break]:
@@ -270,7 +301,7 @@ _REMEDIES = {
 def _breaks(
     definition: Definition, known: dict[str, Definition], current: Definitions, commit: Commit
 ) -> Iterator[Problem]:
-    before = known.get(definition_key(definition))
+    before = known.get(definition_key(definition)) or _without_source(definition, current)
     if before is None or (isinstance(definition, SourceDef) and _version_rises(definition.dataset, current, commit)):
         return
     name = definition.dataset if isinstance(definition, SourceDef) else definition.name
@@ -284,6 +315,13 @@ def _breaks(
             file=where.file if where else None,
             line=where.line if where else None,
         )
+
+
+def _without_source(definition: Definition, current: Definitions) -> SourceDef | None:
+    """What a dataset's first source changes: records sent so far were taken as ``append``."""
+    if isinstance(definition, SourceDef) and any(definition.dataset in p.input_datasets for p in current.pipelines):
+        return definition.model_copy(update={"cdc": "append"})
+    return None
 
 
 def _version_rises(dataset: str, current: Definitions, commit: Commit) -> bool:
@@ -321,8 +359,6 @@ def _running(definition: Definition, before: Definition | None, world: Definitio
                 yield StartIndex(dataset=ref(definition))
         case PipelineDef() if before is None:
             yield StartJob(pipeline=ref(definition), backfill=definition.backfill)
-        case PipelineDef() if isinstance(before, PipelineDef) and before.steps != definition.steps:
-            yield RestartJob(pipeline=ref(definition))
         case SourceDef():
             if before is None:
                 yield StartSource(dataset=definition.dataset)

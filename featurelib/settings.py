@@ -8,9 +8,9 @@ refused. ``os.environ`` is read nowhere else, except by a connector's ``Secret(e
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 
@@ -97,6 +97,26 @@ class ServingSettings(_Group):
 
     max_body_bytes: PositiveInt = 16 * 1024 * 1024
     """Largest request body."""
+
+    extractor_isolation: Literal["inline", "process"] = "inline"
+    """Where extractors run: in the replica (commit rights mean trust), or in child processes without its secrets."""
+
+    extractor_soft_limit_ms: PositiveInt = 1_000
+    """One call of an extractor is interrupted after this; in a batch each row is a call, or the whole frame is one."""
+
+    extractor_hard_limit_ms: PositiveInt = 5_000
+    """A call that could not be interrupted: inline the extractor is quarantined and the replica replaced, a child
+    process is killed and replaced."""
+
+    extractor_processes: PositiveInt = 2
+    """Child processes per replica, so also how many calls run at once; only with ``process``."""
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> ServingSettings:
+        if self.extractor_hard_limit_ms < self.extractor_soft_limit_ms:
+            message = "extractor_hard_limit_ms is below extractor_soft_limit_ms: nothing would be interrupted"
+            raise ValueError(message)
+        return self
 
     auth: bool = True
     """Whether a bearer key is required. Turn it off only on a machine nobody else reaches."""

@@ -74,15 +74,15 @@ class _Described:
     def __post_init__(self) -> None:
         for name in self.required:
             if not getattr(self, name):
-                self._refuse(f"`{name}` is required")
+                self._refuse(f"`{name}` is required", f"Write {type(self).__name__}({name}=…).")
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:
-                self._refuse(
-                    f"`{name}` is {getattr(self, name)!r}; it must be one of {', '.join(filter(None, allowed))}"
-                )
+                known = ", ".join(filter(None, allowed))
+                hint = f"Choose one, or leave it out for {type(self).__name__}'s default."
+                self._refuse(f"`{name}` is {getattr(self, name)!r}; it must be one of {known}", hint)
 
-    def _refuse(self, message: str) -> None:
-        refuse_here("invalid_connector", type(self).__name__, message, "", DeclarationValueError)
+    def _refuse(self, message: str, hint: str) -> None:
+        refuse_here("invalid_connector", type(self).__name__, message, hint, DeclarationValueError)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings by their stored names."""
@@ -296,7 +296,7 @@ def _settings(cls: type, connector: Connector, cursor: str, every: str, cdc: str
         return None
     if cdc not in _CDC:
         text = f"cdc is {cdc!r}; it must be one of {', '.join(_CDC)}"
-        refuse_here("invalid_cdc", name, text, "", DeclarationValueError)
+        refuse_here("invalid_cdc", name, text, "Leave it out for append.", DeclarationValueError)
     if connector.is_streaming and (cursor or every):
         text = f"{connector.connector_type} pushes its records; cursor and every have no meaning for it"
         refuse_here("cursor_on_stream", name, text, "Leave both out.", DeclarationValueError)
@@ -314,5 +314,5 @@ def _duration(declared: Declared, name: str, text: str, site: Site) -> int | Non
     try:
         return parse_duration(text)
     except ValueError as error:
-        declared.problem("invalid_duration", declared.name, f"{name}: {error}", site=site)
+        declared.problem("invalid_duration", declared.name, f"{name}: {error}", f"Write {name}='5m'.", site=site)
         return None

@@ -31,6 +31,7 @@ from featurelib.definitions import (
     FeatureDef,
     FeaturesetDef,
     FieldDef,
+    FilterCodeStep,
     FilterStep,
     JoinStep,
     LookupDef,
@@ -39,6 +40,7 @@ from featurelib.definitions import (
     PyCode,
     SourceDef,
     Step,
+    TransformStep,
 )
 from featurelib.errors import DefinitionError, InvalidRequest, InvalidTimestamp, Problem
 from featurelib.expr import (
@@ -54,6 +56,7 @@ from featurelib.expr import (
 from featurelib.metadata import Metadata
 from featurelib.sources import stored_type
 from featurelib.types import SCALARS
+from featurelib.validation import completed, merged
 from featurelib.windows import parse_window
 
 _R = TypeVar("_R", bound=BaseModel)
@@ -61,7 +64,23 @@ _NOTHING = Definitions()
 _COMPARE = {1: "eq", 2: "ne", 3: "lt", 4: "le", 5: "gt", 6: "ge"}
 _ARITH = {1: "add", 2: "sub", 3: "mul", 4: "div"}
 _LOGIC = {1: "and", 2: "or", 3: "not"}
-_OFFERED = ("count", "sum", "avg", "min", "max", "last", "last_k")
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "count": (),
+    "sum": (),
+    "avg": (),
+    "min": (),
+    "max": (),
+    "approx_percentile": ("precision", "pct"),
+    "last": ("dropnull",),
+    "last_k": ("k", "dedup", "dropnull"),
+}
+"""The stock aggregates, and what each says beside its column, window and predicate."""
+_KEPT_ROWS = """
+
+def {name}(frame):
+    return frame[{entry_point}(frame.drop("__thyme_row_id", strict=False))]
+"""
+"""The stock adapter of a filter numbers the rows itself and gives the numbers it keeps; ours gives the rows."""
 _AGGREGATE: TypeAdapter[Aggregate] = TypeAdapter(Aggregate)
 
 
@@ -113,9 +132,10 @@ def from_stock(tree: dict[str, Any], context: Definitions = _NOTHING) -> Commit:
     known = Definitions(datasets=(*context.datasets, *datasets))
     refused = tree.get("backfill") is False
     pipelines = reader.each(tree, "pipelines", "name", lambda entry: reader.pipeline(entry, known, refused=refused))
+    world = merged(context, Definitions(datasets=datasets, pipelines=pipelines))
     commit = Commit(
         datasets=datasets,
-        pipelines=pipelines,
+        pipelines=tuple(completed(pipeline, world) for pipeline in pipelines),
         featuresets=reader.each(tree, "featuresets", "name", _featureset),
         sources=reader.each(tree, "sources", "dataset", _source),
     )
@@ -229,11 +249,26 @@ def _step(kind: str, body: dict[str, Any], known: Definitions) -> Step:
             return AssignStep(column=body["column"], value=_node(body["value"]))
         case "temporal_join":
             return _join(body, known)
-        case "filter" | "transform":
-            text = f"{kind} with a function ({body['pycode']['entry_point']}) is not offered"
-            raise _UnofferedError("unsupported_operator", text, "Write it as an expression: col(…), assign(…).")
+        case "filter":
+            return FilterCodeStep(code=_kept_rows(_code(body["pycode"])))
+        case "transform":
+            columns = body.get("output_columns") or {}
+            return TransformStep(
+                code=_code(body["pycode"]), columns=tuple((name, _type(kind, name)) for name, kind in columns.items())
+            )
     text = f"the operator `{kind}` is not offered"
     raise _UnofferedError("unsupported_operator", text)
+
+
+def _code(code: dict[str, Any]) -> PyCode:
+    """A user function and the stock SDK's adapter around it, which is what is called."""
+    return PyCode(entry_point=code["entry_point"], source=_without_decorators(code))
+
+
+def _kept_rows(code: PyCode) -> PyCode:
+    name = f"{code.entry_point}_kept"
+    adapter = _KEPT_ROWS.format(name=name, entry_point=code.entry_point)
+    return PyCode(entry_point=name, source=code.source + adapter)
 
 
 def _join(body: dict[str, Any], known: Definitions) -> JoinStep:
@@ -247,10 +282,9 @@ def _join(body: dict[str, Any], known: Definitions) -> JoinStep:
 
 def _named(spec: dict[str, Any]) -> NamedAggregate:
     kind, output = spec["type"], spec["output_field"]
-    if kind not in _OFFERED:
+    if kind not in _OPTIONS:
         text = f"`{output}` uses {kind}, which this platform does not offer"
-        raise _UnofferedError("unsupported_aggregate", text, f"Offered are {', '.join(_OFFERED)}.")
-    options = {"last": ("dropnull",), "last_k": ("k", "dedup", "dropnull")}.get(kind, ())
+        raise _UnofferedError("unsupported_aggregate", text, f"Offered are {', '.join(_OPTIONS)}.")
     predicate = spec.get("predicate")
     aggregate = _AGGREGATE.validate_python(
         {
@@ -258,7 +292,7 @@ def _named(spec: dict[str, Any]) -> NamedAggregate:
             "of": spec.get("field") or "",
             "window": parse_window(spec.get("window") or "").model_dump(),
             "where": _node(predicate).model_dump() if predicate else None,
-            **{name: spec[name] for name in options if spec.get(name) is not None},
+            **{name: spec[name] for name in _OPTIONS[kind] if spec.get(name) is not None},
         }
     )
     return NamedAggregate(output=output, aggregate=aggregate)
@@ -340,7 +374,7 @@ def _extractor(entry: dict[str, Any]) -> ExtractorDef:
         inputs=tuple(entry["inputs"]),
         outputs=tuple(entry["outputs"]),
         deps=tuple(entry.get("deps") or ()),
-        code=PyCode(entry_point=code["entry_point"], source=_without_decorators(code)),
+        code=_code(code),
     )
 
 

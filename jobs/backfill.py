@@ -25,9 +25,10 @@ import structlog
 
 from featurelib.clock import Instant, SystemClock, parse_instant
 from featurelib.definitions import DatasetDef, Definitions, PipelineDef
-from featurelib.engine.fold import KEY, Program, pipelines_of
+from featurelib.engine.fold import KEY
 from featurelib.engine.keys import KEY_GROUPS, groups_of, key_groups
 from featurelib.engine.operators import RightTable
+from featurelib.engine.program import Program, pipelines_of
 from featurelib.errors import NotFound
 from featurelib.settings import Settings, load_settings
 from featurelib.stores.archive import Archive
@@ -94,10 +95,16 @@ class PartitionBuilder:
 
     def _fold_history(self, groups: range, claims: Mapping[int, Claim]) -> tuple[int, int]:
         program = self._program
-        records = self._read(program.left, groups if program.keyed_like_its_dataset() else None)
-        shaped = program.prepare(records.select(program.left_columns()), self._rights())
+        if program.plain:
+            records = self._read(program.left, groups if program.keyed_like_its_dataset() else None)
+            shaped = program.prepare(records.select(program.left_columns()), self._rights())
+            newest = newest_timely(records)
+        else:
+            inputs = {dataset.name: self._read(dataset, None) for dataset in program.sources}
+            shaped = program.shape_all(inputs)
+            known = [newest_timely(inputs[dataset.name]) for dataset in program.clocks]
+            newest = max((instant for instant in known if instant is not None), default=None)
         grouped = shaped.with_columns(pl.Series("__group", key_groups(shaped[KEY]), dtype=pl.Int64))
-        newest = newest_timely(records)
         rows = keys = 0
         for group in groups:
             part = grouped.filter(pl.col("__group") == group).drop("__group")

@@ -57,7 +57,7 @@ class SourceIngest:
         self._partitions = partitions
         self._log = log
         self._source = connect(source, settings.batch_rows, clock)
-        self._intake = Intake(log, dataset, partitions, lateness_of(source, settings))
+        self._intake = Intake(log, dataset, partitions, lateness_of(source, settings), source.cdc)
         self._ordered_cursor = bool(source.cursor)
         self._batches: Iterator[SourceBatch] | None = None
         self._cursor = ""

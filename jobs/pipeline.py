@@ -6,16 +6,22 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from featurelib.clock import SystemClock
+import structlog
+
+from featurelib.clock import SystemClock, format_instant
 from featurelib.definitions import Definitions, PipelineDef
-from featurelib.engine.fold import Program
 from featurelib.engine.keys import groups_of
+from featurelib.engine.program import Program
+from featurelib.errors import StoreUnavailable
 from featurelib.settings import Settings
 from featurelib.stores.archive import Archive
 from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.online import OnlineStore, StateName
+from featurelib.stores.registry import NewEvent, Registry
 from jobs.worker import PartitionWorker
+
+_log = structlog.get_logger(__name__)
 
 
 class PipelineTask:
@@ -35,7 +41,10 @@ class PipelineTask:
         self._wait_ms = settings.pipeline.poll_interval_ms
         self._log = Log(url, SystemClock())
         self._store = OnlineStore(url)
+        self._registry = Registry(settings.registry_url, SystemClock())
+        self._failed = 0
         program = Program.compile(pipeline, definitions)
+        self._pipeline = program.ref
         self._worker = PartitionWorker(
             program,
             StateName(program.ref, generation),
@@ -52,7 +61,30 @@ class PipelineTask:
 
     def step(self) -> bool:
         """Apply one batch."""
-        return self._worker.step().read > 0
+        read = self._worker.step().read
+        if self._worker.failures:
+            self._say_failures()
+        return read > 0
+
+    def _say_failures(self) -> None:
+        """Rows that a user's function could not take are left out, counted, and told of in one event per function."""
+        failures, self._worker.failures = self._worker.failures, []
+        self._failed += len(failures)
+        for function in dict.fromkeys(failure.function for failure in failures):
+            mine = [failure for failure in failures if failure.function == function]
+            message = f"{function}() failed for {len(mine)} rows, which are left out; the first: {mine[0].message}"
+            event = NewEvent(
+                event_type="dead_letter",
+                severity="error",
+                source="pipeline",
+                subject=self._pipeline,
+                message=message,
+                detail={"function": function, "rows": len(mine), "first_time": format_instant(mine[0].time)},
+            )
+            try:
+                self._registry.record_event(event)
+            except StoreUnavailable as error:
+                _log.warning("event_not_recorded", event_type=event.event_type, detail=str(error))
 
     def wait(self, stopping: threading.Event) -> None:
         """Block on the log."""
@@ -60,10 +92,12 @@ class PipelineTask:
             self._worker.wait(self._wait_ms)
 
     def facts(self) -> Mapping[str, Any]:
-        """Rows folded, newest event time, records behind."""
-        return {"rows": self._worker.rows, "newest_us": self._worker.newest_us, "lag": self._worker.lag()}
+        """Rows folded, newest event time, records behind, rows that users' functions could not take."""
+        worker = self._worker
+        return {"rows": worker.rows, "newest_us": worker.newest_us, "lag": worker.lag(), "failed": self._failed}
 
     def close(self) -> None:
         """Close connections."""
         self._log.close()
         self._store.close()
+        self._registry.close()

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from featurelib.definitions import DatasetDef, Definitions, PipelineDef, SourceDef, digest, ref
-from featurelib.engine.fold import pipelines_of
+from featurelib.engine.program import pipelines_of
 
 Kind = Literal["pipeline", "source", "archive"]
 

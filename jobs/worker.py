@@ -22,10 +22,12 @@ from featurelib.clock import Instant
 from featurelib.definitions import DatasetDef, ref
 from featurelib.engine.aggregators import Row
 from featurelib.engine.codec import decode_rows
-from featurelib.engine.fold import KEY, PLACE, PLACE_BITS, Program
+from featurelib.engine.flow import Graph
+from featurelib.engine.fold import KEY
 from featurelib.engine.keys import key_group, key_groups, owner_of_group
-from featurelib.engine.operators import RightTable, records_frame, run_steps
-from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node, pane_field
+from featurelib.engine.operators import PLACE, PLACE_BITS, RightTable, UserFailure, run_steps
+from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node, pane_field, pane_of
+from featurelib.engine.program import Program
 from featurelib.engine.records import LATE, OFFSET, TIME, record_schema
 from featurelib.errors import CorruptState
 from featurelib.stores.archive import with_schema
@@ -83,7 +85,7 @@ def input_partitions(program: Program, log: Log) -> list[InputPartition]:
     """Every input partition of a pipeline, left dataset first: the order of positions."""
     return [
         InputPartition(dataset, partition)
-        for dataset in (program.left, *program.rights)
+        for dataset in program.sources
         for partition in range(log.partitions(ref(dataset)))
     ]
 
@@ -118,6 +120,8 @@ class PartitionWorker:
         self._rows: dict[int, int] = {}
         self._keys: dict[str, KeyState] = {}
         self._right_tables: dict[str, RightTable] = {}
+        self._graph: Graph | None = None
+        self.failures: list[UserFailure] = []
         self._recent: list[pa.Table] = []
         self._uncovered_newest: Instant | None = None
 
@@ -137,7 +141,10 @@ class PartitionWorker:
         self._recent.clear()
         known = [newest for newest in self._newest.values() if newest is not None]
         self._uncovered_newest = max(known, default=None)
-        self._right_tables = self._load_rights()
+        if self._program.plain:
+            self._right_tables = self._load_rights()
+        else:
+            self._graph = self._load_graph()
         # Positions are written at once: a group that never gets a record is nevertheless begun.
         self._commit({}, {})
 
@@ -174,6 +181,9 @@ class PartitionWorker:
             Fenced: another worker owns the groups; this one must end.
             StoreUnavailable: call :meth:`start` before the next step.
         """
+        if self._graph is not None:
+            batch = self._read([*self._lefts, *self._rights])
+            return self._apply_graph(self._graph, batch) if batch else Step(0, 0, 0)
         batch = self._read(self._rights)
         if batch:
             return self._apply_right(batch)
@@ -208,7 +218,7 @@ class PartitionWorker:
         records = pa.concat_tables([table.select(columns) for table in batch.values()])
         if self._right_tables:
             self._remember(records)
-        shaped = self._unapplied(self._own(self._program.prepare(records, self._right_tables)))
+        shaped = self._unapplied(self._own(self._program.prepare(records, self._right_tables, self.failures)))
         ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
         touched = dict(self._program.rows_by_key(shaped.drop(_GROUP)))
         states = self._states(touched, flushing=False)
@@ -237,11 +247,64 @@ class PartitionWorker:
         touched = {key: [*gone.get(key, []), *replaced.get(key, [])] for key in {*gone, *replaced}}
         states = self._states(touched, flushing=True)
         for key in touched:
-            states[key].replace(gone.get(key, []), replaced.get(key, []))
+            self._replace(key, states[key], gone.get(key, []), replaced.get(key, []))
         ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
         self._right_tables = after
         self._commit(states, ends)
         return Step(sum(len(table) for table in batch.values()), 0, len(added))
+
+    def _apply_graph(self, graph: Graph, batch: Mapping[int, pa.Table]) -> Step:
+        """Apply a batch whose rows may take others back: every key's state gets the difference.
+
+        After a crash the graph is rebuilt at the lowest position of any group. What it gives again to groups that are
+        further on is set, not added: once it has passed them, every row they hold is as they left it.
+        """
+        records = self._by_dataset(batch)
+        removed, added = self._program.shape_delta(graph.top.apply(records))
+        self.failures, graph.failures = [*self.failures, *graph.failures], []
+        removed, added = self._own(removed), self._own(added)
+        gone = dict(self._program.rows_by_key(removed.drop(_GROUP)))
+        come = dict(self._program.rows_by_key(added.drop(_GROUP)))
+        touched = {key: [*gone.get(key, []), *come.get(key, [])] for key in {*gone, *come}}
+        states = self._states(touched, flushing=True)
+        ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
+        for key, state in states.items():
+            self._replace(key, state, gone.get(key, []), come.get(key, []))
+            self._add(state, [], ends)
+        newest = [newest_timely(records[d.name]) for d in self._program.clocks if d.name in records]
+        self._advance(added, max((n for n in newest if n is not None), default=None))
+        for group, count in removed.group_by(_GROUP).agg(pl.len()).iter_rows():
+            self._rows[group] -= count
+        self._commit(states, ends)
+        return Step(sum(len(table) for table in batch.values()), len(added), len(removed))
+
+    def _replace(self, key: str, state: KeyState, gone: list[Row], come: list[Row]) -> None:
+        if not state.whole and state.loses_its_oldest(gone, come):
+            for name, data in self._store.fields(self._state, key).items():
+                if name not in (HEADER, BUFFER):
+                    state.nodes.setdefault(pane_of(name), decode_node(data))
+            state.whole = True
+        state.replace(gone, come)
+
+    def _by_dataset(self, batch: Mapping[int, pa.Table]) -> dict[str, pa.Table]:
+        tables: dict[str, list[pa.Table]] = {}
+        for index, table in batch.items():
+            tables.setdefault(self._inputs[index].dataset.name, []).append(table)
+        return {name: pa.concat_tables(found) for name, found in tables.items()}
+
+    def _load_graph(self) -> Graph:
+        graph = self._program.new_graph()
+        records = {}
+        for dataset in self._program.sources:
+            indexes = [i for i, source in enumerate(self._inputs) if source.dataset == dataset]
+            cut = {self._inputs[i].partition: self._lowest(i) for i in indexes}
+            if any(cut.values()):
+                records[dataset.name] = self._history.read(dataset, len(indexes), cut=cut)
+        if records:
+            graph.top.apply(records)
+        # What failed then was said then.
+        graph.failures.clear()
+        return graph
 
     def _changed_rows(
         self, batch: Mapping[int, pa.Table], before: Mapping[str, RightTable], after: Mapping[str, RightTable]
@@ -264,8 +327,8 @@ class PartitionWorker:
         if self._uncovered_newest is not None and since <= self._uncovered_newest:
             tables = [self._past_left(since).select(columns)]
         if not tables:
-            return records_frame(record_schema(self._program.left).empty_table().select(columns))
-        return records_frame(pa.concat_tables(tables, promote_options="default"))
+            return self._program.rows(record_schema(self._program.left).empty_table().select(columns))
+        return self._program.rows(pa.concat_tables(tables, promote_options="default"))
 
     def _past_left(self, since: Instant) -> pa.Table:
         held = {self._inputs[i].partition: max(p[i] for p in self._positions.values()) for i in self._lefts}

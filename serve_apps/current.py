@@ -15,10 +15,11 @@ from typing import Protocol
 import structlog
 
 from featurelib.definitions import Definitions
+from featurelib.engine.extractor import INLINE, Runner
+from featurelib.engine.read_plan import ReadPlan, View, compile_plan, compile_views
 from featurelib.errors import BrokenFeatureset, NotFound, ThymeError
 from featurelib.stores.registry import CommitRecord, KeyRecord
 from serve_apps.auth import KeyRing
-from serve_apps.read_plan import ReadPlan, View, compile_plan, compile_views
 
 _log = structlog.get_logger("thyme.serve")
 
@@ -48,6 +49,16 @@ class Generations(Protocol):
 
     async def refresh(self, pipelines: Sequence[str]) -> None:
         """Look which generation of each pipeline is served."""
+        ...
+
+
+class Extractors(Protocol):
+    """How extractors are run; :class:`serve_apps.isolation.Isolation`."""
+
+    runner: Runner
+
+    def refresh(self) -> None:
+        """Look which extractors are quarantined."""
         ...
 
 
@@ -89,11 +100,13 @@ class Current:
     Args:
         source: the registry.
         generations: the online reader.
+        extractors: how extractors are run.
         auth: whether a key is required.
     """
 
-    def __init__(self, source: Source, generations: Generations, *, auth: bool) -> None:
+    def __init__(self, source: Source, generations: Generations, extractors: Extractors, *, auth: bool) -> None:
         self._source = source
+        self._extractors = extractors
         self._generations = generations
         self._auth = auth
         self._lock = threading.Lock()
@@ -138,7 +151,8 @@ class Current:
         if definitions == before.definitions:
             plans, views, broken = before.plans, before.views, before.broken
         else:
-            plans, views, broken = compile_all(definitions)
+            self._extractors.refresh()
+            plans, views, broken = compile_all(definitions, self._extractors.runner)
             for name, why in broken.items():
                 _log.error("broken_definition", name=name, error=why)
         return Snapshot(version, commit.commit_id if commit else None, definitions, keys, plans, views, broken)
@@ -154,14 +168,16 @@ async def passed(event: asyncio.Event, within_s: float) -> bool:
     return True
 
 
-def compile_all(definitions: Definitions) -> tuple[dict[str, ReadPlan], dict[str, View], dict[str, str]]:
+def compile_all(
+    definitions: Definitions, runner: Runner = INLINE
+) -> tuple[dict[str, ReadPlan], dict[str, View], dict[str, str]]:
     """Every featureset's plan, every readable dataset's view, and what does not compile with its reason."""
     views, failed = compile_views(definitions)
     broken = {name: str(error) for name, error in failed.items()}
     plans: dict[str, ReadPlan] = {}
     for featureset in definitions.featuresets:
         try:
-            plans[featureset.name] = compile_plan(featureset, definitions, views)
+            plans[featureset.name] = compile_plan(featureset, definitions, views, runner)
         except ThymeError as error:
             broken[featureset.name] = str(error)
     return plans, views, broken

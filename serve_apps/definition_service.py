@@ -6,11 +6,14 @@ Knows no HTTP. Methods block (SQL, log appends): the routes call them in threads
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
 
 from featurelib.definitions import Commit, Definitions, ref
+from featurelib.engine.extractor import INLINE, Runner
+from featurelib.engine.program import cdc_of
 from featurelib.errors import DefinitionError, InvalidRequest, MaybeTaken, NotFound, Problem, StoreUnavailable
 from featurelib.plan import CommitReceipt, Plan, plan
 from featurelib.settings import Settings
@@ -33,9 +36,11 @@ class DefinitionService:
         registry: what is committed.
         log: where records sent over HTTP go.
         settings: partition counts and lateness rules.
+        runner: where a commit's extractors are tried.
     """
 
-    def __init__(self, registry: Registry, log: Log, settings: Settings) -> None:
+    def __init__(self, registry: Registry, log: Log, settings: Settings, runner: Runner = INLINE) -> None:
+        self._runner = runner
         self._registry = registry
         self._log = log
         self._settings = settings
@@ -51,7 +56,7 @@ class DefinitionService:
             commit = read_commit(body, self._registry.definitions())
         except RecursionError:
             raise InvalidRequest("body: nested too deeply") from None
-        return self._registry.commit(commit, decide, committed_by)
+        return self._registry.commit(commit, partial(decide, runner=self._runner), committed_by)
 
     def log(self, dataset: str, events: Sequence[Mapping[str, Any]]) -> Taken:
         """Append records to a dataset; one that does not fit goes to its dead letters, the others continue.
@@ -72,7 +77,7 @@ class DefinitionService:
         partitions = self._log.create(ref(found), self._settings.pipeline.partition_count)
         lateness = lateness_of(definitions.source(dataset), self._settings.ingest)
         try:
-            taken = Intake(self._log, found, partitions, lateness).accept(events)
+            taken = Intake(self._log, found, partitions, lateness, cdc_of(found, definitions)).accept(events)
         except StoreUnavailable as error:
             text = f"{error}; some of the {len(events)} records may have been taken, and sent again would count twice"
             raise MaybeTaken(text) from error
@@ -163,21 +168,21 @@ def _event(event_type: str, dataset: str, message: str, detail: dict[str, Any]) 
     )
 
 
-def decide(current: Definitions, commit: Commit) -> Plan:
-    """What a commit would do; the rules every commit passes.
+def decide(current: Definitions, commit: Commit, runner: Runner = INLINE) -> Plan:
+    """What a commit would do; the rules every commit passes. ``runner`` says where its extractors are tried.
 
     Raises:
         DefinitionError: listing every problem.
         BreakingChange: listing every break.
     """
     decided = plan(current, commit)
-    _check_readable(current, commit)
+    _check_readable(current, commit, runner)
     return decided
 
 
-def _check_readable(current: Definitions, commit: Commit) -> None:
+def _check_readable(current: Definitions, commit: Commit, runner: Runner) -> None:
     # Compiled here as replicas will: a featureset that cannot be served is refused, not found out at the first read.
-    _, _, broken = compile_all(merged(current, commit))
+    _, _, broken = compile_all(merged(current, commit), runner)
     touched = {f.name for f in commit.featuresets} | {d.name for d in commit.datasets}
     problems = [_unreadable(commit, name, why) for name, why in broken.items() if name in touched]
     if problems:

@@ -75,15 +75,19 @@ class Listener:
         loop = self._server.loop
         if loop is None or not self._thread.is_alive():
             raise ClusterError("the HTTP listener has ended")
+        self._application.check_extractors()
         try:
             asyncio.run_coroutine_threadsafe(self._application.check(), loop).result(_PROBE_SECONDS)
         except TimeoutError:
             raise ClusterError(f"the HTTP listener's event loop did not turn for {_PROBE_SECONDS} s") from None
 
     def stop(self) -> None:
-        """Stop accepting, answer what was begun, close the services. May be called twice."""
+        """Stop accepting, answer what was begun, close the services. May be called twice.
+
+        A thread that sits in an extractor which cannot be stopped ends with the process.
+        """
         self._server.should_exit = True
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._application.is_stuck:
             self._thread.join(_DRAIN_SECONDS + _PROBE_SECONDS)
 
     def _run(self) -> None:

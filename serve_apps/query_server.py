@@ -7,17 +7,18 @@ a replay asks it again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from featurelib.clock import Clock, Instant, format_instant
-from featurelib.engine.extract import Row, Wanted
+from featurelib.engine.extractor import Row, Wanted
+from featurelib.engine.read_plan import Entity, KeyForm, ReadPlan, View
 from featurelib.stores.online import Lookup
 from featurelib.types import Value
 from serve_apps.current import Current, Snapshot
-from serve_apps.read_plan import Entity, KeyForm, ReadPlan, View
 
+_T = TypeVar("_T")
 Shape = Literal["features", "batch", "lookup"]
 Kind = Literal["online", "batch", "offline", "lookup"]
 
@@ -82,6 +83,10 @@ class Question(NamedTuple):
         return cls(**{**stored, "entity_ids": tuple(ids)})
 
 
+def _chunks(whole: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (whole[start : start + _ENTITIES_PER_CHUNK] for start in range(0, len(whole), _ENTITIES_PER_CHUNK))
+
+
 def _is_not_its_text(given: object) -> bool:
     return isinstance(given, list | float) or (isinstance(given, str) and given.startswith("["))
 
@@ -108,6 +113,13 @@ class _Moment(NamedTuple):
         return {"timestamp": format_instant(self.at), "clock": self.clock}
 
 
+class Threads(NamedTuple):
+    """Where calls that block are waited for. ``extractors`` is ``None`` where they run inline."""
+
+    history: Executor
+    extractors: Executor | None = None
+
+
 class QueryServer:
     """Answers questions from whatever is committed now.
 
@@ -116,10 +128,10 @@ class QueryServer:
         online: the online store.
         history: point-in-time reads.
         clock: read once per request.
-        threads: where ``history``, which blocks, runs.
+        threads: where ``history``, which blocks, runs, and extractors that do.
     """
 
-    def __init__(self, current: Current, online: Online, history: Past, clock: Clock, threads: Executor) -> None:
+    def __init__(self, current: Current, online: Online, history: Past, clock: Clock, threads: Threads) -> None:
         self._current = current
         self._online = online
         self._history = history
@@ -148,7 +160,9 @@ class QueryServer:
         entity = plan.key_form.read(question.entity_ids[0])
         requested = plan.requested(question.inputs)
         moment = await self._moment(question.at, plan)
-        (values,) = await self._read(plan, [entity], requested, moment)
+        (slots,) = await self._filled(plan, [entity], requested, moment)
+        await self._extract(plan, slots, moment)
+        values = plan.answer(slots)
         body = {
             "entity_type": plan.entity_type,
             "entity_id": entity.key,
@@ -162,9 +176,14 @@ class QueryServer:
         entities = [plan.key_form.read(given, f"entity_ids[{i}]") for i, given in enumerate(question.entity_ids)]
         requested = plan.requested(question.inputs)
         moment = await self._moment(question.at, plan)
+        slots: list[list[Value]] = []
+        for chunk in _chunks(entities):
+            slots += await self._filled(plan, chunk, requested, moment)
+        slots = await self._extract_all(plan, slots, moment)
         rows: list[list[Any]] = []
-        for start in range(0, len(entities), _ENTITIES_PER_CHUNK):
-            rows += await self._read(plan, entities[start : start + _ENTITIES_PER_CHUNK], requested, moment)
+        for part in _chunks(slots):
+            rows += [plan.answer(values) for values in part]
+            await asyncio.sleep(0)
         ids = tuple(entity.key for entity in entities)
         body = {
             "features": ["entity_id", *plan.feature_names],
@@ -200,26 +219,54 @@ class QueryServer:
             return _Moment(at, "request", is_past=True)
         return _Moment(self._clock.now(), "wall", is_past=False)
 
-    async def _read(
+    async def _filled(
         self, plan: ReadPlan, entities: Sequence[Entity], requested: Sequence[tuple[int, Value]], moment: _Moment
-    ) -> list[list[Any]]:
+    ) -> list[list[Value]]:
+        """The slots of each entity with everything in them that needs no extractor."""
         slots = [plan.values(entity, requested) for entity in entities]
         rows = await self._rows([Lookup(v.program, e.key, moment.at) for e in entities for v in plan.views], moment)
         width = len(plan.views)
         for index, (entity, values) in enumerate(zip(entities, slots, strict=True)):
             plan.fill(values, entity, rows[index * width : (index + 1) * width])
-            await self._extract(plan, values, moment)
-        return [plan.answer(values) for values in slots]
+        return slots
 
     async def _extract(self, plan: ReadPlan, values: list[Value], moment: _Moment) -> None:
+        graph, step = plan.graph, 0
         fetched: dict[Wanted, Row] = {}
-        pause = plan.graph.run(values, moment.at, fetched)
-        while pause is not None:
-            wanted = pause.wanted
-            past = moment.is_past or wanted.at != moment.at
-            view = plan.lookup_views[wanted.dataset]
-            fetched[wanted] = await self._row(view, wanted.key, _Moment(wanted.at, moment.clock, past))
-            pause = plan.graph.run(values, moment.at, fetched, pause.step)
+        while True:
+            arguments = (values, moment.at, fetched, step)
+            pause = await self._apart(graph.run, *arguments) if graph.blocks else graph.run(*arguments)
+            if pause is None:
+                return
+            step = pause.step
+            fetched |= await self._fetched(plan, [pause.wanted], moment)
+
+    async def _extract_all(self, plan: ReadPlan, slots: list[list[Value]], moment: _Moment) -> list[list[Value]]:
+        """The slots of each entity, every one filled: column by column, so that a vectorized extractor runs once."""
+        columns = [list(column) for column in zip(*slots, strict=True)]
+        batch = plan.graph.batch(columns, [moment.at] * len(slots))
+        fetched: dict[Wanted, Row] = {}
+        while True:
+            wanted = await self._apart(batch.turn, fetched) if plan.graph.blocks else batch.turn(fetched)
+            if wanted is None:
+                return [list(values) for values in zip(*columns, strict=True)]
+            for chunk in _chunks(wanted):
+                fetched |= await self._fetched(plan, chunk, moment)
+            await asyncio.sleep(0)
+
+    async def _fetched(self, plan: ReadPlan, wanted: Sequence[Wanted], moment: _Moment) -> dict[Wanted, Row]:
+        """The rows that extractors look up themselves: those of another instant than the request's lie in the past."""
+        found: dict[Wanted, Row] = {}
+        for past in (False, True):
+            these = [each for each in wanted if (moment.is_past or each.at != moment.at) == past]
+            lookups = [Lookup(plan.lookup_views[each.dataset].program, each.key, each.at) for each in these]
+            if lookups:
+                rows = await self._rows(lookups, moment._replace(is_past=past))
+                found |= zip(these, rows, strict=True)
+        return found
+
+    async def _apart(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads.extractors, call, *arguments)
 
     async def _row(self, view: View, key: str, moment: _Moment) -> Row:
         (row,) = await self._rows([Lookup(view.program, key, moment.at)], moment)
@@ -228,4 +275,4 @@ class QueryServer:
     async def _rows(self, lookups: Sequence[Lookup], moment: _Moment) -> list[Row]:
         if not moment.is_past:
             return await self._online.rows(lookups)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._history.rows, lookups)
+        return await asyncio.get_running_loop().run_in_executor(self._threads.history, self._history.rows, lookups)

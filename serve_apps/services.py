@@ -21,8 +21,9 @@ from featurelib.stores.point_in_time import PointInTime
 from featurelib.stores.registry import Registry
 from serve_apps.audit import AuditWriter
 from serve_apps.current import Current, Generations
+from serve_apps.isolation import Isolation
 from serve_apps.metrics import Metrics
-from serve_apps.query_server import Online, Past, QueryServer
+from serve_apps.query_server import Online, Past, QueryServer, Threads
 
 # Point-in-time reads fold in Polars, which has threads of its own; more callers than this only queue inside it.
 _HISTORY_THREADS = 4
@@ -59,6 +60,7 @@ class Services:
     audit: Audit
     writer: AuditWriter
     metrics: Metrics
+    isolation: Isolation
     current: Current
     query_server: QueryServer
     threads: ThreadPoolExecutor
@@ -71,7 +73,8 @@ class Services:
         metrics = Metrics()
         audit = Audit(stores.registry.database)
         threads = ThreadPoolExecutor(_HISTORY_THREADS, thread_name_prefix="history")
-        current = Current(stores.registry, stores.online, auth=settings.serving.auth)
+        isolation = Isolation(settings.serving, stores.registry)
+        current = Current(stores.registry, stores.online, isolation, auth=settings.serving.auth)
         return cls(
             settings=settings,
             clock=clock,
@@ -79,8 +82,11 @@ class Services:
             audit=audit,
             writer=AuditWriter(audit, metrics),
             metrics=metrics,
+            isolation=isolation,
             current=current,
-            query_server=QueryServer(current, stores.online, stores.history, clock, threads),
+            query_server=QueryServer(
+                current, stores.online, stores.history, clock, Threads(threads, isolation.threads)
+            ),
             threads=threads,
         )
 
@@ -106,7 +112,11 @@ class Services:
             await self._close()
 
     def check_background(self) -> None:
-        """Raise what ended a background task: a replica whose plans no longer move must be replaced."""
+        """Raise what ended a background task: a replica whose plans no longer move must be replaced.
+
+        The same goes for one with an extractor that could not be stopped.
+        """
+        self.isolation.check()
         for task in self.background:
             if task.done():
                 task.result()
@@ -118,6 +128,7 @@ class Services:
         await self.writer.close()
         await self.stores.online.close()
         self.threads.shutdown(wait=False)
+        self.isolation.close()
         self.stores.log.close()
         self.stores.registry.close()
 

@@ -29,9 +29,10 @@ from featurelib.definitions import (
     SourceDef,
     ref,
 )
-from featurelib.engine.fold import pipelines_of
+from featurelib.engine.program import pipelines_of
 from featurelib.expr import (
     ArithNode,
+    CallNode,
     ColumnNode,
     CompareNode,
     FillNullNode,
@@ -342,6 +343,8 @@ def expression_text(node: BaseModel) -> str:
             text = f"fill_null({expression_text(node.operand)}, {node.default!r})"
         case JsonExtractNode():
             text = f"json_extract({expression_text(node.operand)}, {node.path!r})"
+        case CallNode():
+            text = f"{node.function}({', '.join(map(expression_text, node.args))})"
         case _:
             text = str(node)
     return text

@@ -69,6 +69,16 @@ class Application:
             self._hot = FeatureRoutes(services).table
             yield services
 
+    def check_extractors(self) -> None:
+        """Raise when an extractor could not be stopped; may be called from any thread, also while the loop is stuck."""
+        if self._services is not None:
+            self._services.isolation.check()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether an extractor holds the thread that serves."""
+        return self._services is not None and self._services.isolation.is_stuck
+
     async def check(self) -> None:
         """Raise what ended the background work, if anything did; that it runs at all shows that the loop turns."""
         if self._services is not None:

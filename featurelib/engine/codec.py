@@ -11,7 +11,9 @@ import msgspec
 
 from featurelib.errors import CorruptState
 
-FORMAT = b"\x01"
+FORMAT = b"\x02"
+FIRST_FORMAT = b"\x01"
+"""Format 1 had rows without ``sub`` and ``until``, and branches without closings; it is still read."""
 _BIG_INT = 1
 
 
@@ -50,11 +52,13 @@ def decode(data: bytes) -> Any:
 def decode_rows(data: bytes) -> list[tuple[Any, ...]]:
     """Like :func:`decode`, for a list of rows: each comes as a tuple."""
     rows: list[tuple[Any, ...]] = _decode(_rows_decoder, data)
+    if data[:1] == FIRST_FORMAT:
+        return [(*row[:3], "", None, *row[3:]) for row in rows]
     return rows
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
-    if data[:1] != FORMAT:
+    if data[:1] not in (FORMAT, FIRST_FORMAT):
         raise CorruptState(f"pipeline state has format {data[:1]!r}; this version reads {FORMAT!r}")
     try:
         return decoder.decode(memoryview(data)[1:])

@@ -15,12 +15,25 @@ column kernels below it only decide the common cells at once, and hand every oth
                                                            surrogate, which no UTF-8 spells: ``wrong_type``
     bool      bool, text "true" / "false" in any case      the bool (1 and 0 are not bool)
     datetime  timestamp, ISO 8601 text, epoch seconds      the instant, µs; finer digits are cut
+    decimal   int, Decimal, float, numeric text            the decimal; more than 20 digits before the point:
+                                                           ``out_of_range``; digits that its scale has no room for:
+                                                           ``not_exact``; a float is what its shortest text says
     list[T]   list of what T takes                         the list; a null inside is kept
-    int, float, datetime                                   a bool: ``wrong_type`` (bool is not a number)
+    numbers, datetime                                      a bool: ``wrong_type`` (bool is not a number)
     any       anything else                                ``wrong_type``
     key       empty text                                   ``empty_key``
 
-Columns the dataset does not declare are ignored.
+A value of the right type may still be outside of what the dataset declares for it:
+
+    declared     the value                                 else
+    -----------  ----------------------------------------  -------------------------------
+    minimum      of a number: at least so large            ``below_minimum``
+    maximum      of a number: at most so large             ``above_maximum``
+    one_of       equals one of them                        ``not_one_of``
+    regex        of a text: all of it fits the expression  ``no_match``
+
+Columns the dataset does not declare are ignored. A record that takes its key away needs no more than its key and its
+time: elsewhere, what does not fit is null.
 """
 
 from __future__ import annotations
@@ -28,12 +41,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -41,7 +57,7 @@ from featurelib.clock import parse_instant
 from featurelib.definitions import DatasetDef, FieldDef
 from featurelib.engine.records import TIME, arrow_type
 from featurelib.errors import InvalidTimestamp, RecordError
-from featurelib.types import INT_MAX, INT_MIN, Value, element_type
+from featurelib.types import INT_MAX, INT_MIN, Value, decimal_scale, element_type
 
 RawRecords: TypeAlias = pa.Table | Sequence[Mapping[str, Any]]
 """Records as they came: a table, or one mapping per record."""
@@ -56,7 +72,13 @@ _UNSIGNED_INT_MAX, _UNSIGNED_EXACT = pa.scalar(INT_MAX, pa.uint64()), pa.scalar(
 _MICROS = 1_000_000
 _BOOLS = {"true": True, "false": False}
 # The range of parse_instant; a cell outside it is left to parse_instant, which refuses it with the reason.
-_EARLIEST, _LATEST = parse_instant("1900-01-01"), parse_instant("2200-01-01")
+EARLIEST, LATEST = parse_instant("1900-01-01"), parse_instant("2200-01-01")
+"""Between these lies every instant, µs."""
+DECIMAL_LIMIT = 10**20
+"""Decimals are smaller than this, so that 38 digits hold them with every scale."""
+_DIGITS_BEFORE_POINT = 20
+_DECIMAL_TEXT = r"^[+-]?[0-9]{{1,20}}(\.[0-9]{{0,{scale}}}0*)?$"
+_EXACT = Context(prec=60)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SHOWN_CHARACTERS = 80
 
@@ -79,10 +101,16 @@ class Coerced(NamedTuple):
     rejected: list[Rejected]
 
 
-def coerce(records: RawRecords, dataset: DatasetDef) -> Coerced:
-    """Give every record the dataset's types, or reject it, by the table above."""
+def coerce(records: RawRecords, dataset: DatasetDef, deleted: npt.NDArray[np.bool_] | None = None) -> Coerced:
+    """Give every record the dataset's types, or reject it, by the tables above.
+
+    Args:
+        records: as they came.
+        dataset: what they must fit.
+        deleted: which of them take their key away.
+    """
     failures: dict[int, RecordError] = {}
-    columns = {field.name: _typed(records, field, failures) for field in dataset.fields}
+    columns = {field.name: _column(records, field, failures, deleted) for field in dataset.fields}
     columns[TIME] = pc.cast(columns[dataset.timestamp.name], pa.int64())
     table = pa.table(columns)
     if not failures:
@@ -112,7 +140,16 @@ def coerce_value(value: object, field: FieldDef) -> Value | None:
         raise RecordError("missing_field", field.name, f"{field.name}: a required column is missing or null")
     if field.key and value == "":
         raise RecordError("empty_key", field.name, f"{field.name}: the key is empty")
-    return _cell(value, field, field.type)
+    made = _cell(value, field, field.type)
+    reason = _outside(made, field)
+    if reason:
+        raise _OUTSIDE[reason](made, field)
+    return made
+
+
+def read_column(array: pa.Array, field: FieldDef) -> pa.Array:
+    """A column of the field's type; null where a cell does not fit."""
+    return _typed(array, lambda index: array[index].as_py(), field, {})
 
 
 def raw_record(records: RawRecords, index: int) -> Mapping[str, Any]:
@@ -129,9 +166,15 @@ def raw_column(records: RawRecords, name: str) -> tuple[pa.Array | None, Callabl
         column = _flat(records[name]) if name in records.column_names else pa.nulls(len(records))
         return column, lambda index: column[index].as_py()
     values = [record.get(name) for record in records]
-    # One type only: of [True, 1.5] Arrow would make two floats.
-    array = _array(values) if len(set(map(type, values)) - {type(None)}) <= 1 else None
-    return array, values.__getitem__
+    return _array(values) if _of_one_type(values) else None, values.__getitem__
+
+
+def _of_one_type(values: list[Any]) -> bool:
+    # Of [True, 1.5] Arrow would make two floats, also inside a list.
+    kinds = set(map(type, values)) - {type(None)}
+    if kinds <= {list, tuple} and kinds:
+        return _of_one_type([part for value in values if value is not None for part in value])
+    return len(kinds) <= 1
 
 
 def _array(values: list[Any]) -> pa.Array | None:
@@ -142,11 +185,32 @@ def _array(values: list[Any]) -> pa.Array | None:
         return None
 
 
-def _typed(records: RawRecords, field: FieldDef, failures: dict[int, RecordError]) -> pa.Array:
+def _column(
+    records: RawRecords, field: FieldDef, failures: dict[int, RecordError], deleted: npt.NDArray[np.bool_] | None
+) -> pa.Array:
+    """A typed column; what is wrong with its rows is added to ``failures``, the first column's fault stays."""
     array, cell = raw_column(records, field.name)
-    array = array if field.type in _KERNELS else None
-    target = arrow_type(field.type)
-    decided = pa.nulls(len(records), target) if array is None else _decide(array, field, target)
+    found: dict[int, RecordError] = {}
+    column = _typed(array if array is not None else len(records), cell, field, found)
+    spared = frozenset(np.flatnonzero(deleted).tolist()) if deleted is not None and not _identifies(field) else ()
+    for row, error in found.items():
+        if row not in spared:
+            failures.setdefault(row, error)
+    return column
+
+
+def _identifies(field: FieldDef) -> bool:
+    return field.key or field.timestamp
+
+
+def _typed(
+    given: pa.Array | int, cell: Callable[[int], Any], field: FieldDef, failures: dict[int, RecordError]
+) -> pa.Array:
+    """The typed column of an array, or of so many cells that no Arrow type holds; refused cells are null."""
+    array, count = (None, given) if isinstance(given, int) else (given, len(given))
+    target, kernel = arrow_type(field.type), _kernel(field.type)
+    decided = pa.nulls(count, target) if array is None or pa.types.is_null(array.type) else kernel(array)
+    decided = _without_outsiders(decided, field)
     undecided = _undecided(array, decided, field)
     if not len(undecided):
         return decided
@@ -155,13 +219,22 @@ def _typed(records: RawRecords, field: FieldDef, failures: dict[int, RecordError
         try:
             values.append(coerce_value(cell(index), field))
         except RecordError as error:
-            failures.setdefault(index, error)
+            failures[index] = error
             values.append(None)
-    if len(undecided) == len(records):
+    if len(undecided) == count:
         return _build(values, target)
-    mask = np.zeros(len(records), dtype=bool)
+    mask = np.zeros(count, dtype=bool)
     mask[undecided] = True
-    return pc.replace_with_mask(decided, pa.array(mask), _build(values, target))
+    return _replaced(decided, mask, _build(values, target))
+
+
+def _replaced(decided: pa.Array, mask: npt.NDArray[np.bool_], values: pa.Array) -> pa.Array:
+    if not pa.types.is_list(decided.type):
+        return pc.replace_with_mask(decided, pa.array(mask), values)
+    # Arrow has no such kernel for lists: the cells in place of the masked ones are taken from behind the others.
+    place = np.arange(len(decided), dtype=np.int64)
+    place[mask] = len(decided) + np.arange(len(values))
+    return pa.concat_arrays([decided, values]).take(pa.array(place))
 
 
 def _undecided(array: pa.Array | None, decided: pa.Array, field: FieldDef) -> npt.NDArray[np.int64]:
@@ -180,10 +253,6 @@ def _build(values: list[Value | None], target: pa.DataType) -> pa.Array:
     # Instants are ints: through int64 into the timestamp type.
     storage = pa.int64() if pa.types.is_timestamp(target) else target
     return pa.array(values, storage).cast(target)
-
-
-def _decide(array: pa.Array, field: FieldDef, target: pa.DataType) -> pa.Array:
-    return pa.nulls(len(array), target) if pa.types.is_null(array.type) else _KERNELS[field.type](array)
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
@@ -259,15 +328,15 @@ def _datetime_column(array: pa.Array) -> pa.Array:
         instants = array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
     elif pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
         seconds = array.cast(pa.int64())
-        instants = pc.multiply(_only(_between(seconds, _EARLIEST // _MICROS, _LATEST // _MICROS), seconds), _MICROS)
+        instants = pc.multiply(_only(_between(seconds, EARLIEST // _MICROS, LATEST // _MICROS), seconds), _MICROS)
     elif pa.types.is_floating(kind):
         seconds = array.cast(pa.float64())
-        seconds = _only(_between(seconds, _EARLIEST / _MICROS, _LATEST / _MICROS), seconds)
+        seconds = _only(_between(seconds, EARLIEST / _MICROS, LATEST / _MICROS), seconds)
         micros = pc.round(pc.multiply(seconds, float(_MICROS)), round_mode="half_to_even")
         instants = micros.cast(pa.int64())
     elif _is_text(kind):
         instants = _text_instants(array)
-    return _only(_between(instants, _EARLIEST, _LATEST), instants).cast(arrow_type("datetime"))
+    return _only(_between(instants, EARLIEST, LATEST), instants).cast(arrow_type("datetime"))
 
 
 def _between(array: pa.Array, low: float, high: float) -> pa.Array:
@@ -288,6 +357,52 @@ def _parse_column(array: pa.Array, kind: pa.DataType) -> pa.Array:
         return pa.nulls(len(array), pa.int64())
 
 
+def _decimal_kernel(scale: int) -> Callable[[pa.Array], pa.Array]:
+    target = arrow_type(f"decimal({scale})")
+
+    def column(array: pa.Array) -> pa.Array:
+        kind = array.type
+        if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
+            return array.cast(pa.int64()).cast(target)
+        if pa.types.is_decimal(kind):
+            fits = kind.scale <= scale and kind.precision - kind.scale <= _DIGITS_BEFORE_POINT
+            return array.cast(target) if fits else pa.nulls(len(array), target)
+        # Arrow spells a float as briefly as Python does, unless with an exponent, which is left to the cell.
+        text = array.cast(pa.float64()).cast(pa.string()) if pa.types.is_floating(kind) else array
+        if not _is_text(text.type):
+            return pa.nulls(len(array), target)
+        plain = _only(pc.match_substring_regex(text, _DECIMAL_TEXT.format(scale=scale)), text)
+        return pc.replace_substring_regex(plain, r"(\.[0-9]*[1-9])0+$|\.0*$", r"\1").cast(target)
+
+    return column
+
+
+def _list_kernel(element: Callable[[pa.Array], pa.Array], target: pa.DataType) -> Callable[[pa.Array], pa.Array]:
+    def column(array: pa.Array) -> pa.Array:
+        if not pa.types.is_list(array.type) and not pa.types.is_large_list(array.type):
+            return pa.nulls(len(array), target)
+        given = array.flatten()
+        given = given.dictionary_decode() if pa.types.is_dictionary(given.type) else given
+        made = pa.nulls(len(given), target.value_type) if pa.types.is_null(given.type) else element(given)
+        open_parts = pc.and_(made.is_null(), given.is_valid())
+        undecided = np.zeros(len(array), dtype=bool)
+        undecided[pc.list_parent_indices(array).filter(open_parts).to_numpy()] = True
+        undecided |= array.is_null().to_numpy(zero_copy_only=False)
+        ends = np.cumsum(pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False))
+        offsets = pa.array(np.concatenate(([0], ends)), pa.int32())
+        return pa.ListArray.from_arrays(offsets, made, type=target, mask=pa.array(undecided))
+
+    return column
+
+
+@lru_cache(maxsize=256)
+def _kernel(type_name: str) -> Callable[[pa.Array], pa.Array]:
+    element, scale = element_type(type_name), decimal_scale(type_name)
+    if element:
+        return _list_kernel(_kernel(element), arrow_type(type_name))
+    return _KERNELS[type_name] if scale is None else _decimal_kernel(scale)
+
+
 _KERNELS: dict[str, Callable[[pa.Array], pa.Array]] = {
     "int": _int_column,
     "float": _float_column,
@@ -301,7 +416,9 @@ _KERNELS: dict[str, Callable[[pa.Array], pa.Array]] = {
 
 
 def _cell(value: object, field: FieldDef, type_name: str) -> Value:
-    element = element_type(type_name)
+    element, scale = element_type(type_name), decimal_scale(type_name)
+    if scale is not None:
+        return _decimal_cell(value, field, scale)
     if element is None:
         return _CELLS[type_name](value, field)
     if not isinstance(value, list | tuple):
@@ -342,6 +459,33 @@ def _within_64_bits(value: int, field: FieldDef) -> int:
     if not INT_MIN <= value <= INT_MAX:
         raise _refuse(field, "out_of_range", f"{_shown(value)} does not fit 64 bits")
     return value
+
+
+def _decimal_cell(value: object, field: FieldDef, scale: int) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
+        raise _wrong(value, field, f"decimal({scale})")
+    if isinstance(value, int):
+        number = Decimal(value) if -DECIMAL_LIMIT < value < DECIMAL_LIMIT else Decimal("Infinity")
+    elif isinstance(value, str):
+        if not _NUMBER.match(value.strip()):
+            raise _wrong(value, field, f"decimal({scale})")
+        number = _decimal(value.strip(), field)
+    else:
+        number = Decimal(repr(value)) if isinstance(value, float) else value
+    if not number.is_finite() or number.adjusted() >= _DIGITS_BEFORE_POINT:
+        raise _refuse(field, "out_of_range", f"{_shown(value)} has more than 20 digits before the point")
+    if _digits_after_point(number) > scale:
+        raise _refuse(field, "not_exact", f"{_shown(value)} has more than {scale} digits after the point")
+    return _EXACT.plus(number.quantize(Decimal((0, (1,), -scale)), context=_EXACT))  # which makes -0 a zero
+
+
+def _digits_after_point(number: Decimal) -> int:
+    """How many it needs: ``2.50`` needs one."""
+    _, digits, exponent = number.as_tuple()
+    if not isinstance(exponent, int) or not any(digits):
+        return 0
+    trailing = next(place for place, digit in enumerate(reversed(digits)) if digit)
+    return -exponent - trailing
 
 
 def _float_cell(value: object, field: FieldDef) -> float:
@@ -412,6 +556,92 @@ _CELLS: dict[str, Callable[[object, FieldDef], Value]] = {
     "str": _str_cell,
     "bool": _bool_cell,
     "datetime": _datetime_cell,
+}
+
+
+# What a column may hold beside its type.
+
+
+def _without_outsiders(column: pa.Array, field: FieldDef) -> pa.Array:
+    """The column with null where a value is outside of what the field declares: those are judged one by one."""
+    keep: list[pa.Array] = []
+    if _bounds(field) != (None, None) and not _all_within(column, field):
+        keep.append(pa.array([value is None or _range_fault(value, field) is None for value in column.to_pylist()]))
+    if field.one_of and not pa.types.is_list(column.type):
+        keep.append(pc.is_in(column, value_set=_build(sorted(_allowed(field)), column.type)))
+    if field.regex is not None and pa.types.is_string(column.type):
+        keep.append(_fits_pattern(column, field.regex))
+    for mask in keep:
+        column = _only(mask, column)
+    return column
+
+
+def _all_within(column: pa.Array, field: FieldDef) -> bool:
+    found = pc.min_max(column).as_py()
+    return all(bound is None or _range_fault(bound, field) is None for bound in found.values())
+
+
+def _fits_pattern(column: pa.Array, pattern: str) -> pa.Array:
+    # One library judges columns and cells: what a regular expression means differs between libraries. Not strict: a
+    # pattern that only this one refuses matches nothing.
+    texts: Any = pl.from_arrow(column)
+    return texts.str.contains(rf"\A(?:{pattern})\z", strict=False).fill_null(value=False).to_arrow()
+
+
+def _outside(value: Value, field: FieldDef) -> str | None:
+    """Why a typed value is outside of what the field declares; ``None``: it is not."""
+    if isinstance(value, list):
+        return None
+    fault = _range_fault(value, field)
+    if fault:
+        return fault
+    if field.one_of and value not in _allowed(field):
+        return "not_one_of"
+    if field.regex is not None and isinstance(value, str) and not _fits_pattern(pa.array([value]), field.regex)[0]:
+        return "no_match"
+    return None
+
+
+def _range_fault(value: Value, field: FieldDef) -> str | None:
+    low, high = _bounds(field)
+    if low is not None and value < low:
+        return "below_minimum"
+    return "above_maximum" if high is not None and value > high else None
+
+
+@lru_cache(maxsize=4_096)
+def _bounds(field: FieldDef) -> tuple[Decimal | float | None, Decimal | float | None]:
+    """The bounds of a number's column; a decimal's are what their text says, since 0.1 is no float."""
+    if field.type in {"int", "float"}:
+        return field.minimum, field.maximum
+    if decimal_scale(field.type) is None:
+        return None, None
+    low, high = (None if bound is None else Decimal(str(bound)) for bound in (field.minimum, field.maximum))
+    return low, high
+
+
+@lru_cache(maxsize=4_096)
+def _allowed(field: FieldDef) -> frozenset[Any]:
+    """The values of ``one_of`` in the column's type; one that is none of that type allows nothing."""
+    plain = FieldDef(name=field.name, type=field.type, optional=True)
+    found = set()
+    for value in field.one_of:
+        with suppress(RecordError):
+            found.add(coerce_value(value, plain))
+    return frozenset(found)
+
+
+_OUTSIDE: dict[str, Callable[[Value, FieldDef], RecordError]] = {
+    "below_minimum": lambda value, field: _refuse(
+        field, "below_minimum", f"{_shown(value)} is below the minimum {field.minimum}"
+    ),
+    "above_maximum": lambda value, field: _refuse(
+        field, "above_maximum", f"{_shown(value)} is above the maximum {field.maximum}"
+    ),
+    "not_one_of": lambda value, field: _refuse(
+        field, "not_one_of", f"{_shown(value)} is not one of {_shown(list(field.one_of))}"
+    ),
+    "no_match": lambda value, field: _refuse(field, "no_match", f"{_shown(value)} does not match {field.regex}"),
 }
 
 

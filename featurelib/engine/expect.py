@@ -38,18 +38,29 @@ def evaluate(records: RawRecords, dataset: DatasetDef) -> list[Violation]:
     return [violation for violation in judged if violation.failed > 0 and _violated(violation)]
 
 
+def failures(records: RawRecords, dataset: DatasetDef) -> list[tuple[ExpectationDef, list[int]]]:
+    """The rows that do not meet each expectation, however many: ``mostly`` has no say."""
+    rules = dataset.expectations if len(records) else ()
+    return [(expectation, _failed_rows(records, dataset, expectation).tolist()) for expectation in rules]
+
+
 def _violated(violation: Violation) -> bool:
     passed = violation.total - violation.failed
     return passed < violation.expectation.mostly * violation.total
 
 
 def _judge(records: RawRecords, dataset: DatasetDef, expectation: ExpectationDef) -> Violation:
+    failed = _failed_rows(records, dataset, expectation)
+    cell = raw_column(records, expectation.column)[1]
+    sample = tuple(cell(row) for row in failed[:_SAMPLE].tolist())
+    return Violation(expectation, len(failed), len(records), sample)
+
+
+def _failed_rows(records: RawRecords, dataset: DatasetDef, expectation: ExpectationDef) -> npt.NDArray[np.int64]:
     array, cell = raw_column(records, expectation.column)
     read = _reader(array, dataset.field(expectation.column))
     rule = _RULES[expectation.type]
-    failed = _failed(array, cell, len(records), lambda value: rule(expectation, read(value)))
-    sample = tuple(cell(row) for row in failed[:_SAMPLE].tolist())
-    return Violation(expectation, len(failed), len(records), sample)
+    return _failed(array, cell, len(records), lambda value: rule(expectation, read(value)))
 
 
 def _failed(

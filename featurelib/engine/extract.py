@@ -1,43 +1,29 @@
-"""Extractors: user code that computes features from features, for one entity at one instant.
+"""The extractors of a featureset: ordered once, then run for one entity at one instant, or for a whole batch.
 
-A featureset and those it takes inputs from become one :class:`ExtractorGraph`: every value has a slot
-in a list, every extractor reads slots and fills slots, and runs once. No I/O happens here. An
-extractor that calls ``Dataset.lookup`` for a row nobody fetched yet stops the run with a
-:class:`Pause`; the caller fetches what it names and resumes, so a look-up level costs one round trip.
+A featureset and those it takes inputs from become one :class:`ExtractorGraph`: every value has a slot, every
+extractor reads slots and fills slots, and runs once, however many others take its outputs. No I/O happens here. An
+extractor that calls ``Dataset.lookup`` for a row nobody fetched yet stops the run; the caller fetches what is wanted
+and resumes, so a look-up level costs one round trip, for a batch too.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
-import linecache
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
-from types import CodeType, ModuleType, TracebackType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-from featurelib.clock import Instant, parse_instant, to_datetime
-from featurelib.definitions import DatasetDef, Definitions, ExtractorDef, FeatureDef, FeaturesetDef, PyCode
-from featurelib.engine.keys import instant_key, key_text
-from featurelib.engine.values import Cast, caster, handed
-from featurelib.errors import DefinitionError, Problem, UserCodeError
+from featurelib.clock import Instant, to_datetime
+from featurelib.definitions import Definitions, ExtractorDef, FeatureDef, FeaturesetDef, digest
+from featurelib.engine.extractor import INLINE, Body, Row, RowMissing, Runner, Scope, Task, Typed, Wanted
+from featurelib.errors import DefinitionError, Problem
 from featurelib.types import Value
 
-Row = dict[str, Value] | None
-
-
-class Wanted(NamedTuple):
-    """A dataset row that an extractor looks up: by key text, as of an instant."""
-
-    dataset: str
-    key: str
-    at: Instant
+# Running 64 rows of plain extractors takes some milliseconds; between two turns an event loop serves others.
+_ROWS_PER_TURN = 64
 
 
 class Pause(NamedTuple):
-    """A run stopped before ``step`` because these rows are needed."""
+    """A run stopped before ``step`` because this row is needed."""
 
     step: int
     wanted: Wanted
@@ -52,25 +38,10 @@ class Slot(NamedTuple):
 
 
 class _Step(NamedTuple):
-    call: _UserFunction
-    inputs: tuple[tuple[int, Callable[[Value], Any] | None], ...]
-    names: tuple[str, ...] | None  # set: inputs are handed over as one dict under these names
-    outputs: tuple[tuple[int, str, Cast], ...]
-
-
-class _Scope(NamedTuple):
-    rows: Mapping[Wanted, Row]
-    at: Instant
-
-
-class _RowMissing(BaseException):
-    # A BaseException, so that a user's `except Exception` cannot swallow it.
-    def __init__(self, wanted: Wanted) -> None:
-        super().__init__(wanted)
-        self.wanted = wanted
-
-
-_scope: ContextVar[_Scope] = ContextVar("extractor_scope")
+    body: Body
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    vectorized: bool
 
 
 class ExtractorGraph:
@@ -79,29 +50,33 @@ class ExtractorGraph:
     Attributes:
         slots: every value a run touches; those of the featureset's own features come first, in order.
         datasets: datasets that extractors may look up themselves.
+        blocks: whether a run waits for other processes; an event loop then runs it in a thread.
     """
 
-    def __init__(self, slots: tuple[Slot, ...], steps: tuple[_Step, ...], datasets: tuple[str, ...]) -> None:
+    def __init__(
+        self, slots: tuple[Slot, ...], steps: tuple[_Step, ...], datasets: tuple[str, ...], *, blocks: bool = False
+    ) -> None:
         self.slots = slots
         self.datasets = datasets
+        self.blocks = blocks and bool(steps)
         self._steps = steps
 
     @classmethod
-    def compile(cls, featureset: FeaturesetDef, definitions: Definitions) -> ExtractorGraph:
-        """Order and compile the extractors behind every feature of ``featureset``.
+    def compile(cls, featureset: FeaturesetDef, definitions: Definitions, runner: Runner = INLINE) -> ExtractorGraph:
+        """Order and load the extractors behind every feature of ``featureset``; ``runner`` says where they run.
 
         Raises:
             DefinitionError: inputs form a cycle or name something unknown.
             UserCodeError: a source does not compile, or a function does not take its inputs.
         """
-        wanted = _Closure(featureset, definitions)
+        needed = _Closure(featureset, definitions)
         slots = tuple(
-            Slot(position, owner.name, feature) for position, (owner, feature) in enumerate(wanted.features.values())
+            Slot(position, owner.name, feature) for position, (owner, feature) in enumerate(needed.features.values())
         )
         index = {f"{slot.featureset}.{slot.feature.name}": slot for slot in slots}
-        steps = tuple(_compile_step(owner, extractor, index, definitions) for owner, extractor in wanted.extractors)
-        used = {dep for _, extractor in wanted.extractors for dep in extractor.deps if definitions.dataset(dep)}
-        return cls(slots, steps, tuple(sorted(used)))
+        steps = tuple(_step(owner, extractor, index, definitions, runner) for owner, extractor in needed.extractors)
+        used = {dep for _, extractor in needed.extractors for dep in extractor.deps if definitions.dataset(dep)}
+        return cls(slots, steps, tuple(sorted(used)), blocks=runner.blocks)
 
     def run(self, values: list[Value], at: Instant, rows: Mapping[Wanted, Row], step: int = 0) -> Pause | None:
         """Run the extractors from ``step`` on, filling ``values`` (one per slot) in place.
@@ -116,56 +91,102 @@ class ExtractorGraph:
             What stopped the run, or ``None`` when every slot is filled.
 
         Raises:
-            UserCodeError: an extractor raised, or returned something of the wrong shape or type.
+            UserCodeError: an extractor raised, ran too long, or returned something of the wrong shape or type.
         """
-        token = _scope.set(_Scope(rows, at))
+        scope = Scope(rows, at, to_datetime(at))
+        number = step
         try:
-            moment = to_datetime(at)
             for number in range(step, len(self._steps)):
-                _run_step(self._steps[number], values, moment)
-        except _RowMissing as missing:
+                body, inputs, outputs, _ = self._steps[number]
+                done = body.one([values[slot] for slot in inputs], scope)
+                for slot, value in zip(outputs, done):  # noqa: B905  # one each; strict= takes 60 ns a call
+                    values[slot] = value
+        except RowMissing as missing:
             return Pause(number, missing.wanted)
-        finally:
-            _scope.reset(token)
         return None
 
+    def batch(self, columns: list[list[Value]], instants: Sequence[Instant]) -> Batch:
+        """Begin to run the extractors over many rows: ``columns`` (one list per slot) are filled in place.
 
-def _run_step(step: _Step, values: list[Value], moment: Any) -> None:
-    given = [values[slot] if form is None else form(values[slot]) for slot, form in step.inputs]
-    arguments = given if step.names is None else [_by_name(step.names, given)]
-    result = step.call(moment, arguments)
-    for (slot, name, cast), value in zip(step.outputs, _parts(step, result), strict=True):
-        try:
-            values[slot] = cast(value)
-        except ValueError as error:
-            raise step.call.wrong(f"output {name!r}: {error}") from None
+        Args:
+            columns: as ``values`` of :meth:`run`, one element per row.
+            instants: the read instant of each row.
+        """
+        return Batch(self._steps, columns, instants)
+
+    def run_batch(
+        self,
+        columns: list[list[Value]],
+        instants: Sequence[Instant],
+        fetch: Callable[[Sequence[Wanted]], Sequence[Row]] | None = None,
+    ) -> None:
+        """Run the extractors over many rows to the end.
+
+        Args:
+            columns: one list per slot, one element per row; filled in place.
+            instants: the read instant of each row.
+            fetch: gives the rows ``Dataset.lookup`` wants, in order; needed where :attr:`datasets` has any.
+
+        Raises:
+            UserCodeError: an extractor failed, for whichever row.
+        """
+        batch = self.batch(columns, instants)
+        rows: dict[Wanted, Row] = {}
+        while (wanted := batch.turn(rows)) is not None:
+            if wanted:
+                assert fetch is not None
+                rows.update(zip(wanted, fetch(wanted), strict=True))
 
 
-def _by_name(names: Sequence[str], given: Sequence[Any]) -> dict[str, Any]:
-    # `Other.feature` answers under its bare name too, unless a local input has that name.
-    bare = {name.rpartition(".")[2]: value for name, value in zip(names, given, strict=True)}
-    return {**bare, **dict(zip(names, given, strict=True))}
+class Batch:
+    """A run over many rows that stops to breathe. Scalar extractors run once per row, vectorized ones once."""
 
+    def __init__(self, steps: tuple[_Step, ...], columns: list[list[Value]], instants: Sequence[Instant]) -> None:
+        self._steps = steps
+        self._columns = columns
+        self._instants = instants
+        self._number = 0
+        self._todo = list(range(len(instants)))
+        self._waiting: list[tuple[int, Wanted]] = []
 
-def _parts(step: _Step, result: Any) -> Iterable[Any]:
-    outputs = step.outputs
-    if isinstance(result, dict):
-        return _parts_of_dict(step, result)
-    if len(outputs) == 1:
-        return (result,)
-    if isinstance(result, tuple | list) and len(result) == len(outputs):
-        return result
-    wanted = ", ".join(name for _, name, _ in outputs)
-    raise step.call.wrong(f"returned {repr(result)[:80]}; expected a dict or a tuple of {len(outputs)}: {wanted}")
+    def turn(self, rows: Mapping[Wanted, Row]) -> list[Wanted] | None:
+        """Run a share of the rows through one extractor.
 
+        Args:
+            rows: rows fetched for ``Dataset.lookup`` so far: all that were wanted.
 
-def _parts_of_dict(step: _Step, result: dict[Any, Any]) -> Iterable[Any]:
-    names = [name for _, name, _ in step.outputs]
-    if set(result) != set(names):
-        missing = ", ".join(sorted(set(names) - set(result))) or "none"
-        unknown = ", ".join(sorted(str(name) for name in set(result) - set(names))) or "none"
-        raise step.call.wrong(f"returned a dict with wrong names; missing: {missing}; not declared: {unknown}")
-    return (result[name] for name in names)
+        Returns:
+            Rows to fetch before the next turn, often none; ``None`` when every slot of every row is filled.
+
+        Raises:
+            UserCodeError: the extractor failed.
+        """
+        if self._number == len(self._steps):
+            return None
+        step = self._steps[self._number]
+        share = len(self._todo) if step.vectorized else _ROWS_PER_TURN
+        now, self._todo = self._todo[:share], self._todo[share:]
+        if now:
+            self._run(step, now, rows)
+        if self._todo:
+            return []
+        # Each row once, in the order first wanted: many entities may look up one row.
+        wanted = list(dict.fromkeys(each for _, each in self._waiting))
+        self._todo = [row for row, _ in self._waiting]
+        self._waiting = []
+        if not wanted:
+            self._number += 1
+            self._todo = list(range(len(self._instants)))
+        return wanted
+
+    def _run(self, step: _Step, now: Sequence[int], rows: Mapping[Wanted, Row]) -> None:
+        given = [[column[row] for row in now] for column in (self._columns[slot] for slot in step.inputs)]
+        part = step.body.many(given, [self._instants[row] for row in now], rows)
+        self._waiting += [(now[place], wanted) for place, wanted in part.wanted]
+        for slot, values in zip(step.outputs, part.columns, strict=True):
+            column = self._columns[slot]
+            for row, value in zip(now, values, strict=True):
+                column[row] = value
 
 
 class _Closure:
@@ -218,129 +239,36 @@ class _Closure:
         return DefinitionError([Problem(code, subject, f"{message} (needed by featureset {self._root!r})")])
 
 
-def _compile_step(
-    owner: FeaturesetDef, extractor: ExtractorDef, index: Mapping[str, Slot], definitions: Definitions
+def _step(
+    owner: FeaturesetDef,
+    extractor: ExtractorDef,
+    index: Mapping[str, Slot],
+    definitions: Definitions,
+    runner: Runner,
 ) -> _Step:
-    known = {dep: found for dep in extractor.deps if (found := definitions.dataset(dep))}
-    call = _UserFunction(f"{owner.name}.{extractor.name}", extractor.code, known)
-    slots = [index[name if "." in name else f"{owner.name}.{name}"] for name in extractor.inputs]
+    inputs = [index[name if "." in name else f"{owner.name}.{name}"] for name in extractor.inputs]
     outputs = [index[f"{owner.name}.{name}"] for name in extractor.outputs]
+    task = _task(owner, extractor, inputs, outputs, definitions)
     return _Step(
-        call,
-        tuple((slot.position, handed(slot.feature.type)) for slot in slots),
-        call.check_signature(extractor.inputs),
-        tuple((slot.position, slot.feature.name, caster(slot.feature.type)) for slot in outputs),
+        runner.load(task),
+        tuple(slot.position for slot in inputs),
+        tuple(slot.position for slot in outputs),
+        extractor.vectorized,
     )
 
 
-class _UserFunction:
-    """One compiled user function and its place in the user's file."""
-
-    def __init__(self, label: str, code: PyCode, datasets: Mapping[str, DatasetDef]) -> None:
-        self.label = label
-        self._file = code.file or f"<{label}>"
-        self._first = code.line or 1
-        digest = hashlib.sha256(code.source.encode()).hexdigest()[:16]
-        self._source_name = f"<thyme {label} {digest}>"
-        self._span = range(1, 2)
-        self._function = self._load(code, f"_thyme_{digest}", datasets)
-
-    def __call__(self, moment: Any, arguments: Sequence[Any]) -> Any:
-        """Run it for one entity: ``cls`` is ``None``, then the read instant, then the inputs."""
-        return self._user_code(self._function, None, moment, *arguments)
-
-    def wrong(self, message: str) -> UserCodeError:
-        """The error of a function that ran but did not do what it declares."""
-        return UserCodeError(self.label, f"{self._file}:{self._first}", message)
-
-    def check_signature(self, inputs: Sequence[str]) -> tuple[str, ...] | None:
-        """Check that the function takes its inputs; the names when it takes them as one dict called ``inputs``."""
-        if inspect.iscoroutinefunction(self._function):
-            raise self.wrong("is declared async; an extractor is a plain function")
-        signature = inspect.signature(self._function)
-        rest = list(signature.parameters)[2:]
-        if rest == ["inputs"]:
-            return tuple(inputs)
-        try:
-            signature.bind(None, None, *inputs)
-        except TypeError as error:
-            raise self.wrong(f"takes (cls, ts, {', '.join(rest)}) but declares {len(inputs)} inputs: {error}") from None
-        return None
-
-    def _load(self, code: PyCode, module_name: str, datasets: Mapping[str, DatasetDef]) -> Callable[..., Any]:
-        lines = code.source.splitlines(keepends=True)
-        # With no modification time the entry is never checked against a file, so tracebacks show the user's lines.
-        linecache.cache[self._source_name] = (len(code.source), None, lines, self._source_name)
-        module = ModuleType(module_name)
-        # Dataclasses and pickled values look their module up by name.
-        sys.modules[module_name] = module
-        handles = {name: _DatasetHandle(dataset) for name, dataset in datasets.items()}
-        vars(module).update(handles)
-        self._user_code(exec, self._parse(code), vars(module))
-        vars(module).update(handles)
-        function = vars(module).get(code.entry_point)
-        if not callable(function):
-            raise self.wrong(f"its source defines no function {code.entry_point!r}")
-        return function  # type: ignore[no-any-return]
-
-    def _parse(self, code: PyCode) -> CodeType:
-        try:
-            tree = ast.parse(code.source, self._source_name)
-            for node in tree.body:
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == code.entry_point:
-                    self._span = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-            return compile(tree, self._source_name, "exec")
-        except SyntaxError as error:
-            where = f"{self._file}:{error.lineno or self._first}"
-            raise UserCodeError(self.label, where, f"SyntaxError: {error.msg}") from None
-
-    def _user_code(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        # The one boundary to user code: whatever it raises becomes a UserCodeError at the user's line.
-        try:
-            return call(*arguments)
-        except (Exception, SystemExit) as error:
-            raise self._raised(error) from error
-
-    def _raised(self, error: BaseException) -> UserCodeError:
-        line = self._user_line(error.__traceback__)
-        return UserCodeError(self.label, f"{self._file}:{line}", f"{type(error).__name__}: {error}")
-
-    def _user_line(self, trace: TracebackType | None) -> int:
-        found = self._first
-        while trace is not None:
-            ours = trace.tb_frame.f_code.co_filename == self._source_name
-            if ours and trace.tb_lineno in self._span:
-                found = self._first + trace.tb_lineno - self._span.start
-            trace = trace.tb_next
-        return found
-
-
-class _DatasetHandle:
-    """What a dataset's name stands for inside an extractor: ``Dataset.lookup(ts, key=value)`` and nothing else."""
-
-    def __init__(self, dataset: DatasetDef) -> None:
-        self._name = dataset.name
-        self._key = dataset.key.name
-        self._cast = caster(dataset.key.type)
-        self._key_is_time = dataset.key.type == "datetime"
-        self._forms = {field.name: form for field in dataset.fields if (form := handed(field.type))}
-
-    def lookup(self, ts: Any = None, **key: Any) -> dict[str, Any] | None:
-        """The dataset's row of a key as of ``ts`` (default: the read instant); ``None`` for an unknown key."""
-        if set(key) != {self._key}:
-            message = f"{self._name}.lookup takes its key {self._key}=, got {', '.join(key) or 'nothing'}"
-            raise TypeError(message)
-        scope = _scope.get()
-        value = self._cast(key[self._key])
-        if value is None:
-            return None
-        text = instant_key(value) if self._key_is_time else key_text([value])
-        wanted = Wanted(self._name, text, scope.at if ts is None else parse_instant(ts, "ts"))
-        if wanted not in scope.rows:
-            raise _RowMissing(wanted)
-        return self._handed(scope.rows[wanted])
-
-    def _handed(self, row: Row) -> dict[str, Any] | None:
-        if row is None:
-            return None
-        return {name: self._forms[name](value) if name in self._forms else value for name, value in row.items()}
+def _task(
+    owner: FeaturesetDef,
+    extractor: ExtractorDef,
+    inputs: Sequence[Slot],
+    outputs: Sequence[Slot],
+    definitions: Definitions,
+) -> Task:
+    label = f"{owner.name}.{extractor.name}"
+    given = tuple(Typed(name, slot.feature.type) for name, slot in zip(extractor.inputs, inputs, strict=True))
+    made = tuple(Typed(slot.feature.name, slot.feature.type) for slot in outputs)
+    datasets = tuple(found for dep in extractor.deps if (found := definitions.dataset(dep)))
+    # Types are part of it: the same text over a feature that was retyped is another extractor.
+    parts = (label, digest(extractor), *given, *made, *map(digest, datasets))
+    identity = hashlib.sha256(repr(parts).encode()).hexdigest()
+    return Task(label, identity, extractor.code, given, made, datasets, extractor.vectorized)

@@ -1,43 +1,29 @@
-"""A compiled pipeline: records in, rows per key out; and the finish of a key's state at an instant.
-
-The streaming worker, the backfill, the point-in-time read and the mock context all run this one class.
-"""
+"""A compiled aggregate step: rows of a frame in, state per key, and the finish of a key's state at an instant."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import polars as pl
-import pyarrow as pa
 from pydantic import BaseModel
 
-from featurelib.aggregates import Last
+from featurelib.aggregates import result_type
 from featurelib.clock import Duration, Instant
-from featurelib.definitions import (
-    AggregateStep,
-    AssignStep,
-    DatasetDef,
-    Definitions,
-    FilterStep,
-    JoinStep,
-    NamedAggregate,
-    PipelineDef,
-    Step,
-    ref,
-)
+from featurelib.definitions import AggregateStep, NamedAggregate
 from featurelib.engine.aggregators import Aggregator, Input, Row, aggregator_for
-from featurelib.engine.batch import expression
+from featurelib.engine.batch import condition
 from featurelib.engine.codec import decode_rows
 from featurelib.engine.keys import key_texts
-from featurelib.engine.operators import RightTable, records_frame, run_steps
+from featurelib.engine.operators import IDENTITY, UNTIL
 from featurelib.engine.panes import (
     BUFFER,
     HEADER,
     Algebra,
     Header,
     KeyState,
+    Pane,
     PaneReader,
     Partials,
     decode_node,
@@ -45,75 +31,64 @@ from featurelib.engine.panes import (
     read_panes,
     root_level,
 )
-from featurelib.engine.records import ACCEPTED_AT, OFFSET, PARTITION, SYSTEM_COLUMNS, TIME
 from featurelib.expr import columns_of
 from featurelib.types import Value
-from featurelib.windows import Continuous
+from featurelib.windows import AnyWindow
 
-KEY, PLACE = "__key", "__place"
+KEY = "__key"
 _MASK = "__mask"
-_FIRST_VALUE = 3
-# A row's place is its log partition and offset in one integer: partitions stay below 2^15, offsets below 2^48.
-PLACE_BITS = 48
+_FIRST_VALUE = 5
 
 
 class _Output(NamedTuple):
     name: str
-    slot: int
-    window: int  # index into the windows, longest last
+    aggregator: Aggregator
+    slot: int  # of the accumulator it finishes, which others may share
+    window: int
     default: Any
     has_default: bool
 
 
 class KeyRows(NamedTuple):
-    """Rows of one key, in arrival order."""
+    """Rows of one key, in the order of their frame."""
 
     key: str
     rows: list[Row]
 
 
 @dataclass(frozen=True)
-class Program:
-    """A pipeline, ready to run. Make one with :meth:`compile`."""
+class Fold:
+    """An aggregate step, ready to run. Make one with :meth:`compile`."""
 
-    pipeline: PipelineDef
-    left: DatasetDef
-    rights: tuple[DatasetDef, ...]
+    keys: tuple[str, ...]
     algebra: Algebra
     root: int
-    windows: tuple[Duration | None, ...]
+    windows: tuple[AnyWindow, ...]
+    output_types: Mapping[str, str]
     _outputs: tuple[_Output, ...]
     _value_columns: tuple[str, ...]
     _predicates: tuple[BaseModel, ...]
 
     @classmethod
-    def compile(cls, pipeline: PipelineDef, definitions: Definitions) -> Program:
-        """Resolve names, share accumulators between windows, and lay rows out.
+    def compile(cls, step: AggregateStep, types: Mapping[str, str]) -> Fold:
+        """Share accumulators between windows and lay rows out.
 
         Args:
-            pipeline: a validated pipeline.
-            definitions: must hold every dataset the pipeline names.
+            step: a validated step.
+            types: type name of every column in scope.
         """
-        left = _dataset(definitions, pipeline.input_datasets[0])
-        rights = tuple(_dataset(definitions, step.right) for step in pipeline.joins)
-        types = _column_types(pipeline, left, definitions)
-        layout = _Layout(pipeline.fold.aggregates, types)
+        layout = _Layout(step.aggregates, types)
+        reaches = [window.reach_us for window in layout.windows]
         return cls(
-            pipeline=pipeline,
-            left=left,
-            rights=rights,
+            keys=step.keys,
             algebra=Algebra(layout.slots),
-            root=root_level(None if None in layout.windows else max(w for w in layout.windows if w is not None)),
+            root=root_level(None if None in reaches else max(reach for reach in reaches if reach is not None)),
             windows=tuple(layout.windows),
+            output_types={n.output: result_type(n.aggregate, types.get(n.aggregate.of)) for n in step.aggregates},
             _outputs=tuple(layout.outputs),
             _value_columns=tuple(layout.values),
             _predicates=tuple(layout.predicates),
         )
-
-    @property
-    def ref(self) -> str:
-        """``Name@version`` of the pipeline."""
-        return ref(self.pipeline)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -121,45 +96,40 @@ class Program:
         return tuple(output.name for output in self._outputs)
 
     @property
+    def layout(self) -> tuple[_Output, ...]:
+        """Per output column, its accumulator and window."""
+        return self._outputs
+
+    def only(self, names: Sequence[str]) -> Fold:
+        """The same step with fewer outputs and only their accumulators; rows stay as they are."""
+        kept = [output for output in self._outputs if output.name in names]
+        slots, windows = sorted({o.slot for o in kept}), sorted({o.window for o in kept})
+        moved = [o._replace(slot=slots.index(o.slot), window=windows.index(o.window)) for o in kept]
+        return replace(
+            self,
+            algebra=Algebra([self.algebra.aggregators[slot] for slot in slots]),
+            windows=tuple(self.windows[window] for window in windows),
+            _outputs=tuple(moved),
+        )
+
+    @property
     def horizon(self) -> Duration | None:
         """How far back the longest window reaches; ``None``: for ever."""
-        return None if None in self.windows else max(w for w in self.windows if w is not None)
+        reaches = [window.reach_us for window in self.windows]
+        return None if None in reaches else max(reach for reach in reaches if reach is not None)
 
-    def right_tables(self) -> dict[str, RightTable]:
-        """Empty right sides, by dataset name."""
-        return {
-            dataset.name: RightTable(step, dataset)
-            for step, dataset in zip(self.pipeline.joins, self.rights, strict=True)
-        }
-
-    def keyed_like_its_dataset(self) -> bool:
-        """Whether rows fold under the key of their log, so that a worker reads only its own partitions."""
-        rewritten = any(isinstance(s, AssignStep) and s.column == self.left.key.name for s in self.pipeline.steps)
-        return self.pipeline.fold.keys == (self.left.key.name,) and not rewritten
-
-    def left_columns(self) -> list[str]:
-        """Columns of a left record the pipeline reads, system columns included."""
-        named = {column for step in self.pipeline.steps for column in _columns_read(step)}
-        own = [field.name for field in self.left.fields if field.name in named]
-        return [*own, *SYSTEM_COLUMNS]
-
-    def prepare(self, records: pa.Table, rights: Mapping[str, RightTable]) -> pl.DataFrame:
-        """Run the steps before the fold.
-
-        Returns:
-            One line per surviving record: ``__key``, order columns, value columns and ``__mask``.
-        """
-        return self.shape(run_steps(records_frame(records), self.pipeline.steps[:-1], rights))
+    @property
+    def columns(self) -> set[str]:
+        """Columns the aggregates and their predicates read."""
+        return {*self._value_columns, *(column for node in self._predicates for column in columns_of(node))}
 
     def shape(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The columns a row is made of."""
-        keyed = frame.with_columns(key_texts([frame[name] for name in self.pipeline.fold.keys]).alias(KEY))
-        bits = [expression(predicate).cast(pl.Int64) * (1 << bit) for bit, predicate in enumerate(self._predicates)]
+        """The columns a row is made of: ``__key``, identity, ``__until``, value columns and ``__mask``."""
+        keyed = frame.with_columns(key_texts([frame[name] for name in self.keys]).alias(KEY))
+        bits = [condition(node, frame).cast(pl.Int64) * (1 << bit) for bit, node in enumerate(self._predicates)]
         mask = pl.sum_horizontal(bits).alias(_MASK) if bits else pl.lit(0, dtype=pl.Int64).alias(_MASK)
-        place = (pl.col(PARTITION).cast(pl.Int64) * (1 << PLACE_BITS) + pl.col(OFFSET)).alias(PLACE)
         values = [_stored(keyed.schema[name], name) for name in self._value_columns]
-        shaped = keyed.select(KEY, pl.col(TIME), pl.col(ACCEPTED_AT), place, *values, mask)
-        return shaped.filter(pl.col(KEY).is_not_null())
+        return keyed.select(KEY, *IDENTITY, UNTIL, *values, mask).filter(pl.col(KEY).is_not_null())
 
     def rows_by_key(self, shaped: pl.DataFrame) -> Iterator[KeyRows]:
         """Rows of each key, keys in text order, rows in the frame's order."""
@@ -177,100 +147,79 @@ class Program:
 
     def read_fields(self, at: Instant) -> list[bytes]:
         """Hash fields a read at ``at`` needs: header, buffer, and the path of every window edge."""
-        return [HEADER, BUFFER, *(pane_field(pane) for pane in read_panes(self.windows, at, self.root))]
+        return [HEADER, BUFFER, *(pane_field(pane) for pane in self.read_panes(at))]
 
-    def finish(self, values: Sequence[bytes | None], at: Instant) -> dict[str, Value] | None:
+    def read_panes(self, at: Instant) -> list[Pane]:
+        """The panes among :meth:`read_fields`."""
+        return read_panes([window.bounds(at) for window in self.windows], self.root)
+
+    def finish(
+        self, values: Sequence[bytes | None], at: Instant, more: Mapping[Pane, bytes | None] | None = None
+    ) -> dict[str, Value] | None:
         """The output row of a key at an instant.
 
         Args:
             values: stored bytes, in the order of ``read_fields(at)``.
             at: the instant R.
+            more: panes fetched because an earlier call raised PanesMissing.
 
         Returns:
             Column → value; ``None`` for a key that had no record by then.
 
         Raises:
+            PanesMissing: a read before the latest closing of a row needs these panes too.
             ValueOverflow: a sum left the 64-bit range, or the finite floats.
             CorruptState: the bytes do not decode.
         """
         if values[0] is None or not Header.decode(values[0]).known_at(at):
             return None
-        panes = read_panes(self.windows, at, self.root)
-        nodes = {pane: decode_node(data) for pane, data in zip(panes, values[2:], strict=True) if data is not None}
+        stored = {**dict(zip(self.read_panes(at), values[2:], strict=True)), **(more or {})}
+        nodes = {pane: decode_node(data) if data is not None else None for pane, data in stored.items()}
         buffer = decode_rows(values[1]) if values[1] is not None else []
-        return self._finish(PaneReader(self.algebra, self.root, nodes, buffer), at)
+        return self._finish(PaneReader(self.algebra, self.root, nodes, buffer, whole=False), at)
 
     def finish_state(self, state: KeyState, at: Instant) -> dict[str, Value]:
         """The output row of a state held in memory, every pane loaded."""
-        nodes = {pane: node for pane, node in state.nodes.items() if node is not None}
-        return self._finish(PaneReader(self.algebra, self.root, nodes, state.buffer), at)
+        return self._finish(PaneReader(self.algebra, self.root, state.nodes, state.buffer, whole=True), at)
 
     def _finish(self, reader: PaneReader, at: Instant) -> dict[str, Value]:
         merged = self._by_window(reader, at)
         row: dict[str, Value] = {}
         for output in self._outputs:
             partial = merged[output.window][output.slot]
-            if partial is None and output.has_default:
+            if output.has_default and not output.aggregator.holds(partial):
                 row[output.name] = output.default
             else:
-                row[output.name] = self.algebra.aggregators[output.slot].finish(partial)
+                row[output.name] = output.aggregator.finish(partial, at)
         return row
 
     def _by_window(self, reader: PaneReader, at: Instant) -> list[Partials]:
-        # Windows end together and are sorted by length: each is the one before it plus an older slice,
-        # so every pane is merged once however many windows hold it.
-        merged: list[Partials] = []
-        high = at
-        for window in self.windows:
-            low = None if window is None else at - window
-            older = reader.partials(low, high)
-            merged.append(self.algebra.merge([*older, *merged[-1:]]))
-            if low is not None:
-                high = low - 1
+        # Windows that end together are taken from the shortest up: each is the one before it plus an older
+        # slice, so every pane is merged once however many windows hold it.
+        bounds = [window.bounds(at) for window in self.windows]
+        merged: list[Partials] = [[] for _ in bounds]
+        last: int | None = None
+        for index in sorted(range(len(bounds)), key=lambda i: _shortest_first(bounds[i])):
+            low, high, as_of = bounds[index]
+            newer: list[Partials] = []
+            if last is not None and bounds[last][1:] == (high, as_of):
+                newer, inner = [merged[last]], bounds[last].low
+                if inner is None:  # a lifetime holds all there is; those of sessions and row caps end with it
+                    merged[index] = merged[last]
+                    continue
+                high = inner - 1
+            older = [] if low is not None and high < low else reader.partials(low, high, as_of)
+            merged[index] = self.algebra.merge([*older, *newer])
+            last = index
         return merged
 
 
-def replay(
-    program: Program, left: pa.Table, rights: Mapping[str, RightTable], key: str, at: Instant
-) -> dict[str, Value] | None:
-    """The output row of one key at an instant, folded from records: the point-in-time read.
-
-    Args:
-        program: the pipeline.
-        left: accepted records of the left dataset; those of other keys are ignored.
-        rights: the right sides as known.
-        key: key text.
-        at: the instant R; records dated after it do not count.
-
-    Returns:
-        Column → value; ``None`` when no record of the key is dated at or before ``at``.
-    """
-    shaped = program.prepare(left, rights).filter((pl.col(KEY) == key) & (pl.col(TIME) <= at))
-    state = program.new_state(1)
-    for _, rows in program.rows_by_key(shaped):
-        state.add(rows)
-    return program.finish_state(state, at) if state.header.known_at(at) else None
-
-
-def index_pipeline(dataset: DatasetDef) -> PipelineDef:
-    """The pipeline behind an indexed dataset: the newest row per key, as a fold like any other."""
-    columns = [field for field in dataset.fields if not field.key]
-    return PipelineDef(
-        name=f"{dataset.name}_index",
-        version=dataset.version,
-        input_datasets=(dataset.name,),
-        output_dataset=dataset.name,
-        steps=(
-            AggregateStep(
-                keys=(dataset.key.name,),
-                aggregates=tuple(NamedAggregate(output=c.name, aggregate=Last(of=c.name)) for c in columns),
-            ),
-        ),
-    )
+def _shortest_first(bounds: Any) -> tuple[Instant, Instant, bool, Instant]:
+    return bounds.high, bounds.as_of, bounds.low is None, -(bounds.low or 0)
 
 
 class _Layout:
-    """Distinct value columns, predicates, accumulators and windows of a pipeline's aggregates."""
+    """Distinct value columns, predicates, accumulators and windows of an aggregate step."""
 
     def __init__(self, aggregates: Sequence[NamedAggregate], types: Mapping[str, str]) -> None:
         self._types = types
@@ -278,32 +227,29 @@ class _Layout:
         self.predicates: list[BaseModel] = []
         self.slots: list[Aggregator] = []
         self._known: dict[Any, int] = {}
-        sizes = {_size(a) for a in aggregates}
-        self.windows: list[Duration | None] = [
-            *sorted(size for size in sizes if size is not None),
-            *([None] if None in sizes else []),
-        ]
+        self.windows: list[AnyWindow] = list(dict.fromkeys(named.aggregate.window for named in aggregates))
         # Slots follow the outputs' names: declaring them in another order lays state out the same.
         made = {named.output: self._output(named) for named in sorted(aggregates, key=lambda named: named.output)}
         self.outputs = [made[named.output] for named in aggregates]
 
     def _output(self, named: NamedAggregate) -> _Output:
         default = named.aggregate.default
+        aggregator = aggregator_for(named.aggregate, self._input(named))
         return _Output(
             name=named.output,
-            slot=self._slot(named),
-            window=self.windows.index(_size(named)),
+            aggregator=aggregator,
+            slot=self._slot(aggregator),
+            window=self.windows.index(named.aggregate.window),
             default=default.value if default else None,
             has_default=default is not None,
         )
 
-    def _slot(self, named: NamedAggregate) -> int:
-        # Equal but for window and default: the same accumulator.
-        mark = named.aggregate.model_dump_json(exclude={"window", "default"})
-        if mark not in self._known:
-            self._known[mark] = len(self.slots)
-            self.slots.append(aggregator_for(named.aggregate, self._input(named)))
-        return self._known[mark]
+    def _slot(self, aggregator: Aggregator) -> int:
+        # Windows and defaults apart, equal aggregates share an accumulator.
+        if aggregator.state not in self._known:
+            self._known[aggregator.state] = len(self.slots)
+            self.slots.append(aggregator)
+        return self._known[aggregator.state]
 
     def _input(self, named: NamedAggregate) -> Input:
         column, where = named.aggregate.of, named.aggregate.where
@@ -314,63 +260,6 @@ class _Layout:
             type=self._types.get(column),
             bit=self.predicates.index(where) if where is not None else None,
         )
-
-
-def _columns_read(step: Step) -> set[str]:
-    match step:
-        case FilterStep():
-            return columns_of(step.predicate)
-        case AssignStep():
-            return columns_of(step.value)
-        case JoinStep():
-            return {step.on}
-        case AggregateStep():
-            found = set(step.keys)
-            for named in step.aggregates:
-                found.add(named.aggregate.of)
-                if named.aggregate.where is not None:
-                    found |= columns_of(named.aggregate.where)
-            return found
-
-
-def pipelines_of(definitions: Definitions) -> list[PipelineDef]:
-    """Committed pipelines, and those behind indexed datasets that no pipeline fills."""
-    produced = {pipeline.output_dataset for pipeline in definitions.pipelines}
-    newest = (d for d in definitions.datasets if definitions.dataset(d.name) is d)
-    indexes = [index_pipeline(dataset) for dataset in newest if dataset.index and dataset.name not in produced]
-    return [*definitions.pipelines, *indexes]
-
-
-def _size(named: NamedAggregate) -> Duration | None:
-    window = named.aggregate.window
-    return window.size_us if isinstance(window, Continuous) else None
-
-
-def _dataset(definitions: Definitions, name: str) -> DatasetDef:
-    dataset = definitions.dataset(name)
-    if dataset is None:
-        raise KeyError(name)
-    return dataset
-
-
-def _column_types(pipeline: PipelineDef, left: DatasetDef, definitions: Definitions) -> dict[str, str]:
-    """Types of the columns the fold sees; assigned ones by what Polars makes of the expression."""
-    from featurelib.engine.records import record_schema
-
-    frame: Any = pl.from_arrow(record_schema(left).empty_table())
-    rights = {s.right: RightTable(s, _dataset(definitions, s.right)) for s in pipeline.joins}
-    after = run_steps(frame, pipeline.steps[:-1], rights)
-    return {name: _type_name(kind) for name, kind in after.schema.items()}
-
-
-def _type_name(kind: pl.DataType) -> str:
-    if kind.is_integer():
-        return "int"
-    if kind.is_float():
-        return "float"
-    if kind == pl.Boolean:
-        return "bool"
-    return "datetime" if kind.is_temporal() else "str"
 
 
 def _stored(kind: pl.DataType, name: str) -> pl.Expr:

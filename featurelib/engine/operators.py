@@ -1,50 +1,140 @@
-"""The steps of a pipeline before its fold, over a batch of records: filter, assign, as-of join."""
+"""The steps of a pipeline that need no memory of their own, over a frame of rows; and the right side of a join.
+
+A row of a frame has the user's columns and five of the engine's:
+
+    __time         event time, µs
+    __accepted_at  when the log accepted the record, µs
+    __place        log partition and offset in one integer
+    __sub          what tells apart rows made of one record; empty for the record itself
+    __until        from this instant on the row no longer counts; null: it counts for ever
+
+The first four are its identity and its place in the total order (decision 8).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
-import polars.selectors as cs
 import pyarrow as pa
 
-from featurelib.definitions import AssignStep, DatasetDef, FilterStep, JoinStep, Step
-from featurelib.engine.batch import expression
-from featurelib.engine.records import ACCEPTED_AT, LATE, OFFSET, ORDER, PARTITION, TIME
+from featurelib.definitions import (
+    AssignStep,
+    DatasetDef,
+    DropStep,
+    ExplodeStep,
+    FilterCodeStep,
+    FilterStep,
+    JoinStep,
+    PyCode,
+    RenameStep,
+    SelectStep,
+    Step,
+    TransformStep,
+)
+from featurelib.engine.batch import condition, evaluate
+from featurelib.engine.records import ACCEPTED_AT, DELETED, LATE, OFFSET, PARTITION, TIME, record_schema
 
-_RIGHT_KEY, _RIGHT_TIME = "__right_key", "__right_time"
-# Far above the rounding of a float of that size, far below 2^64.
-_WRAPPED_BY = 2.0**60
-_RIGHT_ORDER = [_RIGHT_TIME, ACCEPTED_AT, PARTITION, OFFSET]
+if TYPE_CHECKING:
+    from featurelib.engine.user_code import UserFunction
+
+PLACE, SUB, UNTIL = "__place", "__sub", "__until"
+IDENTITY = (TIME, ACCEPTED_AT, PLACE, SUB)
+"""Identity of a row, and the total order of rows."""
+ENGINE_COLUMNS = (*IDENTITY, UNTIL)
+# A row's place is its log partition and offset in one integer: partitions stay below 2^15, offsets below 2^48.
+PLACE_BITS = 48
+_RIGHT_KEY, _RIGHT_TIME, _RIGHT_UNTIL = "__right_key", "__right_time", "__right_until"
+_RIGHT_ORDER = [_RIGHT_TIME, ACCEPTED_AT, PLACE, SUB]
+
+
+def source_rows(records: pa.Table, sub: str = "") -> pl.DataFrame:
+    """Records as rows, tombstones included (column ``__deleted``); late ones are stored and counted, not aggregated."""
+    frame: Any = pl.from_arrow(records)
+    assert isinstance(frame, pl.DataFrame)
+    deleted = pl.col(DELETED).fill_null(value=False) if DELETED in frame.columns else pl.lit(value=False)
+    place = pl.col(PARTITION).cast(pl.Int64) * (1 << PLACE_BITS) + pl.col(OFFSET)
+    return (
+        frame.filter(~pl.col(LATE))
+        .with_columns(
+            place.alias(PLACE),
+            pl.lit(sub, dtype=pl.String).alias(SUB),
+            pl.lit(None, dtype=pl.Int64).alias(UNTIL),
+            deleted.alias(DELETED),
+        )
+        .drop(LATE, PARTITION, OFFSET)
+    )
+
+
+def left_rows(records: pa.Table) -> pl.DataFrame:
+    """Records of an append-only dataset as rows."""
+    return source_rows(records).drop(DELETED)
+
+
+class UserFailure(NamedTuple):
+    """A row that a user's function could not take: it is left out, and said."""
+
+    function: str
+    time: int
+    place: int
+    message: str
 
 
 class RightTable:
-    """The right side of a join: every accepted, timely record seen so far, newest last.
+    """The right side of a join: every row seen so far, newest last.
 
-    Immutable: :meth:`with_records` gives a new table, so that "before" and "after" can be compared.
+    Immutable: :meth:`changed` gives a new table, so that "before" and "after" can be compared.
     """
 
-    def __init__(self, step: JoinStep, dataset: DatasetDef, frame: pl.DataFrame | None = None) -> None:
+    def __init__(self, step: JoinStep, key: str, frame: pl.DataFrame) -> None:
         self.step = step
-        self._dataset = dataset
-        self.frame = frame if frame is not None else self._select(_empty(dataset))
+        self._key = key
+        self.frame = frame
+
+    @classmethod
+    def empty(cls, step: JoinStep, dataset: DatasetDef) -> RightTable:
+        """The right side before any record of the dataset."""
+        table = cls(step, dataset.key.name, pl.DataFrame())
+        table.frame = table.select(source_rows(record_schema(dataset).empty_table()))
+        return table
 
     def with_records(self, records: pa.Table) -> RightTable:
         """The table with more right records in it."""
-        frame = pl.concat([self.frame, self._select(_frame(records))]).sort(_RIGHT_ORDER)
-        return RightTable(self.step, self._dataset, frame)
+        return self.changed(None, source_rows(records))
 
-    def latest(self) -> pl.DataFrame:
-        """One row per key and event time: of records with the same time, the newest in the total order."""
-        return self.frame.unique([_RIGHT_KEY, _RIGHT_TIME], keep="last", maintain_order=True)
+    def changed(self, removed: pl.DataFrame | None, added: pl.DataFrame) -> RightTable:
+        """The table without some rows and with others."""
+        frame = self.frame
+        if removed is not None and len(removed):
+            frame = frame.join(self.select(removed), on=_RIGHT_ORDER, how="anti")
+        if len(added):
+            frame = pl.concat([frame, self.select(added)]).sort(_RIGHT_ORDER)
+        return RightTable(self.step, self._key, frame)
+
+    def select(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """What the table keeps of right rows."""
+        # A tombstone is a version that gives nothing: it ends as it begins.
+        until = pl.col(UNTIL)
+        if DELETED in rows.columns:
+            until = pl.when(pl.col(DELETED)).then(pl.col(TIME)).otherwise(until)
+        return rows.select(
+            pl.col(self._key).alias(_RIGHT_KEY),
+            pl.col(TIME).alias(_RIGHT_TIME),
+            *(ACCEPTED_AT, PLACE, SUB),
+            until.alias(_RIGHT_UNTIL),
+            *self.step.fields,
+        )
 
     def join(self, left: pl.DataFrame) -> pl.DataFrame:
         """Each left row with the newest right row of its key whose event time is not after the left's."""
-        kept = left.drop([name for name in self.step.fields if name in left.columns])
-        right = self.latest().drop(ACCEPTED_AT, PARTITION, OFFSET)
+        fields = self.step.fields
+        kept = left.drop([name for name in fields if name in left.columns])
+        # Of right rows with the same time, the newest in the total order.
+        right = self.frame.unique([_RIGHT_KEY, _RIGHT_TIME], keep="last", maintain_order=True)
         joined = kept.sort(TIME, maintain_order=True).join_asof(
-            right,
+            right.drop(ACCEPTED_AT, PLACE, SUB).with_columns(pl.col(_RIGHT_TIME).alias("__matched_time")),
             left_on=TIME,
             right_on=_RIGHT_TIME,
             by_left=self.step.on,
@@ -52,59 +142,95 @@ class RightTable:
             strategy="backward",
             check_sortedness=False,  # both sides are sorted just above; Polars cannot know it per group
         )
-        return joined.drop(_RIGHT_TIME, strict=False)
+        holds = pl.col(_RIGHT_UNTIL).is_null() | (pl.col(_RIGHT_UNTIL) > pl.col(TIME))
+        if self.step.within_us is not None:
+            holds &= pl.col(TIME) - pl.col("__matched_time") <= self.step.within_us
+        given = [pl.when(holds).then(pl.col(name)).alias(name) for name in fields]
+        return joined.with_columns(given).drop(_RIGHT_TIME, _RIGHT_UNTIL, "__matched_time", strict=False)
 
-    def _select(self, frame: pl.DataFrame) -> pl.DataFrame:
-        return frame.filter(~pl.col(LATE)).select(
-            pl.col(self._dataset.key.name).alias(_RIGHT_KEY),
-            pl.col(TIME).alias(_RIGHT_TIME),
-            *(ACCEPTED_AT, PARTITION, OFFSET),
-            *self.step.fields,
-        )
+    def touched_since(self, changed: pl.DataFrame, left: pl.DataFrame) -> pl.DataFrame:
+        """The left rows whose right side may differ once these right rows come or go."""
+        since = changed.group_by(pl.col(self._key).alias(self.step.on)).agg(pl.col(TIME).min().alias("__since"))
+        return left.join(since, on=self.step.on, how="inner").filter(pl.col(TIME) >= pl.col("__since")).drop("__since")
 
 
-def run_steps(frame: pl.DataFrame, steps: tuple[Step, ...], rights: Mapping[str, RightTable]) -> pl.DataFrame:
-    """Apply the steps before the fold, in declared order; ``rights`` by the right dataset's name."""
+def run_steps(
+    frame: pl.DataFrame,
+    steps: tuple[Step, ...],
+    rights: Mapping[str, RightTable],
+    failures: list[UserFailure] | None = None,
+) -> pl.DataFrame:
+    """Apply steps without memory, in declared order; ``rights`` by the right dataset's name."""
     for step in steps:
-        match step:
-            case FilterStep():
-                frame = frame.filter(expression(step.predicate))
-            case AssignStep():
-                frame = frame.with_columns(_assigned(step, frame))
-            case JoinStep():
-                frame = rights[step.right].join(frame)
-    return frame.sort(ORDER, maintain_order=True) if any(isinstance(s, JoinStep) for s in steps) else frame
+        frame = rights[step.right].join(frame) if isinstance(step, JoinStep) else run_step(frame, step, failures)
+    joined = any(isinstance(step, JoinStep) for step in steps)
+    return frame.sort(IDENTITY, maintain_order=True) if joined else frame
 
 
-def records_frame(records: pa.Table) -> pl.DataFrame:
-    """Records as a Polars frame, late ones left out: they are stored and counted, not aggregated."""
-    return _frame(records).filter(~pl.col(LATE)).drop(LATE)
+def run_step(  # noqa: PLR0911  # a table
+    frame: pl.DataFrame, step: Step, failures: list[UserFailure] | None = None
+) -> pl.DataFrame:
+    """One step that needs neither memory nor another dataset.
 
-
-def _frame(records: pa.Table) -> pl.DataFrame:
-    frame: Any = pl.from_arrow(records)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
-
-
-def _empty(dataset: DatasetDef) -> pl.DataFrame:
-    from featurelib.engine.records import record_schema
-
-    return _frame(record_schema(dataset).empty_table())
-
-
-def _assigned(step: AssignStep, frame: pl.DataFrame) -> pl.Series:
-    """The column a step computes; null where a float is not finite or an integer left 64 bits.
-
-    No aggregate and no wire has a place for infinity, and an integer that wrapped round is a wrong number.
+    Args:
+        frame: rows.
+        step: the step.
+        failures: gets the rows that a user's function could not take; they are left out of the result.
     """
-    value = frame.select(expression(step.value)).to_series()
-    if value.dtype.is_float():
-        kept = value.is_finite()
-    elif value.dtype.is_integer():
-        # Polars wraps silently, by multiples of 2^64; the same expression over floats shows the true size.
-        size = frame.with_columns(cs.integer().cast(pl.Float64)).select(expression(step.value)).to_series()
-        kept = (size - value.cast(pl.Float64)).abs() < _WRAPPED_BY
-    else:
-        return value.alias(step.column)
-    return value.zip_with(kept.fill_null(value=False), pl.Series([None], dtype=value.dtype)).alias(step.column)
+    match step:
+        case FilterStep():
+            return frame.filter(condition(step.predicate, frame))
+        case AssignStep():
+            return frame.with_columns(evaluate(step.value, frame).alias(step.column))
+        case RenameStep():
+            return frame.rename(dict(step.columns))
+        case SelectStep():
+            return frame.select(*step.columns, *(c for c in ENGINE_COLUMNS if c not in step.columns))
+        case DropStep():
+            return frame.drop(step.columns)
+        case ExplodeStep():
+            return _exploded(frame, step.column)
+        case FilterCodeStep() | TransformStep():
+            return _user_step(frame, step, failures)
+        case _:
+            message = f"{step.op} is not a step without memory"
+            raise TypeError(message)
+
+
+def is_stateless(step: Step) -> bool:
+    """Whether :func:`run_step` takes the step."""
+    kinds = (FilterStep, AssignStep, RenameStep, SelectStep, DropStep, ExplodeStep, FilterCodeStep, TransformStep)
+    return isinstance(step, kinds)
+
+
+def _user_step(
+    frame: pl.DataFrame, step: FilterCodeStep | TransformStep, failures: list[UserFailure] | None
+) -> pl.DataFrame:
+    from featurelib.engine.user_frames import keep, transform
+
+    function = _loaded(step.code)
+    result = keep(frame, step, function) if isinstance(step, FilterCodeStep) else transform(frame, step, function)
+    if failures is not None:
+        failures.extend(
+            UserFailure(step.code.entry_point, frame[TIME][row], frame[PLACE][row], message)
+            for row, message in result.failed
+        )
+    return result.frame
+
+
+@lru_cache(maxsize=256)
+def _loaded(code: PyCode) -> UserFunction:
+    # Worker and backfill run a function for every batch; its module is executed once.
+    from featurelib.engine.user_code import load
+
+    return load(code, code.entry_point)
+
+
+def _exploded(frame: pl.DataFrame, column: str) -> pl.DataFrame:
+    # An element's position tells it from its siblings; it goes on what told the row from its own.
+    filled = frame.filter(pl.col(column).list.len() > 0)
+    numbered = filled.with_columns(pl.int_ranges(pl.col(column).list.len()).alias("__element"))
+    rows = numbered.explode([column, "__element"])
+    # Padded: as text, element 10 comes after element 9 too.
+    sub = pl.concat_str(pl.col(SUB), pl.lit("."), pl.col("__element").cast(pl.String).str.zfill(6))
+    return rows.with_columns(sub.alias(SUB)).drop("__element")

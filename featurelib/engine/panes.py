@@ -10,6 +10,10 @@ The shape is a function of the rows alone: a pane is a branch iff it ever held m
 of one microsecond never splits: no window edge can fall inside it). A branch's partials are recomputed
 from its children, never added to, so equal rows give equal bytes in any order of arrival.
 
+A row that a newer version of its key has closed stays, with the instant it counts until. A branch's partials
+are of the open rows of each child; beside them stands the latest closing among the child's rows. A read at or
+after it takes the partials, an earlier one goes down to the rows.
+
 Every window edge lies on one root-to-leaf path whose names follow from the instant alone; a read fetches
 those paths in one round trip: O(levels) small fields however many events the window holds. The buffer
 spares a key that gets one event at a time from rewriting a leaf and its ancestors each time. The exception
@@ -25,12 +29,15 @@ from typing import Any, NamedTuple
 
 from featurelib.clock import Duration, Instant
 from featurelib.engine.aggregators import Aggregator, Partial, Row
-from featurelib.engine.codec import decode, decode_rows, encode
+from featurelib.engine.codec import FIRST_FORMAT, decode, decode_rows, encode
 from featurelib.errors import CorruptState
+from featurelib.windows import Bounds
 
 HEADER, BUFFER = b"h", b"b"
 _BITS = 3
 _FANOUT = 1 << _BITS
+# Of a row: how many members are its identity, and which is the instant it counts until.
+_IDENTITY, _UNTIL = 4, 4
 _LEAF_ROWS = 64
 _BUFFER_ROWS = 32
 # 8^17 µs = 71 years: three panes (index -1, 0, 1) hold every instant from 1899 to 2112.
@@ -56,6 +63,12 @@ def pane_field(pane: Pane) -> bytes:
     return b"%d:%d" % pane
 
 
+def pane_of(name: bytes) -> Pane:
+    """The pane of a hash field."""
+    level, index = name.split(b":")
+    return int(level), int(index)
+
+
 def path_of(instant: Instant, root: int) -> list[Pane]:
     """The panes that hold an instant, root first, down to eight microseconds.
 
@@ -71,9 +84,15 @@ class Leaf(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """Partials of the eight child panes; ``None`` for an empty child."""
+    """Per child pane, partials of its open rows (``None``: it has no rows) and the latest closing of the others."""
 
     children: list[Partials | None]
+    closings: list[Instant | None]
+
+    @classmethod
+    def empty(cls) -> Branch:
+        """A branch without rows."""
+        return cls([None] * _FANOUT, [None] * _FANOUT)
 
 
 Node = Leaf | Branch
@@ -81,7 +100,10 @@ Node = Leaf | Branch
 
 def encode_node(node: Node) -> bytes:
     """Stored bytes of a pane."""
-    return b"L" + encode(node.rows) if isinstance(node, Leaf) else b"B" + encode(node.children)
+    if isinstance(node, Leaf):
+        return b"L" + encode(node.rows)
+    closed = any(closing is not None for closing in node.closings)
+    return b"B" + encode([node.children, node.closings if closed else None])
 
 
 def decode_node(data: bytes) -> Node:
@@ -93,8 +115,18 @@ def decode_node(data: bytes) -> Node:
     if data[:1] == b"L":
         return Leaf(decode_rows(data[1:]))
     if data[:1] == b"B":
-        return Branch(decode(data[1:]))
+        stored = decode(data[1:])
+        children, closings = (stored, None) if data[1:2] == FIRST_FORMAT else stored
+        return Branch(children, closings or [None] * _FANOUT)
     raise CorruptState(f"a pane begins with {data[:1]!r}; expected a leaf or a branch")
+
+
+class PanesMissing(Exception):  # not a failure: what a read must fetch to go on
+    """A read at an instant before the latest closing needs panes off the paths of its window edges."""
+
+    def __init__(self, panes: Sequence[Pane]) -> None:
+        super().__init__(f"{len(panes)} panes")
+        self.panes = tuple(panes)
 
 
 @dataclass
@@ -126,10 +158,20 @@ class Algebra:
 
     def __init__(self, aggregators: Sequence[Aggregator]) -> None:
         self.aggregators = tuple(aggregators)
+        # Sessions and sketches are merged strictly by time: their rows may not wait in the buffer.
+        self.chronological = any(aggregator.chronological for aggregator in self.aggregators)
+        self.buffer_rows = 0 if self.chronological else _BUFFER_ROWS
+        # Aggregators with one input read it once.
+        self._inputs = list(dict.fromkeys(a.source for a in self.aggregators if a.needs == "values"))
+        self._places = [(a, self._inputs.index(a.source) if a.needs == "values" else None) for a in self.aggregators]
 
     def fold(self, rows: Sequence[Row]) -> Partials:
-        """Partials of some rows."""
-        return [aggregator.fold(rows) for aggregator in self.aggregators]
+        """Partials of some rows, which must be in total order."""
+        values = [source.values(rows) for source in self._inputs]
+        return [
+            aggregator.fold(rows) if place is None else aggregator.fold_values(values[place])
+            for aggregator, place in self._places
+        ]
 
     def merge(self, panes: Sequence[Partials | None]) -> Partials:
         """Partials of several panes, oldest first."""
@@ -163,7 +205,7 @@ class KeyState:
             self.header.oldest_us = oldest
         self.buffer.extend(rows)
         self.dirty |= {HEADER, BUFFER}
-        if len(self.buffer) > _BUFFER_ROWS:
+        if len(self.buffer) > self.algebra.buffer_rows:
             self.flush()
 
     def flush(self) -> None:
@@ -176,26 +218,44 @@ class KeyState:
     def replace(self, removed: Iterable[Row], added: Sequence[Row]) -> None:
         """Take rows out by identity (missing ones are ignored) and put others in, as one change.
 
-        A row that is put in takes the place of one with its identity, so repeating a change changes nothing.
+        A row that is put in takes the place of one with its identity, so repeating a change changes nothing. A state
+        that :meth:`loses_its_oldest` must be whole.
         """
-        gone = {row[:3] for row in (*removed, *added)}
-        kept = [row for row in self.buffer if row[:3] not in gone]
+        removed = list(removed)
+        lost = self.loses_its_oldest(removed, added)
+        gone = {row[:_IDENTITY] for row in (*removed, *added)}
+        kept = [row for row in self.buffer if row[:_IDENTITY] not in gone]
         in_buffer = len(self.buffer) - len(kept)
         if in_buffer:
-            gone -= {row[:3] for row in self.buffer}
+            gone -= {row[:_IDENTITY] for row in self.buffer}
             self.buffer = kept
         taken = in_buffer + self._remove(gone)
         self.header.rows -= taken
         self.dirty |= {HEADER, BUFFER}
         if added:
             self.add(added)
+        if lost:
+            assert self.whole
+            self.header.oldest_us = min((row[0] for row in self._rows()), default=None)
+
+    def loses_its_oldest(self, removed: Iterable[Row], added: Iterable[Row]) -> bool:
+        """Whether the change may take the key's oldest row, so that the next oldest must be looked for."""
+        oldest = self.header.oldest_us
+        stays = {row[:_IDENTITY] for row in added}
+        return oldest is not None and any(row[0] <= oldest and row[:_IDENTITY] not in stays for row in removed)
+
+    def _rows(self) -> Iterator[Row]:
+        yield from self.buffer
+        for node in self.nodes.values():
+            if isinstance(node, Leaf):
+                yield from node.rows
 
     def missing(self, rows: Sequence[Row], *, flushing: bool) -> list[Pane]:
         """Panes that must be loaded before these rows are added or, when ``flushing``, put into the tree.
 
         What is loaded may show that more is needed: ask again until nothing is missing.
         """
-        if self.whole or (not flushing and len(self.buffer) + len(rows) <= _BUFFER_ROWS):
+        if self.whole or (not flushing and len(self.buffer) + len(rows) <= self.algebra.buffer_rows):
             return []
         panes: dict[Pane, None] = {}
         for instant in {row[0] for row in (*self.buffer, *rows)}:
@@ -222,8 +282,7 @@ class KeyState:
             elif name == BUFFER:
                 fields[name] = encode(self.buffer)
             else:
-                level, index = name.split(b":")
-                node = self.nodes[(int(level), int(index))]
+                node = self.nodes[pane_of(name)]
                 assert node is not None
                 fields[name] = encode_node(node)
         self.dirty.clear()
@@ -244,100 +303,131 @@ class KeyState:
                 return []
         return []
 
-    def _insert(self, pane: Pane, rows: list[Row]) -> Partials:
+    def _insert(self, pane: Pane, rows: list[Row]) -> None:
         node = self.nodes.get(pane)
         if isinstance(node, Branch):
-            return self._insert_below(pane, node, rows)
+            self._insert_below(pane, node, rows)
+            return
         held = sorted([*(node.rows if node else ()), *rows], key=_identity)
         if len(held) > _LEAF_ROWS and pane[0] > 0:
-            return self._insert_below(pane, Branch([None] * _FANOUT), held)
-        self._put(pane, Leaf(held))
-        return self.algebra.fold(held)
+            self._insert_below(pane, Branch.empty(), held)
+        else:
+            self._put(pane, Leaf(held))
 
-    def _insert_below(self, pane: Pane, branch: Branch, rows: list[Row]) -> Partials:
+    def _insert_below(self, pane: Pane, branch: Branch, rows: list[Row]) -> None:
         level, index = pane
         for child, group in _by_pane(rows, level - 1):
-            branch.children[child - index * _FANOUT] = self._insert((level - 1, child), group)
+            self._insert((level - 1, child), group)
+            self._summarize(branch, child - index * _FANOUT, (level - 1, child))
         self._put(pane, branch)
-        return self.algebra.merge(branch.children)
+
+    def _summarize(self, branch: Branch, place: int, child: Pane) -> None:
+        """Write into a branch what one of its children holds now."""
+        node = self.nodes[child]
+        if isinstance(node, Leaf):
+            opened = [row for row in node.rows if row[_UNTIL] is None]
+            branch.children[place] = self.algebra.fold(opened) if node.rows else None
+            branch.closings[place] = max((r[_UNTIL] for r in node.rows if r[_UNTIL] is not None), default=None)
+        elif isinstance(node, Branch):
+            present = any(below is not None for below in node.children)
+            branch.children[place] = self.algebra.merge(node.children) if present else None
+            branch.closings[place] = max((c for c in node.closings if c is not None), default=None)
 
     def _remove(self, identities: set[tuple[Any, ...]]) -> int:
         taken = 0
-        for index in {identity[0] >> (_BITS * self.root) for identity in identities}:
-            inside = [i for i in identities if i[0] >> (_BITS * self.root) == index]
-            taken += self._remove_from((self.root, index), inside)[1]
+        for index, group in _by_pane(list(identities), self.root):
+            taken += self._remove_from((self.root, index), group)
         return taken
 
-    def _remove_from(self, pane: Pane, identities: list[tuple[Any, ...]]) -> tuple[Partials | None, int]:
+    def _remove_from(self, pane: Pane, identities: list[tuple[Any, ...]]) -> int:
         node = self.nodes.get(pane)
         if node is None:
-            return None, 0
+            return 0
         if isinstance(node, Leaf):
             gone = set(identities)
-            kept = [row for row in node.rows if row[:3] not in gone]
-            self._put(pane, Leaf(kept))
-            return (self.algebra.fold(kept) if kept else None), len(node.rows) - len(kept)
+            kept = [row for row in node.rows if row[:_IDENTITY] not in gone]
+            if len(kept) < len(node.rows):
+                self._put(pane, Leaf(kept))
+            return len(node.rows) - len(kept)
         level, index = pane
         taken = 0
         for child, group in _by_pane(identities, level - 1):
             place = child - index * _FANOUT
-            if node.children[place] is not None:
-                node.children[place], count = self._remove_from((level - 1, child), group)
+            if node.children[place] is not None and (count := self._remove_from((level - 1, child), group)):
+                self._summarize(node, place, (level - 1, child))
                 taken += count
-        self._put(pane, node)
-        present = any(child is not None for child in node.children)
-        return (self.algebra.merge(node.children) if present else None), taken
+        if taken:
+            self._put(pane, node)
+        return taken
 
     def _put(self, pane: Pane, node: Node) -> None:
         self.nodes[pane] = node
         self.dirty.add(pane_field(pane))
 
 
-def read_panes(windows: Iterable[Duration | None], at: Instant, root: int) -> list[Pane]:
-    """Panes a read at ``at`` needs: the roots its windows touch, and the path of every window edge."""
+def read_panes(windows: Iterable[Bounds], root: int) -> list[Pane]:
+    """Panes a read of these intervals needs: the roots they touch, and the path of every edge."""
     panes: dict[Pane, None] = {}
-    edges = [at]
-    oldest = at
-    for window in windows:
-        if window is None:
-            oldest = min(oldest, _OLDEST_ROOT << (_BITS * root))
-        else:
-            edges.append(at - window)
-            oldest = min(oldest, at - window)
-    for index in range(oldest >> (_BITS * root), (at >> (_BITS * root)) + 1):
-        panes[(root, index)] = None
+    edges: dict[Instant, None] = {}
+    shift = _BITS * root
+    for low, high, _ in windows:
+        first = _OLDEST_ROOT if low is None else low >> shift
+        panes.update(dict.fromkeys((root, index) for index in range(first, (high >> shift) + 1)))
+        edges[high] = None
+        if low is not None:
+            edges[low] = None
     for edge in edges:
         panes.update(dict.fromkeys(path_of(edge, root)))
     return list(panes)
 
 
 class PaneReader:
-    """Partials of a time range over the panes of one key."""
+    """Partials of a time range over the panes of one key.
 
-    def __init__(self, algebra: Algebra, root: int, nodes: Mapping[Pane, Node], buffer: Sequence[Row]) -> None:
+    Args:
+        nodes: the panes at hand; ``None`` marks one known to be absent.
+        whole: whether ``nodes`` is everything there is; else a pane that is needed and not at hand raises PanesMissing.
+    """
+
+    def __init__(
+        self, algebra: Algebra, root: int, nodes: Mapping[Pane, Node | None], buffer: Sequence[Row], *, whole: bool
+    ) -> None:
         self._algebra = algebra
         self._root = root
         self._nodes = nodes
         self._buffer = buffer
+        self._whole = whole
+        self._missing: list[Pane] = []
 
-    def partials(self, low: Instant | None, high: Instant) -> list[Partials]:
-        """Partials of the rows with ``low <= time <= high``, oldest pane first, loose rows last."""
-        loose: list[Row] = [row for row in self._buffer if (low is None or row[0] >= low) and row[0] <= high]
-        whole: list[Partials] = []
+    def partials(self, low: Instant | None, high: Instant, as_of: Instant) -> list[Partials]:
+        """Partials of the rows with ``low <= time <= high`` that count as of an instant, loose rows last.
+
+        Raises:
+            PanesMissing: fetch these panes and read again.
+        """
+        loose = [row for row in self._buffer if (low is None or row[0] >= low) and row[0] <= high]
+        parts: list[Partials] = []
         shift = _BITS * self._root
         start = _OLDEST_ROOT if low is None else low >> shift
         floor = _OLDEST_ROOT << shift if low is None else low
         for index in range(start, (high >> shift) + 1):
-            for part in self._within((self._root, index), floor, high):
-                if isinstance(part, Leaf):
-                    loose.extend(part.rows)
+            for part in self._within((self._root, index), floor, high, as_of):
+                if not isinstance(part, Leaf):
+                    parts.append(part)
+                elif self._algebra.chronological:
+                    parts.append(self._algebra.fold(_counting(part.rows, as_of)))
                 else:
-                    whole.append(part)
-        return [*whole, self._algebra.fold(loose)] if loose else whole
+                    loose.extend(part.rows)
+        if self._missing:
+            raise PanesMissing(self._missing)
+        loose = _counting(loose, as_of)
+        return [*parts, self._algebra.fold(sorted(loose, key=_identity))] if loose else parts
 
-    def _within(self, pane: Pane, low: Instant, high: Instant) -> Iterator[Partials | Leaf]:
+    def _within(self, pane: Pane, low: Instant, high: Instant, as_of: Instant) -> Iterator[Partials | Leaf]:
         node = self._nodes.get(pane)
         if node is None:
+            if not self._whole and pane not in self._nodes:
+                self._missing.append(pane)
             return
         if isinstance(node, Leaf):
             yield Leaf(_between(node.rows, low, high))
@@ -348,10 +438,15 @@ class PaneReader:
             start = (index * _FANOUT + place) * size
             if partials is None or start > high or start + size <= low:
                 continue
-            if low <= start and start + size - 1 <= high:
+            closing = node.closings[place]
+            if low <= start and start + size - 1 <= high and (closing is None or closing <= as_of):
                 yield partials
             else:
-                yield from self._within((level - 1, index * _FANOUT + place), low, high)
+                yield from self._within((level - 1, index * _FANOUT + place), low, high, as_of)
+
+
+def _counting(rows: list[Row], as_of: Instant) -> list[Row]:
+    return [row for row in rows if row[_UNTIL] is None or row[_UNTIL] > as_of]
 
 
 def _between(rows: list[Row], low: Instant, high: Instant) -> list[Row]:
@@ -372,4 +467,4 @@ def _time(row: Row) -> Instant:
 
 
 def _identity(row: Row) -> Row:
-    return row[:3]
+    return row[:_IDENTITY]

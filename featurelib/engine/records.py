@@ -7,6 +7,7 @@ Columns beside the dataset's own:
     __partition    int32  log partition
     __offset       int64  position in that partition: 0, 1, 2, …
     __late         bool   decided once, at append (decision 6)
+    __deleted      bool   the record takes its key away (cdc); null means false
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import pyarrow as pa
 
 from featurelib.clock import Duration, Instant
 from featurelib.definitions import DatasetDef
-from featurelib.types import element_type
+from featurelib.types import decimal_scale, element_type
 
 TIME, ACCEPTED_AT, PARTITION, OFFSET, LATE = "__time", "__accepted_at", "__partition", "__offset", "__late"
-SYSTEM_COLUMNS = (TIME, ACCEPTED_AT, PARTITION, OFFSET, LATE)
+DELETED = "__deleted"
+SYSTEM_COLUMNS = (TIME, ACCEPTED_AT, PARTITION, OFFSET, LATE, DELETED)
 ORDER = (TIME, ACCEPTED_AT, PARTITION, OFFSET)
 """The total order of records (decision 8): "newest" and every tie follow it."""
 
@@ -34,9 +36,11 @@ _ARROW = {
 
 
 def arrow_type(type_name: str) -> pa.DataType:
-    """The Arrow type of a column type."""
-    element = element_type(type_name)
-    return pa.list_(_ARROW[element]) if element else _ARROW[type_name]
+    """The Arrow type of a column type. A decimal has 38 digits, of which its scale says how many follow the point."""
+    element, scale = element_type(type_name), decimal_scale(type_name)
+    if element:
+        return pa.list_(arrow_type(element))
+    return _ARROW[type_name] if scale is None else pa.decimal128(38, scale)
 
 
 def dataset_schema(dataset: DatasetDef) -> pa.Schema:
@@ -52,6 +56,7 @@ def record_schema(dataset: DatasetDef) -> pa.Schema:
         (PARTITION, pa.int32()),
         (OFFSET, pa.int64()),
         (LATE, pa.bool_()),
+        (DELETED, pa.bool_()),
     ]
     return pa.schema([*dataset_schema(dataset), *(pa.field(name, kind) for name, kind in system)])
 

@@ -1,6 +1,8 @@
 """Single values: lossless casts to a declared type, and the forms a value takes outside the engine.
 
-Inside the engine a datetime is an ``Instant``; user code sees ``datetime``; the wire sees ISO text.
+Inside the engine a datetime is an ``Instant``; user code sees ``datetime``; the wire sees ISO text. A decimal is a
+``Decimal`` to both; the wire sees its text with the digits of its type (``"0.60"``), which is exact where a JSON number
+may not be.
 Whole columns are coerced in :mod:`featurelib.engine.coerce`; this is the request's side of the same rule.
 """
 
@@ -13,8 +15,10 @@ from datetime import datetime
 from typing import Any
 
 from featurelib.clock import format_instant, parse_instant, to_datetime
-from featurelib.errors import InvalidTimestamp
-from featurelib.types import INT_MAX, INT_MIN, Value, element_type
+from featurelib.definitions import FieldDef
+from featurelib.engine.coerce import coerce_value
+from featurelib.errors import InvalidTimestamp, RecordError
+from featurelib.types import INT_MAX, INT_MIN, Value, decimal_scale, element_type
 
 Cast = Callable[[Any], Value]
 """Gives the value in the engine's form, ``None`` for ``None``; ``ValueError`` says why a value does not fit."""
@@ -22,13 +26,15 @@ Cast = Callable[[Any], Value]
 
 def caster(type_name: str) -> Cast:
     """The lossless cast to a column type: ``3.0`` is an ``int``, ``3.5`` is not, ``True`` is not a ``float``."""
-    element = element_type(type_name)
-    return _list_caster(_SCALARS[element]) if element else _SCALARS[type_name]
+    element, scale = element_type(type_name), decimal_scale(type_name)
+    if element:
+        return _list_caster(caster(element))
+    return _SCALARS[type_name] if scale is None else _decimal_caster(scale)
 
 
 def text_caster(type_name: str) -> Cast:
     """As :func:`caster`, and text is read as the type too: the form of ids in a URL."""
-    cast = _SCALARS[type_name]
+    cast = caster(type_name)
     read = _TEXT_READERS.get(type_name)
     if read is None:
         return cast
@@ -38,20 +44,22 @@ def text_caster(type_name: str) -> Cast:
 
 def shown(type_name: str) -> Callable[[Value], Value] | None:
     """How the wire shows a value of the type; ``None``: as it is."""
-    return _form(type_name, format_instant)
+    scale = decimal_scale(element_type(type_name) or type_name)
+    if scale is not None:
+        digits = f".{scale}f"
+        return _form(type_name, lambda value: format(value, digits))
+    return _form(type_name, format_instant) if "datetime" in type_name else None
 
 
 def handed(type_name: str) -> Callable[[Value], Any] | None:
     """How user code sees a value of the type; ``None``: as it is."""
-    return _form(type_name, to_datetime)
+    return _form(type_name, to_datetime) if "datetime" in type_name else None
 
 
-def _form(type_name: str, form: Callable[[int], Any]) -> Callable[[Value], Any] | None:
-    if type_name == "datetime":
+def _form(type_name: str, form: Callable[[Any], Any]) -> Callable[[Value], Any]:
+    if element_type(type_name) is None:
         return lambda value: None if value is None else form(value)
-    if type_name == "list[datetime]":
-        return lambda value: None if value is None else [None if v is None else form(v) for v in value]
-    return None
+    return lambda value: None if value is None else [None if v is None else form(v) for v in value]
 
 
 def _to_int(value: Any) -> Value:
@@ -119,6 +127,19 @@ def _to_instant(value: Any) -> Value:
         return parse_instant(value, "value")
     except InvalidTimestamp:
         raise _unfit(value, "a datetime") from None
+
+
+def _decimal_caster(scale: int) -> Cast:
+    # The same rule as for a record's cell: text, int, Decimal, or what a float's text says, without losing a digit.
+    field = FieldDef(name="value", type=f"decimal({scale})", optional=True)
+
+    def to_decimal(value: Any) -> Value:
+        try:
+            return coerce_value(_plain(value), field)
+        except RecordError:
+            raise _unfit(value, f"a decimal with {scale} digits after the point") from None
+
+    return to_decimal
 
 
 def _list_caster(cast: Cast) -> Cast:

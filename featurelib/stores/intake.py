@@ -12,14 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurelib.definitions import DatasetDef, SourceDef, ref
-from featurelib.engine.coerce import Coerced, RawRecords, Rejected, coerce
+from featurelib.clock import DAY
+from featurelib.definitions import Cdc, DatasetDef, SourceDef, ref
+from featurelib.engine.cdc import Admitted, admit, unwrap
+from featurelib.engine.coerce import RawRecords, Rejected
 from featurelib.engine.expect import Violation, evaluate
 from featurelib.engine.keys import KEY_GROUPS, groups_of_column
+from featurelib.engine.records import DELETED
 from featurelib.settings import IngestSettings
-from featurelib.stores.log import Appended, DeadLetter, Identity, Lateness, Log
+from featurelib.stores.log import Appended, DeadLetter, EventIds, Identity, Lateness, Log
 
 _MOST_BITS = 4_096
+# How long an event's id is remembered where the dataset has no retention of its own.
+_EVENT_IDS_KEPT_US = 30 * DAY
 
 
 class Taken(NamedTuple):
@@ -36,11 +41,12 @@ class Taken(NamedTuple):
 class Intake:
     """Takes the records of one dataset."""
 
-    def __init__(self, log: Log, dataset: DatasetDef, partitions: int, lateness: Lateness) -> None:
+    def __init__(self, log: Log, dataset: DatasetDef, partitions: int, lateness: Lateness, cdc: Cdc = "append") -> None:
         self._log = log
         self._dataset = dataset
         self._partitions = partitions
         self._lateness = lateness
+        self._cdc = cdc
 
     def take(
         self, records: RawRecords, identity: Identity, through: int, malformed: Sequence[DeadLetter], cursor: str
@@ -57,21 +63,21 @@ class Intake:
         Raises:
             StoreUnavailable: some partitions may hold their share; take the records again, what is held is skipped.
         """
-        coerced = coerce(records, self._dataset)
-        dead = _letters(coerced, identity, malformed)
-        shares = self._shares(coerced.table)
+        admitted = admit(records, self._dataset, self._cdc)
+        dead = _letters(admitted, identity, malformed)
+        table, shares = self._table(admitted), self._shares(admitted.table)
         done = [
             self._append(
-                coerced.table.filter(pa.array(mine)),
+                table.filter(pa.array(mine)),
                 part,
                 # The last element is not a row's: it says how far this append covers the stream.
-                Identity(identity.stream, np.append(identity.sequence[coerced.kept][mine], through)),
+                Identity(identity.stream, np.append(identity.sequence[admitted.kept][mine], through)),
                 [letter for letter in dead if (letter.sequence or 0) % self._partitions == part],
                 cursor,
             )
             for part, mine in enumerate(shares)
         ]
-        return _taken(done, len(dead), coerced, evaluate(records, self._dataset))
+        return _taken(done, len(dead), admitted, self._judged(records))
 
     def accept(self, events: Sequence[Mapping[str, Any]]) -> Taken:
         """Append records that have no identity: the same event sent twice counts twice.
@@ -79,14 +85,25 @@ class Intake:
         Raises:
             StoreUnavailable: some partitions may hold their share.
         """
-        coerced = coerce(events, self._dataset)
-        dead = [DeadLetter(_storable(r.record), r.reason, r.field, r.message) for r in coerced.rejected]
+        admitted = admit(events, self._dataset, self._cdc)
+        dead = [DeadLetter(_storable(r.record), r.reason, r.field, r.message) for r in admitted.rejected]
+        table = self._table(admitted)
         done = []
-        for part, mine in enumerate(self._shares(coerced.table)):
+        for part, mine in enumerate(self._shares(admitted.table)):
             letters = dead if part == 0 else []
             if letters or mine.any():
-                done.append(self._append(coerced.table.filter(pa.array(mine)), part, None, letters, None))
-        return _taken(done, len(dead), coerced, evaluate(events, self._dataset))
+                done.append(self._append(table.filter(pa.array(mine)), part, None, letters, None))
+        return _taken(done, len(dead), admitted, self._judged(events))
+
+    def _judged(self, records: RawRecords) -> list[Violation]:
+        # Of an envelope the rule holds for the row in it.
+        rows = records if self._cdc != "debezium" else unwrap(records, self._dataset, self._cdc).records
+        return evaluate(rows, self._dataset)
+
+    def _table(self, admitted: Admitted) -> pa.Table:
+        if self._cdc == "append":
+            return admitted.table
+        return admitted.table.append_column(DELETED, pa.array(admitted.deleted))
 
     def _shares(self, records: pa.Table) -> list[npt.NDArray[np.bool_]]:
         owners = groups_of_column(records[self._dataset.key.name]) * self._partitions // KEY_GROUPS
@@ -96,8 +113,22 @@ class Intake:
         self, records: pa.Table, part: int, identity: Identity | None, dead: list[DeadLetter], cursor: str | None
     ) -> Appended:
         return self._log.append(
-            ref(self._dataset), part, records, lateness=self._lateness, identity=identity, dead=dead, cursor=cursor
+            ref(self._dataset),
+            part,
+            records,
+            lateness=self._lateness,
+            identity=identity,
+            dead=dead,
+            cursor=cursor,
+            event_ids=self._event_ids(records),
         )
+
+    def _event_ids(self, records: pa.Table) -> EventIds | None:
+        column = self._dataset.event_id
+        if column is None:
+            return None
+        keep_us = self._dataset.retention_us or _EVENT_IDS_KEPT_US
+        return EventIds([str(value) for value in records[column].to_pylist()], keep_us)
 
 
 def lateness_of(source: SourceDef | None, settings: IngestSettings) -> Lateness:
@@ -105,10 +136,10 @@ def lateness_of(source: SourceDef | None, settings: IngestSettings) -> Lateness:
     return Lateness(source.max_lateness_us if source else None, settings.max_clock_skew_ms * 1_000)
 
 
-def _letters(coerced: Coerced, identity: Identity, malformed: Sequence[DeadLetter]) -> list[DeadLetter]:
+def _letters(admitted: Admitted, identity: Identity, malformed: Sequence[DeadLetter]) -> list[DeadLetter]:
     rejected = [
         DeadLetter(_storable(r.record), r.reason, r.field, r.message, int(identity.sequence[r.row]))
-        for r in coerced.rejected
+        for r in admitted.rejected
     ]
     return sorted([*rejected, *malformed], key=lambda letter: letter.sequence or 0)
 
@@ -124,12 +155,12 @@ def _storable(value: Any) -> Any:
     return value
 
 
-def _taken(done: Sequence[Appended], dead: int, coerced: Coerced, violations: list[Violation]) -> Taken:
+def _taken(done: Sequence[Appended], dead: int, admitted: Admitted, violations: list[Violation]) -> Taken:
     return Taken(
         accepted=sum(part.accepted for part in done),
         duplicates=sum(part.duplicates for part in done),
         late=sum(part.late for part in done),
         dead=dead,
-        rejected=coerced.rejected,
+        rejected=admitted.rejected,
         violations=violations,
     )

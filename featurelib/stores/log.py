@@ -21,7 +21,7 @@ import pyarrow as pa
 import redis
 
 from featurelib.clock import Clock, Duration, Instant
-from featurelib.engine.records import ACCEPTED_AT, LATE, OFFSET, PARTITION, TIME, mark_late
+from featurelib.engine.records import ACCEPTED_AT, DELETED, LATE, OFFSET, PARTITION, TIME, mark_late
 from featurelib.errors import CorruptState, StoreUnavailable
 
 _FORMAT = b"1"
@@ -38,7 +38,10 @@ if ARGV[3] ~= '' then redis.call('HSET', head, 'schema:' .. ARGV[4], ARGV[5]) en
 if ARGV[3] ~= '' then
   redis.call('XADD', log, ARGV[3], 'f', '1', 's', ARGV[4], 'n', ARGV[6], 'a', ARGV[7], 'z', ARGV[8], 'b', ARGV[9])
 end
-for i = 10, #ARGV do redis.call('XADD', dead, '*', 'letter', ARGV[i]) end
+local ids = tonumber(ARGV[11])
+for i = 12, 11 + ids do redis.call('ZADD', KEYS[4], ARGV[7], ARGV[i]) end
+if ids > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', '(' .. ARGV[10]) end
+for i = 12 + ids, #ARGV do redis.call('XADD', dead, '*', 'letter', ARGV[i]) end
 return 1
 """
 
@@ -48,6 +51,13 @@ class Identity(NamedTuple):
 
     stream: str
     sequence: npt.NDArray[np.int64]
+
+
+class EventIds(NamedTuple):
+    """What identifies each record (decision 17): one whose id the partition accepted within ``keep_us`` is skipped."""
+
+    ids: Sequence[str]
+    keep_us: Duration
 
 
 class Lateness(NamedTuple):
@@ -107,6 +117,15 @@ class _Entry(NamedTuple):
     payload: bytes
 
 
+class _Append(NamedTuple):
+    lateness: Lateness
+    identity: Identity | None
+    dead: Sequence[DeadLetter]
+    cursor: str | None
+    ids: list[str]
+    keep_us: Duration
+
+
 class Log:
     """Appends to and reads from the log partitions of datasets. Safe to share between threads."""
 
@@ -131,7 +150,7 @@ class Log:
         with _unavailable():
             return int(cast("bytes | None", self._redis.get(_partitions_key(dataset))) or 0)
 
-    def append(
+    def append(  # noqa: PLR0913  # what one script moves together
         self,
         dataset: str,
         partition: int,
@@ -141,6 +160,7 @@ class Log:
         identity: Identity | None = None,
         dead: Sequence[DeadLetter] = (),
         cursor: str | None = None,
+        event_ids: EventIds | None = None,
     ) -> Appended:
         """Append records, their dead letters and the source's position, together or not at all.
 
@@ -153,6 +173,7 @@ class Log:
                 rows that must still move the position, ``sequence`` holds the single last sequence covered.
             dead: rejected records of the same rows.
             cursor: the source's cursor, kept for display.
+            event_ids: one id per record, where the dataset declares ``event_id=``.
 
         Raises:
             StoreUnavailable: nothing is known to be written; append again, rows already held are skipped.
@@ -160,9 +181,15 @@ class Log:
         while True:
             head = self.head(dataset, partition)
             fresh, duplicates = _unheld(records, identity, head)
+            ids: list[str] = []
+            if event_ids is not None:
+                fresh, ids, repeated = self._unseen(dataset, partition, fresh, event_ids.ids[duplicates:])
+                duplicates += repeated
             if identity is not None and not len(fresh) and not _moves(identity, head):
                 return Appended(0, duplicates, 0, head.next_offset)
-            appended = self._try_append(dataset, partition, head, fresh, (lateness, identity, dead, cursor))
+            keep_us = event_ids.keep_us if event_ids else 0
+            what = _Append(lateness, identity, dead, cursor, ids, keep_us)
+            appended = self._try_append(dataset, partition, head, fresh, what)
             if appended is not None:
                 return appended._replace(duplicates=duplicates)
 
@@ -238,15 +265,31 @@ class Log:
             if holding:
                 self._redis.xtrim(key, minid=holding[0][0], approximate=False)
 
+    def _unseen(
+        self, dataset: str, partition: int, records: pa.Table, ids: Sequence[str]
+    ) -> tuple[pa.Table, list[str], int]:
+        """The first record of each id the partition does not hold, these ids, and how many were left."""
+        if not ids:
+            return records, [], 0
+        with _unavailable():
+            # Read after the head: the append is refused should another writer have added ids since.
+            held = cast("list[Any]", self._redis.zmscore(_key(dataset, partition, "ids"), list(ids)))
+        fresh: dict[str, int] = {}
+        for row, (event_id, score) in enumerate(zip(ids, held, strict=True)):
+            if score is None:
+                fresh.setdefault(event_id, row)
+        rows = list(fresh.values())
+        return records.take(rows), list(fresh), len(ids) - len(rows)
+
     def _try_append(
         self,
         dataset: str,
         partition: int,
         head: Head,
         records: pa.Table,
-        what: tuple[Lateness, Identity | None, Sequence[DeadLetter], str | None],
+        what: _Append,
     ) -> Appended | None:
-        lateness, identity, dead, cursor = what
+        lateness, identity, dead, cursor, ids, keep_us = what
         dead = _unheld_letters(dead, identity, head)
         now = max(self._clock.now(), head.accepted_at_us)
         times = records[TIME].to_numpy() if len(records) else np.zeros(0, dtype=np.int64)
@@ -275,9 +318,12 @@ class Log:
             str(now),
             str(entry.plain_bytes),
             entry.payload,
+            str(now - keep_us),
+            str(len(ids)),
+            *ids,
             *(json.dumps(letter._asdict(), default=str) for letter in dead),
         ]
-        keys = [_key(dataset, partition, part) for part in ("head", "log", "dead")]
+        keys = [_key(dataset, partition, part) for part in ("head", "log", "dead", "ids")]
         with _unavailable():
             written = self._append(keys=keys, args=cast("Any", arguments))
         return Appended(len(records), 0, late_count, following) if written else None
@@ -299,6 +345,8 @@ class Log:
             OFFSET: pa.array(np.arange(base, base + count, dtype=np.int64)),
         }
         table = pa.Table.from_batches([batch])
+        if DELETED not in table.column_names:
+            system[DELETED] = pa.nulls(count, pa.bool_())
         for name, column in system.items():
             table = table.append_column(name, column)
         return table

@@ -24,8 +24,9 @@ import redis
 import redis.asyncio
 
 from featurelib.clock import Instant
-from featurelib.engine.fold import Program
 from featurelib.engine.keys import KEY_GROUPS, key_group
+from featurelib.engine.panes import Pane, PanesMissing, pane_field
+from featurelib.engine.program import Program
 from featurelib.errors import Fenced, StoreUnavailable
 from featurelib.types import Value
 
@@ -249,7 +250,20 @@ class OnlineReader:
             for program, key, at in lookups:
                 pipe.hmget(self._state(program.ref).key(key), cast("list[str]", program.read_fields(at)))
             replies = await pipe.execute()
-        return [lookup.program.finish(values, lookup.at) for lookup, values in zip(lookups, replies, strict=True)]
+        return [await self._finished(lookup, values) for lookup, values in zip(lookups, replies, strict=True)]
+
+    async def _finished(self, lookup: Lookup, values: Sequence[bytes | None]) -> dict[str, Value] | None:
+        more: dict[Pane, bytes | None] = {}
+        while True:
+            try:
+                return lookup.program.finish(values, lookup.at, more)
+            except PanesMissing as missing:
+                # Only rows closed after R make a read go below its edges: versions dated in the future.
+                key = self._state(lookup.program.ref).key(lookup.key)
+                names = cast("list[str]", [pane_field(pane) for pane in missing.panes])
+                with _unavailable():
+                    found = cast("list[bytes | None]", await cast("Any", self._redis.hmget(key, names)))
+                more.update(zip(missing.panes, found, strict=True))
 
     async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:
         """Newest applied event time of each pipeline."""

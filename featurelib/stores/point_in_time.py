@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from featurelib.clock import Instant
 from featurelib.definitions import DatasetDef, ref
-from featurelib.engine.fold import Program, replay
 from featurelib.engine.keys import key_group
 from featurelib.engine.operators import RightTable
+from featurelib.engine.program import Program, replay, states_of
 from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.online import Lookup
@@ -31,7 +31,28 @@ class PointInTime:
             StoreUnavailable: the log or the archive does not answer.
             ValueOverflow: an integer sum left the 64-bit range.
         """
-        return [self._row(*lookup) for lookup in lookups]
+        found: dict[int, dict[str, Value] | None] = {}
+        graphs: dict[str, list[tuple[int, Lookup]]] = {}
+        for index, lookup in enumerate(lookups):
+            if lookup.program.plain:
+                found[index] = self._row(*lookup)
+            else:
+                graphs.setdefault(lookup.program.ref, []).append((index, lookup))
+        for asked in graphs.values():
+            found.update(self._graph_rows(asked))
+        return [found[index] for index in range(len(lookups))]
+
+    def _graph_rows(self, asked: Sequence[tuple[int, Lookup]]) -> dict[int, dict[str, Value] | None]:
+        """Rows of one pipeline that is not plain: any record may bear on any key, so all are read, once."""
+        program = asked[0][1].program
+        until = max(lookup.at for _, lookup in asked)
+        states = states_of(
+            program, {d.name: self._records(d, until) for d in program.sources}, {lookup.key for _, lookup in asked}
+        )
+        return {
+            index: program.finish_state(states[lookup.key], lookup.at) if lookup.key in states else None
+            for index, lookup in asked
+        }
 
     def _row(self, program: Program, key: str, at: Instant) -> dict[str, Value] | None:
         rights = self._rights(program, at)

@@ -48,7 +48,8 @@ class LogAnswer(BaseModel):
 
 
 def _service(services: Services) -> DefinitionService:
-    return DefinitionService(services.stores.registry, services.stores.log, services.settings)
+    stores = services.stores
+    return DefinitionService(stores.registry, stores.log, services.settings, services.isolation.runner)
 
 
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}

@@ -12,7 +12,7 @@ import pytest
 from featurelib.clock import parse_instant
 from featurelib.compile import compile_module
 from featurelib.definitions import ref
-from featurelib.engine.fold import pipelines_of
+from featurelib.engine.program import pipelines_of
 from featurelib.settings import Settings
 from featurelib.stores.log import Log
 from featurelib.stores.registry import Registry

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from featurelib.errors import InvalidRequest
-from serve_apps.read_plan import KeyForm
+from featurelib.engine.read_plan import KeyForm
 
 BODY = {"error", "detail", "message", "details", "correlation_id"}
 

@@ -79,6 +79,7 @@ def records(first: int, count: int, partition: int = 0, dataset: DatasetDef = TR
             "__partition": partition,
             "__offset": i,
             "__late": i % 3 == 0,
+            "__deleted": i % 7 == 0,
         }
         for i in range(first, first + count)
     ]

@@ -28,5 +28,5 @@ def test_there_is_a_fixture_of_every_format() -> None:
 
 
 def test_state_of_a_format_yet_to_come_is_refused_by_name() -> None:
-    with pytest.raises(CorruptState, match=r"format b'\\x02'; this version reads b'\\x01'"):
-        decode(b"\x02\x90")
+    with pytest.raises(CorruptState, match=r"format b'\\x03'; this version reads b'\\x02'"):
+        decode(b"\x03\x90")

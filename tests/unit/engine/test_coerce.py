@@ -70,6 +70,25 @@ ACCEPTED = [
     ("datetime", datetime(2026, 4, 1, 10, 30), APRIL),  # noqa: DTZ001  # no zone is UTC
     ("datetime", date(2026, 4, 1), parse_instant("2026-04-01")),
     ("list[int]", [1, 2.0, None, "3"], [1, 2, None, 3]),
+    ("list[int]", [], []),
+    ("list[int]", (1, 2), [1, 2]),
+    ("list[str]", ["a", None], ["a", None]),
+    ("list[decimal(1)]", ["0.5", 2], [Decimal("0.5"), Decimal("2.0")]),
+    ("decimal(2)", 3, Decimal("3.00")),
+    ("decimal(2)", "0.60", Decimal("0.60")),
+    ("decimal(2)", "0.6", Decimal("0.60")),
+    ("decimal(2)", " +1.500 ", Decimal("1.50")),
+    ("decimal(2)", "1e1", Decimal("10.00")),
+    ("decimal(2)", "12e-1", Decimal("1.20")),
+    ("decimal(2)", 0.1, Decimal("0.10")),
+    ("decimal(2)", 123456789.12, Decimal("123456789.12")),
+    ("decimal(2)", 1e16, Decimal("10000000000000000.00")),
+    ("decimal(2)", -0.0, Decimal("0.00")),
+    ("decimal(2)", Decimal("1.5000"), Decimal("1.50")),
+    ("decimal(0)", "99999999999999999999", Decimal(99999999999999999999)),
+    ("decimal(18)", "-99999999999999999999.999999999999999999", Decimal("-99999999999999999999.999999999999999999")),
+    ("decimal(18)", 2**63 - 1, Decimal(2**63 - 1)),
+    ("decimal(2)", "0." + "0" * 5000, Decimal("0.00")),
 ]
 
 REFUSED = [
@@ -123,6 +142,27 @@ REFUSED = [
     ("datetime", "2026-02-30", "invalid_timestamp"),
     ("list[int]", 3, "wrong_type"),
     ("list[int]", [1, "x"], "wrong_type"),
+    ("list[int]", [True, 1.5], "wrong_type"),
+    ("list[int]", [1.5], "not_integral"),
+    ("list[float]", [float("inf")], "out_of_range"),
+    ("list[decimal(1)]", ["0.55"], "not_exact"),
+    ("decimal(2)", "0.605", "not_exact"),
+    ("decimal(2)", 0.605, "not_exact"),
+    ("decimal(2)", 1e-300, "not_exact"),
+    ("decimal(2)", Decimal("0.605"), "not_exact"),
+    ("decimal(2)", "1e-999999999", "not_exact"),
+    ("decimal(0)", "1.5", "not_exact"),
+    ("decimal(2)", 10**20, "out_of_range"),
+    ("decimal(2)", "100000000000000000000", "out_of_range"),
+    ("decimal(2)", 1e20, "out_of_range"),
+    ("decimal(2)", 10**5000, "out_of_range"),
+    ("decimal(2)", "1e999999999", "out_of_range"),
+    ("decimal(2)", float("inf"), "out_of_range"),
+    ("decimal(2)", Decimal("Infinity"), "out_of_range"),
+    ("decimal(2)", True, "wrong_type"),
+    ("decimal(2)", "abc", "wrong_type"),
+    ("decimal(2)", "٣", "wrong_type"),
+    ("decimal(2)", [1], "wrong_type"),
 ]
 
 
@@ -158,7 +198,7 @@ def test_a_refused_cell_names_reason_column_and_value(type_name, given_value, re
     assert len(result.table) == 0
 
 
-@pytest.mark.parametrize("type_name", ["int", "float", "str", "bool", "datetime", "list[int]"])
+@pytest.mark.parametrize("type_name", ["int", "float", "str", "bool", "datetime", "list[int]", "decimal(2)"])
 def test_a_missing_value_is_null_where_optional_and_refused_where_not(type_name):
     assert one(type_name, None).table["x"].to_pylist() == [None]
     (rejected,) = one(type_name, None, optional=False).rejected
@@ -167,14 +207,14 @@ def test_a_missing_value_is_null_where_optional_and_refused_where_not(type_name)
     assert [r.reason for r in absent.rejected] == ["missing_field"]
 
 
-@pytest.mark.parametrize("type_name", ["int", "float"])
+@pytest.mark.parametrize("type_name", ["int", "float", "decimal(2)"])
 def test_nan_is_null_where_optional_and_refused_where_not(type_name):
     assert one(type_name, NAN).table["x"].to_pylist() == [None]
     (rejected,) = one(type_name, NAN, optional=False).rejected
     assert rejected.reason == "not_a_number"
 
 
-@pytest.mark.parametrize("type_name", ["int", "float"])
+@pytest.mark.parametrize("type_name", ["int", "float", "decimal(2)"])
 @pytest.mark.parametrize("given_value", [Decimal("NaN"), Decimal("sNaN")])
 def test_a_decimal_nan_is_a_nan(type_name, given_value):
     assert one(type_name, given_value).table["x"].to_pylist() == [None]
@@ -248,6 +288,15 @@ def test_text_columns_of_a_csv_table_are_typed():
         (pa.array([datetime(2026, 4, 1, 10, 30)], pa.timestamp("ns")), "datetime", [APRIL]),  # noqa: DTZ001
         (pa.array([date(2026, 4, 1)]), "datetime", [parse_instant("2026-04-01")]),
         (pa.array([b"x"]), "str", []),
+        (pa.array([Decimal("3.05"), Decimal("3.50")]), "decimal(2)", [Decimal("3.05"), Decimal("3.50")]),
+        (pa.array([Decimal("3.05"), Decimal("3.50")]), "decimal(1)", [Decimal("3.5")]),
+        (pa.array([Decimal(1)], pa.decimal128(38, 0)), "decimal(1)", [Decimal("1.0")]),
+        (pa.array([1, 2**63], pa.uint64()), "decimal(0)", [Decimal(1), Decimal(2**63)]),
+        (pa.array([1.5], pa.float32()), "decimal(1)", [Decimal("1.5")]),
+        (pa.array([[1], None, [2, None], []], pa.list_(pa.int8())).slice(2), "list[int]", [[2, None], []]),
+        (pa.array([[1.0], [1.5], [2.0]], pa.large_list(pa.float64())), "list[int]", [[1], [2]]),
+        (pa.array([["a"], ["b"]]).cast(pa.list_(pa.dictionary(pa.int32(), pa.string()))), "list[str]", [["a"], ["b"]]),
+        (pa.array([[], [None]]), "list[float]", [[], [None]]),
     ],
 )
 def test_every_arrow_type_a_parquet_file_brings_is_taken_or_refused(array, type_name, expected):
@@ -255,6 +304,7 @@ def test_every_arrow_type_a_parquet_file_brings_is_taken_or_refused(array, type_
     table = pa.table({"id": ["k"] * count, "at": [0] * count, "x": array})
     result = coerce(table, dataset(type_name))
     assert [stored(value, type_name) for value in result.table["x"].to_pylist()] == expected
+    assert result.table.schema.field("x").type == arrow_type(type_name)
     assert len(result.rejected) == count - len(expected)
 
 
@@ -282,10 +332,29 @@ _KINDS = (st.integers(), st.floats(), _NUMBER_TEXT, _INSTANT_TEXT, _SCALARS)
 _COLUMNS = st.one_of(*(st.lists(kind | st.none(), max_size=6) for kind in _KINDS))
 
 
+_PARTS = st.lists(_SCALARS, max_size=4)
+_COLUMNS = (
+    _COLUMNS | st.lists(_PARTS | st.none(), max_size=4) | st.lists(st.lists(st.integers()) | st.none(), max_size=4)
+)
+_TYPES = [
+    "int",
+    "float",
+    "str",
+    "bool",
+    "datetime",
+    "decimal(0)",
+    "decimal(2)",
+    "list[int]",
+    "list[float]",
+    "list[str]",
+]
+
+
 @example(values=[1.5, True], type_name="float", optional=False)
 @example(values=[2**53 + 1, 1.5], type_name="float", optional=False)
 @example(values=["a", b"b"], type_name="str", optional=True)
-@given(values=_COLUMNS, type_name=st.sampled_from(["int", "float", "str", "bool", "datetime"]), optional=st.booleans())
+@example(values=[[True, 1.5]], type_name="list[float]", optional=False)
+@given(values=_COLUMNS, type_name=st.sampled_from(_TYPES), optional=st.booleans())
 def test_a_whole_column_is_judged_exactly_as_its_cells_one_by_one(values, type_name, optional):
     field = FieldDef(name="x", type=type_name, optional=optional)
     expected, refused = [], {}
@@ -299,3 +368,82 @@ def test_a_whole_column_is_judged_exactly_as_its_cells_one_by_one(values, type_n
     assert [stored(value, type_name) for value in result.table["x"].to_pylist()] == expected
     assert {r.row: r.reason for r in result.rejected} == refused
     assert sorted([*result.kept.tolist(), *refused]) == list(np.arange(len(values)))
+
+
+def restricted(type_name: str, **accepts: object) -> DatasetDef:
+    plain = dataset(type_name, optional=True)
+    return plain.model_copy(
+        update={"fields": (*plain.fields[:2], FieldDef(name="x", type=type_name, optional=True, **accepts))}
+    )
+
+
+RESTRICTIONS = [
+    ("int", {"minimum": 0}, [-1, 0, None, "-3"], {0: "below_minimum", 3: "below_minimum"}),
+    ("int", {"maximum": 9}, [9, 10, "10"], {1: "above_maximum", 2: "above_maximum"}),
+    ("int", {"minimum": 0.5, "maximum": 2.5}, [0, 1, 2, 3], {0: "below_minimum", 3: "above_maximum"}),
+    ("int", {"maximum": 2.0**53}, [2**53, 2**53 + 1], {1: "above_maximum"}),
+    ("int", {"minimum": 1e300}, [2**63 - 1], {0: "below_minimum"}),
+    ("float", {"minimum": 0, "maximum": 1}, [-0.0, 0.5, 1, 1.0000001, "7"], {3: "above_maximum", 4: "above_maximum"}),
+    ("decimal(2)", {"minimum": 0.1}, ["0.10", 0.1, "0.09"], {2: "below_minimum"}),
+    ("decimal(2)", {"maximum": 9.99}, ["9.99", 9.99, 10], {2: "above_maximum"}),
+    ("str", {"one_of": ("a", "b")}, ["a", "b", "c", "", None], {2: "not_one_of", 3: "not_one_of"}),
+    ("int", {"one_of": (1, 2)}, [1, "2", 3, 1.0], {2: "not_one_of"}),
+    ("decimal(1)", {"one_of": (0.5, "1")}, ["0.5", 1, 2], {2: "not_one_of"}),
+    ("datetime", {"one_of": ("2026-04-01T10:30",)}, ["2026-04-01T10:30:00Z", 0], {1: "not_one_of"}),
+    ("bool", {"one_of": (True,)}, [True, False, "true"], {1: "not_one_of"}),
+    ("str", {"regex": "[A-Z]{2}"}, ["DE", "de", "DEU", "xDE", "DE\n"], dict.fromkeys([1, 2, 3, 4], "no_match")),
+    ("str", {"regex": "a|b"}, ["a", "b", "ab"], {2: "no_match"}),
+    ("str", {"regex": "("}, ["a"], {0: "no_match"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("type_name", "accepts", "values", "refused"), RESTRICTIONS)
+def test_a_value_outside_of_what_the_column_accepts_is_refused(type_name, accepts, values, refused):
+    wanted = restricted(type_name, **accepts)
+    result = coerce([{"id": "k", "at": 0, "x": value} for value in values], wanted)
+    assert {r.row: r.reason for r in result.rejected} == refused
+    assert {row: reason for row, value in enumerate(values) if (reason := fault(value, wanted.fields[2]))} == refused
+
+
+def fault(value: object, field: FieldDef) -> str | None:
+    try:
+        coerce_value(value, field)
+    except RecordError as error:
+        return error.reason
+    return None
+
+
+def test_a_refusal_names_the_bound():
+    (rejected,) = coerce([{"id": "k", "at": 0, "x": 12}], restricted("int", maximum=9)).rejected
+    assert rejected.message == "x: 12 is above the maximum 9"
+
+
+def test_a_key_outside_of_its_pattern_is_refused():
+    keyed = dataset("int").model_copy(
+        update={"fields": (FieldDef(name="id", type="str", key=True, regex="u[0-9]+"), *dataset("int").fields[1:])}
+    )
+    result = coerce([{"id": "u1", "at": 0, "x": 1}, {"id": "v1", "at": 0, "x": 1}], keyed)
+    assert [(r.row, r.reason) for r in result.rejected] == [(1, "no_match")]
+
+
+def test_a_record_that_takes_its_key_away_needs_only_key_and_time():
+    records = [
+        {"id": "a", "at": 0},
+        {"id": "b", "at": 0, "x": "junk"},
+        {"id": "c", "at": 0, "x": 12},
+        {"id": "", "at": 0},
+        {"id": "d"},
+        {"id": "e", "at": 0},
+    ]
+    deleted = np.array([True, True, True, True, True, False])
+    result = coerce(
+        records,
+        restricted(
+            "int",
+            maximum=9,
+        ),
+        deleted,
+    )
+    assert result.kept.tolist() == [0, 1, 2, 5]
+    assert result.table["x"].to_pylist() == [None, None, None, None]
+    assert [(r.row, r.reason) for r in result.rejected] == [(3, "empty_key"), (4, "missing_field")]

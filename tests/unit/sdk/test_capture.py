@@ -137,3 +137,66 @@ def test_an_import_of_a_neighbouring_file_is_a_problem(tmp_path):
 
 def test_each_undefined_name_is_a_problem_of_its_own(tmp_path):
     assert _codes(tmp_path, "", "return here + there") == ["unresolved_name", "unresolved_name"]
+
+
+STATS = """
+@dataset(index=True)
+class Stats:
+    shop: str = field(key=True)
+    total: float = field()
+    at: datetime = field(timestamp=True)
+
+"""
+ALIAS = "Alias = Stats\n"
+LOOKED_UP = """
+@featureset
+class F:
+    shop: str = feature()
+    x: float = feature()
+
+    @extractor{arguments}
+    @extractor_inputs("shop")
+    @extractor_outputs("x")
+    def f(cls, ts, shop):
+        return {name}.lookup(ts, shop=shop)["total"]
+"""
+
+
+def _looked_up(tmp_path, arguments: str, name: str = "Stats"):
+    text = HEAD + STATS + ALIAS + LOOKED_UP.format(arguments=arguments, name=name)
+    return compile_module(write_module(tmp_path, text))
+
+
+def test_a_dataset_in_deps_may_be_looked_up_and_is_not_carried(tmp_path):
+    made = _looked_up(tmp_path, "(deps=[Stats])").featuresets[0].extractors[0]
+    assert made.deps == ("Stats",)
+    assert made.code.source.startswith("def f(")
+
+
+@pytest.mark.parametrize("arguments", ["", "(deps=[])"])
+def test_a_look_up_of_a_dataset_outside_deps_says_what_to_write(tmp_path, arguments):
+    with pytest.raises(DefinitionError) as caught:
+        _looked_up(tmp_path, arguments)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.subject) == ("missing_dep", "F.f")
+    assert "deps=[Stats]" in problem.hint
+
+
+def test_a_look_up_under_another_name_of_the_dataset_is_a_problem(tmp_path):
+    with pytest.raises(DefinitionError) as caught:
+        _looked_up(tmp_path, "(deps=[Stats])", "Alias")
+    assert [problem.code for problem in caught.value.problems] == ["lookup_unsupported"]
+
+
+def test_a_featureset_cannot_be_read_in_the_body(tmp_path):
+    head = "@featureset\nclass Other:\n    shop: str = feature()\n"
+    assert _codes(tmp_path, head, "return Other.shop") == ["lookup_unsupported"]
+
+
+def test_a_vectorized_extractor_carries_its_import_of_polars(tmp_path):
+    head = "import polars as pl\n"
+    text = HEAD + head + TAIL.format(body="        return pl.Series([1.0] * len(ts))")
+    commit = compile_module(write_module(tmp_path, text.replace("@extractor\n", "@extractor(vectorized=True)\n")))
+    made = commit.featuresets[0].extractors[0]
+    assert made.vectorized
+    assert made.code.source.startswith("import polars as pl\n")

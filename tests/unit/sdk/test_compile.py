@@ -1,6 +1,7 @@
 """A module becomes a commit: equal meaning, equal bytes, wherever and however often it is compiled."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -80,6 +81,82 @@ def test_annotations_as_text_are_understood(tmp_path):
     commit = compile_module(write_module(tmp_path, "from __future__ import annotations\n" + VALID))
     plain = compile_module(write_module(tmp_path, VALID))
     assert commit.datasets == plain.datasets
+
+
+UNSAID = (
+    HEAD
+    + EVENT
+    + """
+def banded(frame):
+    return frame.with_columns((frame["amount"] * 2).alias("double"), frame["note"].alias("band"))
+
+@dataset()
+class Out:
+    band: str = field(key=True)
+    total: float = field()
+    at: datetime = field(timestamp=True)
+
+    @pipeline()
+    @inputs(Sale)
+    def p(cls, sales):
+        return sales.transform(banded).filter(col("double") > 1).groupby("band").aggregate(total=Sum(of="amount"))
+"""
+)
+
+
+def test_a_transform_that_does_not_say_its_columns_gives_those_that_later_steps_need(tmp_path):
+    commit = compile_module(write_module(tmp_path, UNSAID))
+    columns = dict(commit.pipelines[0].steps[0].columns)
+    assert (columns["double"], columns["band"]) == ("float", "str")
+    assert columns["pieces"] == "int"
+
+
+def test_a_transform_that_only_overwrites_says_nothing(tmp_path):
+    text = UNSAID.replace('.filter(col("double") > 1).groupby("band")', '.assign(band="all").groupby("band")')
+    assert compile_module(write_module(tmp_path, text)).pipelines[0].steps[0].columns == ()
+
+
+REGISTERED = """
+import json, featurelib
+from datetime import datetime
+from typing import Optional
+from featurelib import *
+
+{text}
+
+datasets, pipelines = get_registered_datasets(), get_registered_pipelines()
+datasets["Sale"]["version"] = 999
+payload = get_commit_payload()
+print(json.dumps([
+    sorted(datasets),
+    get_registered_datasets()["Sale"]["version"],
+    [(each["name"], each["output_dataset"]) for each in pipelines],
+    sorted(json.loads(serialize_definitions())),
+    payload,
+]))
+clear_registry()
+assert get_registered_datasets() == {{}} == json.loads(serialize_definitions())
+"""
+
+
+def test_the_stock_payload_holds_all_that_the_process_declared(tmp_path):
+    path = write_module(tmp_path, REGISTERED.format(text=VALID.removeprefix(HEAD)))
+    out = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=True).stdout
+    datasets, version, pipelines, serialized, payload = json.loads(out)
+    assert datasets == serialized == ["Sale", "ShopStats"]
+    assert version == 1
+    assert pipelines == [["by_shop", "ShopStats"]]
+    sent, compiled = Commit.model_validate(payload), compile_module(write_module(tmp_path, VALID))
+    assert commit_id(sent) == commit_id(compiled)
+
+
+def test_the_stock_payload_of_a_mistake_is_refused_with_its_line(tmp_path):
+    text = VALID.removeprefix(HEAD).replace("pieces: int", "pieces: complex")
+    path = write_module(tmp_path, REGISTERED.format(text=text))
+    failed = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "complex is not a column type" in failed.stderr
+    assert "features.py:" in failed.stderr
 
 
 def test_importing_the_sdk_loads_nothing_heavy():

@@ -3,23 +3,27 @@
 # ruff: noqa: N805  # the platform calls these methods with the class, as the stock syntax has it
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Optional
 
 import pytest
 
 import featurelib
 from featurelib import (
+    Avg,
     Backfill,
     Count,
     Field,
     FileSource,
     KafkaSource,
     LastK,
+    Max,
     PostgresSource,
     S3JsonSource,
     Secret,
     SnowflakeSource,
     Sum,
+    Tumbling,
     col,
     dataset,
     expect_column_values_to_be_between,
@@ -36,7 +40,22 @@ from featurelib import (
 )
 from featurelib.compile import compile_module
 from featurelib.declarations import declared_on
-from featurelib.definitions import AggregateStep, AssignStep, FilterStep, JoinStep
+from featurelib.definitions import (
+    AggregateStep,
+    AssignStep,
+    DedupStep,
+    DropStep,
+    ExplodeStep,
+    FilterCodeStep,
+    FilterStep,
+    FirstStep,
+    JoinStep,
+    LatestStep,
+    RenameStep,
+    SelectStep,
+    TransformStep,
+    UnionStep,
+)
 from featurelib.errors import DeclarationTypeError, DeclarationValueError, DefinitionError
 
 
@@ -193,6 +212,195 @@ def test_a_body_may_take_one_node_for_each_input():
     assert _only(Out, "pipeline").joins[0].right == "Rate"
 
 
+@dataset(event_id="receipt")
+class Receipt:
+    shop: str = field(key=True)
+    receipt: str = field(regex="[A-Z]{2}[0-9]+")
+    price: Decimal = field(scale=2, min=Decimal("0.01"))
+    tax: Optional[Decimal] = field(scale=4)  # noqa: UP045  # the stock form
+    parts: list[Decimal] = field(scale=3)
+    tags: list[str] = field()
+    kind: str = field(one_of=("cash", "card"))
+    pieces: int = field(min=1, max=99)
+    at: datetime = field(timestamp=True)
+
+
+def with_band(frame):
+    return frame.with_columns((frame["pieces"] * FACTOR).alias("band"))
+
+
+def not_empty(frame):
+    return frame.filter(frame["pieces"] > 0)
+
+
+def _steps(build, *reads):
+    """The steps of a pipeline over ``Receipt`` whose body is given."""
+
+    @dataset()
+    class Out:
+        shop: str = field(key=True)
+        n: float = field()
+        at: datetime = field(timestamp=True)
+
+        @pipeline()
+        @inputs(Receipt, *reads)
+        def p(cls, receipts, *others):
+            return build(receipts, *others)
+
+    assert declared_on(Out).problems == []
+    return _only(Out, "pipeline")
+
+
+def _counted(node):
+    return node.groupby("shop").aggregate(n=Count())
+
+
+def test_a_dataset_names_the_column_that_identifies_an_event():
+    assert _only(Receipt, "dataset").event_id == "receipt"
+
+
+def test_a_column_holds_what_a_value_must_be():
+    columns = {column.name: column for column in _only(Receipt, "dataset").fields}
+    assert columns["receipt"].regex == "[A-Z]{2}[0-9]+"
+    assert (columns["pieces"].minimum, columns["pieces"].maximum) == (1, 99)
+    assert (columns["price"].minimum, columns["kind"].one_of) == (0.01, ("cash", "card"))
+
+
+def test_a_decimal_column_has_its_scale_in_its_type():
+    columns = {column.name: column for column in _only(Receipt, "dataset").fields}
+    assert [columns[name].type for name in ("price", "tax", "parts")] == [
+        "decimal(2)",
+        "decimal(4)",
+        "list[decimal(3)]",
+    ]
+    assert columns["tax"].optional
+
+
+def test_a_feature_looked_up_from_a_decimal_column_has_its_scale():
+    @featureset
+    class Prices:
+        shop: str = feature()
+        price: Decimal = feature(ref=Receipt.price)
+
+    assert declared_on(Prices).problems == []
+    assert _only(Prices, "featureset").feature("price").type == "decimal(2)"
+
+
+def test_a_filter_and_a_transform_carry_the_text_of_their_functions():
+    made = _steps(lambda node: _counted(node.filter(not_empty).transform(with_band, output_columns={"band": float})))
+    kept, given, _ = made.steps
+    assert isinstance(kept, FilterCodeStep)
+    assert kept.code.source.startswith("def not_empty(frame):\n")
+    assert isinstance(given, TransformStep)
+    assert given.columns == (("band", "float"),)
+    assert given.code.source.startswith("FACTOR = 2.0\n")
+    assert given.code.entry_point == "with_band"
+
+
+def test_a_transform_may_give_a_list_and_a_decimal():
+    columns = {"parts": list[int], Receipt.price: "decimal(4)"}
+    made = _steps(lambda node: _counted(node.transform(with_band, output_columns=columns)))
+    assert made.steps[0].columns == (("parts", "list[int]"), ("price", "decimal(4)"))
+
+
+@pytest.mark.parametrize(
+    ("call", "step"),
+    [
+        (lambda node: node.rename(price="cost"), RenameStep(columns=(("price", "cost"),))),
+        (
+            lambda node: node.rename({"price": "cost", "tax": "vat"}),
+            RenameStep(columns=(("price", "cost"), ("tax", "vat"))),
+        ),
+        (lambda node: node.rename({Receipt.price: "cost"}), RenameStep(columns=(("price", "cost"),))),
+        (lambda node: node.select("shop", Receipt.pieces), SelectStep(columns=("shop", "pieces"))),
+        (lambda node: node.drop(Receipt.price, "tax"), DropStep(columns=("price", "tax"))),
+        (lambda node: node.dedup("shop", Receipt.receipt), DedupStep(by=("shop", "receipt"))),
+        (lambda node: node.dedup(), DedupStep(by=())),
+        (lambda node: node.explode(Receipt.tags), ExplodeStep(column="tags")),
+        (lambda node: node.groupby("shop").latest(), LatestStep(keys=("shop",))),
+        (lambda node: node.groupby("shop", Receipt.kind).first(), FirstStep(keys=("shop", "kind"))),
+    ],
+)
+def test_a_call_of_the_builder_is_one_step(call, step):
+    assert _steps(lambda node: _counted(call(node))).steps[0] == step
+
+
+def test_a_join_may_name_columns_by_reference_and_bound_the_age_of_the_right_row():
+    made = _steps(lambda node: _counted(node.join(Rate, on=Receipt.shop, fields=[Rate.rate], within="7d")))
+    assert made.steps[0] == JoinStep(right="Rate", on="shop", fields=("rate",), within_us=7 * 86_400_000_000)
+
+
+def test_a_union_holds_the_steps_of_its_other_side_and_names_what_they_read():
+    def both(receipts, sales):
+        same = sales.filter(col("amount") > 0).join(Rate, on="shop").select("shop", "at")
+        return _counted(receipts.select("shop", "at").union(same))
+
+    made = _steps(both, Sale)
+    union = made.steps[1]
+    assert isinstance(union, UnionStep)
+    assert (union.dataset, [step.op for step in union.steps]) == ("Sale", ["filter", "join", "select"])
+    assert made.input_datasets == ("Receipt", "Sale", "Rate")
+
+
+def test_a_union_takes_a_dataset_as_it_is():
+    made = _steps(lambda node: _counted(node.select("shop", "at").union(Sale)))
+    assert (made.steps[1], made.input_datasets) == (UnionStep(dataset="Sale"), ("Receipt", "Sale"))
+
+
+def test_an_aggregate_may_feed_another_and_each_has_groups_of_its_own():
+    def nested(receipts):
+        daily = receipts.groupby("shop", "kind").aggregate(sold=Sum(of="pieces", window=Tumbling("1d")))
+        return daily.filter(col("sold") > 1).groupby("shop").aggregate(n=Avg(of="sold"))
+
+    first, _, last = _steps(nested).steps
+    assert (first.keys, first.emit, last.keys) == (("shop", "kind"), "on_change", ("shop",))
+
+
+def test_an_aggregate_may_be_taken_at_each_event():
+    def nested(receipts):
+        recent = receipts.groupby("shop", "kind").aggregate(emit="on_event", sold=Sum(of="pieces", window="1h"))
+        return recent.groupby("shop").aggregate(n=Max(of="sold"))
+
+    assert _steps(nested).steps[0].emit == "on_event"
+
+
+def test_a_pipeline_may_end_with_a_row_per_key():
+    made = _steps(lambda node: node.assign(n=1.5).groupby("shop").latest())
+    assert made.last_step == LatestStep(keys=("shop",))
+    assert made.keys == ("shop",)
+
+
+def test_every_step_and_aggregate_of_a_body_has_its_own_line():
+    @dataset()
+    class Out:
+        shop: str = field(key=True)
+        n: int = field()
+        at: datetime = field(timestamp=True)
+
+        @pipeline()
+        @inputs(Receipt)
+        def lines(cls, receipts):
+            return (
+                receipts.filter(col("pieces") > 1)
+                .groupby("shop", "kind")
+                .aggregate(
+                    n=Sum(of="pieces"),
+                    sold=Count(),
+                )
+                .groupby("shop")
+                .aggregate(
+                    n=Max(of="sold"),
+                )
+            )
+
+    places = declared_on(Out).locations
+    start = places["pipeline:lines"].line
+    found = {
+        key.removeprefix("pipeline:lines."): place.line - start for key, place in places.items() if "lines." in key
+    }
+    assert found == {"0": 4, "1": 6, "1.n": 7, "1.sold": 8, "2": 11, "2.n": 12, "n": 12}
+
+
 def test_a_featureset_holds_features_and_extractors():
     made = _only(Features, "featureset")
     assert [(each.name, each.type, each.id) for each in made.features[:2]] == [("shop", "str", 1), ("n", "int", 2)]
@@ -276,6 +484,16 @@ def test_a_lambda_as_filter_is_a_type_error_where_it_stands():
             @inputs(Sale)
             def p(cls, sales):
                 return sales.filter(lambda frame: frame).groupby("shop").aggregate(n=Count())
+
+
+def test_a_closure_as_transform_is_a_type_error_where_it_stands():
+    limit = 3
+
+    def above(frame):
+        return frame.head(limit)
+
+    with pytest.raises(TypeError, match=r"(?s)test_declarations\.py:\d+.*the closure `above`, which reads limit.*def"):
+        _steps(lambda node: _counted(node.transform(above)))
 
 
 @pytest.mark.parametrize(

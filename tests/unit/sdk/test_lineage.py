@@ -49,6 +49,36 @@ def test_everything_downstream_of_a_source_is_reached(tmp_path):
     assert downstream(commit, "featureset:Risk") == frozenset()
 
 
+CHAINED = (
+    TEXT.replace('window="1d"', "window=Lifetime()")
+    + """
+@dataset()
+class Visit:
+    shop: str = field(key=True)
+    total_1d: float = field()
+    at: datetime = field(timestamp=True)
+
+@dataset()
+class Top:
+    shop: str = field(key=True)
+    top: float = field()
+    at: datetime = field(timestamp=True)
+
+    @pipeline()
+    @inputs(ShopStats)
+    def highest(cls, stats):
+        return stats.union(Visit).groupby("shop").aggregate(top=Max(of="total_1d"))
+"""
+)
+
+
+def test_data_flows_through_a_pipeline_into_the_next_and_from_both_sides_of_a_union(tmp_path):
+    commit = compile_module(write_module(tmp_path, CHAINED))
+    assert Edge("dataset:ShopStats", "pipeline:highest", "pipeline_input") in edges(commit)
+    assert Edge("dataset:Visit", "pipeline:highest", "pipeline_input") in edges(commit)
+    assert "dataset:Top" in downstream(commit, "source:Sale")
+
+
 def test_dependents_are_one_step_away(tmp_path):
     commit = compile_module(write_module(tmp_path, TEXT))
     assert [edge.end for edge in dependents(commit, "dataset:ShopStats")] == ["featureset:ShopFeatures"]

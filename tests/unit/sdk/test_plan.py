@@ -20,6 +20,75 @@ from tests.support.modules import EVENT, FEATURES, HEAD, RATE, STATS, write_modu
 
 SOURCE = '\n@source(FileSource(path="/data/rates.csv"), cdc="upsert", every="5s")' + RATE
 BASE = HEAD + EVENT + SOURCE + STATS + FEATURES
+STEPS = (
+    HEAD
+    + EVENT
+    + RATE
+    + """
+FACTOR = 2.0
+
+def doubled(frame):
+    return frame.with_columns(frame["amount"] * FACTOR)
+
+@dataset(event_id="basket")
+class Visit:
+    shop: str = field(key=True)
+    basket: str = field()
+    amount: float = field(min=0)
+    at: datetime = field(timestamp=True)
+
+@dataset()
+class Busiest:
+    shop: str = field(key=True)
+    most: float = field()
+    at: datetime = field(timestamp=True)
+
+    @pipeline(version=1)
+    @inputs(Visit)
+    def busiest(cls, visits):
+        return (
+            visits.transform(doubled, output_columns={"amount": float})
+            .union(Sale.__name__ and visits.filter(col("amount") > 9))
+            .join(Rate, on="shop", within="7d")
+            .groupby("shop", "basket")
+            .aggregate(
+                sold=Sum(of="amount", window=Tumbling("1d")),
+            )
+            .groupby("shop")
+            .aggregate(
+                most=Max(of="sold", window="30d"),
+            )
+        )
+
+@dataset()
+class Newest:
+    shop: str = field(key=True)
+    amount: float = field()
+    at: datetime = field(timestamp=True)
+
+    @pipeline(version=1)
+    @inputs(Visit)
+    def newest(cls, visits):
+        return visits.groupby("shop").latest()
+"""
+).replace("Sale.__name__ and ", "")
+CHAIN = (
+    HEAD
+    + EVENT
+    + STATS.replace('window="1d"', "window=Lifetime()")
+    + """
+@dataset()
+class Steps:
+    shop: str = field(key=True)
+    changes: int = field()
+    at: datetime = field(timestamp=True)
+
+    @pipeline(version=1)
+    @inputs(ShopStats)
+    def counted(cls, stats):
+        return stats.groupby("shop").aggregate(changes=Count())
+"""
+)
 NOTHING = Definitions()
 
 
@@ -202,6 +271,116 @@ def test_a_changed_meaning_is_refused_with_every_break_at_its_line(compiled, tmp
     if line is not None:
         (problem,) = problems
         assert (tmp_path / "features.py").read_text().splitlines()[problem.line - 1].strip().startswith(line)
+
+
+STEPS_BROKEN = [
+    pytest.param([("FACTOR = 2.0", "FACTOR = 3.0")], "operators_changed", id="constant of a transform"),
+    pytest.param([('col("amount") > 9', 'col("amount") > 8')], "operators_changed", id="step inside a union"),
+    pytest.param([('within="7d"', 'within="8d"')], "operators_changed", id="age of a joined row"),
+    pytest.param([('Tumbling("1d")', 'Tumbling("2d")')], "operators_changed", id="window between steps"),
+    pytest.param(
+        [('groupby("shop", "basket")', 'groupby("basket", "shop")')], "operators_changed", id="groups between steps"
+    ),
+    pytest.param([('window="30d"', 'window=Session("1h")')], "window_changed", id="kind of window"),
+    pytest.param([('window="30d"', 'window=Continuous("30d", max_rows=9)')], "window_changed", id="cap of a window"),
+    pytest.param(
+        [(".aggregate(\n                most", '.aggregate(\n                emit="on_event", most')],
+        "operators_changed",
+        id="emit",
+    ),
+    pytest.param([(".latest()", ".first()")], "operators_changed", id="latest to first"),
+    pytest.param(
+        [(".latest()", '.aggregate(amount=Sum(of="amount"))')], "operators_changed", id="latest to an aggregate"
+    ),
+    pytest.param([('event_id="basket"', "")], "event_id_changed", id="identity of events"),
+]
+
+
+@pytest.mark.parametrize(("replacements", "code"), STEPS_BROKEN)
+def test_a_changed_step_breaks_what_it_means(compiled, replacements, code):
+    current = _after(compiled(base=STEPS))
+    with pytest.raises(BreakingChange) as caught:
+        plan(current, compiled(*replacements, base=STEPS))
+    (problem,) = caught.value.problems
+    assert problem.code == code
+    assert problem.line is not None
+
+
+STEPS_ALLOWED = [
+    pytest.param([("FACTOR = 2.0\n", "\n\n\nFACTOR = 2.0\n")], True, id="function that moved in its file"),
+    pytest.param([("field(min=0)", "field(min=1)")], False, id="restriction"),
+    pytest.param([("class Sale", "class Sale")], True, id="nothing"),
+    pytest.param(
+        [
+            (
+                "    @pipeline(version=1)\n    @inputs(Visit)\n    def busiest",
+                "    @pipeline(version=2)\n    @inputs(Visit)\n    def busiest",
+            ),
+            ('Tumbling("1d")', 'Tumbling("2d")'),
+        ],
+        False,
+        id="window between steps with a new version",
+    ),
+]
+
+
+@pytest.mark.parametrize(("replacements", "same"), STEPS_ALLOWED)
+def test_what_does_not_change_a_meaning_passes(compiled, replacements, same):
+    made = plan(_after(compiled(base=STEPS)), compiled(*replacements, base=STEPS))
+    assert made.no_op is same
+
+
+def test_the_first_source_of_a_dataset_that_is_read_cannot_give_versions(compiled):
+    fed = (
+        "@dataset(index=True)\nclass Rate",
+        '@source(FileSource(path="/d/r.csv"), cdc="upsert")\n@dataset(index=True)\nclass Rate',
+    )
+    current = _after(compiled(base=STEPS))
+    with pytest.raises(BreakingChange) as caught:
+        plan(current, compiled(fed, base=STEPS))
+    assert [problem.code for problem in caught.value.problems] == ["cdc_changed"]
+    appended = compiled((fed[0], fed[1].replace(', cdc="upsert"', "")), base=STEPS)
+    assert plan(current, appended).changes.added == ("source:Rate",)
+
+
+def test_the_window_of_a_break_is_told_with_all_its_options(compiled):
+    current = _after(compiled(base=STEPS))
+    shifted = compiled(('window="30d"', 'window=Continuous("30d", offset="1d", max_rows=5)'), base=STEPS)
+    with pytest.raises(BreakingChange, match=r"window from 30d to 30d offset 1d max_rows 5"):
+        plan(current, shifted)
+
+
+def test_a_pipeline_over_the_output_of_another_starts_a_job_of_its_own(compiled):
+    made = plan(NOTHING, compiled(base=CHAIN))
+    jobs = [step.pipeline for step in made.steps if isinstance(step, StartJob)]
+    assert jobs == ["by_shop@1", "counted@1"]
+    assert [step.dataset for step in made.steps if isinstance(step, CreateLog)] == ["Sale@1"]
+
+
+def test_a_new_version_of_a_pipeline_that_another_reads_comes_with_a_new_version_of_that(compiled):
+    current = _after(compiled(base=CHAIN))
+    first = ("    @pipeline(version=1)\n    @inputs(Sale)", "    @pipeline(version=2)\n    @inputs(Sale)")
+    second = ("    @pipeline(version=1)\n    @inputs(ShopStats)", "    @pipeline(version=2)\n    @inputs(ShopStats)")
+    changed = ('Sum(of="amount"', 'Avg(of="amount"')
+    with pytest.raises(DefinitionError) as caught:
+        plan(current, compiled(first, changed, base=CHAIN))
+    (problem,) = caught.value.problems
+    assert problem.code == "pipeline_version_in_use"
+    assert "counted@1" in problem.message
+    made = plan(current, compiled(first, changed, second, base=CHAIN))
+    assert made.changes.added == ("pipeline:by_shop@2", "pipeline:counted@2")
+
+
+def test_a_committed_pipeline_is_checked_again_when_what_it_reads_changes(compiled):
+    current = _after(compiled(base=CHAIN))
+    upstream = compiled(
+        ("    @pipeline(version=1)\n    @inputs(Sale)", "    @pipeline(version=2)\n    @inputs(Sale)"),
+        ("window=Lifetime()", 'window="1d"'),
+        base=CHAIN[: CHAIN.index("@dataset()\nclass Steps")],
+    )
+    with pytest.raises(DefinitionError) as caught:
+        plan(current, upstream)
+    assert sorted(problem.code for problem in caught.value.problems) == ["pipeline_version_in_use", "unstable_input"]
 
 
 def test_a_dataset_that_a_committed_pipeline_reads_keeps_its_version(compiled):

@@ -2,7 +2,7 @@
 
 On every new registry version each featureset becomes a :class:`ReadPlan` (look-ups, key form, casts,
 defaults, extractor order) and each readable dataset a :class:`View`; replicas swap the whole set in
-at once (:mod:`serve_apps.current`).
+at once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from featurelib.definitions import DatasetDef, Definitions, FeatureDef, FeaturesetDef, ref
-from featurelib.engine.extract import ExtractorGraph, Row, Slot
-from featurelib.engine.fold import Program, index_pipeline
+from featurelib.engine.extract import ExtractorGraph, Slot
+from featurelib.engine.extractor import INLINE, Row, Runner
 from featurelib.engine.keys import instant_key, key_text
+from featurelib.engine.program import Program, cdc_of, index_pipeline
 from featurelib.engine.values import Cast, caster, shown, text_caster
 from featurelib.errors import DefinitionError, InvalidRequest, Problem, ThymeError
 from featurelib.types import Value
@@ -158,6 +159,11 @@ class ReadPlan:
         """The featureset's features, in declared order."""
         return self._names
 
+    @property
+    def request_names(self) -> tuple[str, ...]:
+        """Every name a request feature answers to."""
+        return tuple(name for request in self._requested for name in request.names)
+
     def check_entity_type(self, entity_type: str | None) -> None:
         """Refuse an entity type that is not this featureset's (decision 24)."""
         if entity_type is not None and entity_type != self.entity_type:
@@ -241,14 +247,14 @@ def compile_view(dataset: DatasetDef, definitions: Definitions) -> View | None:
     producer = definitions.producer(dataset.name)
     if producer is None and not dataset.index:
         return None
-    program = Program.compile(producer or index_pipeline(dataset), definitions)
+    program = Program.compile(producer or index_pipeline(dataset, cdc_of(dataset, definitions)), definitions)
     shows = {field.name: form for field in dataset.fields if (form := shown(field.type))}
     readable = {dataset.key.name, *program.outputs}
     return View(
         dataset=dataset,
         program=program,
         is_index=producer is None,
-        key_form=KeyForm(dataset.key.type, len(program.pipeline.fold.keys)),
+        key_form=KeyForm(dataset.key.type, len(program.pipeline.keys)),
         shows={name: show for name, show in shows.items() if name in readable},
     )
 
@@ -269,20 +275,22 @@ def compile_views(definitions: Definitions) -> tuple[dict[str, View], dict[str, 
     return views, broken
 
 
-def compile_plan(featureset: FeaturesetDef, definitions: Definitions, views: Mapping[str, View]) -> ReadPlan:
-    """Compile one featureset.
+def compile_plan(
+    featureset: FeaturesetDef, definitions: Definitions, views: Mapping[str, View], runner: Runner = INLINE
+) -> ReadPlan:
+    """Compile one featureset; ``runner`` says where its extractors run.
 
     Raises:
         DefinitionError: it looks up a column nobody produces, or its extractors do not fit together.
         UserCodeError: an extractor's source does not load.
     """
-    graph = ExtractorGraph.compile(featureset, definitions)
+    graph = ExtractorGraph.compile(featureset, definitions, runner)
     sources = _sources(graph.slots, views)
     used = tuple(views[source.dataset] for source in sources)
     lookup_views = {name: _view(name, featureset.name, views) for name in graph.datasets}
     entities = {fs.name: fs.entity for fs in definitions.featuresets}
     entity = featureset.entity
-    parts = max((len(view.program.pipeline.fold.keys) for view in used), default=1)
+    parts = max((len(view.program.pipeline.keys) for view in used), default=1)
     own = graph.slots[: len(featureset.features)]
     return ReadPlan(
         featureset=featureset.name,

@@ -1,0 +1,73 @@
+"""The engine against lists and loops: random pipelines over random records, read at and around every edge.
+
+``ORACLE_SCALE=10`` runs ten times as many worlds; ``ORACLE_SEED=123`` begins at another seed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+
+from tests.support.paths import Path, at_once, differences, from_states, report
+from tests.support.random_pipelines import World, shrunk, world
+
+SCALE = float(os.environ.get("ORACLE_SCALE", "1"))
+FIRST = int(os.environ.get("ORACLE_SEED", "0"))
+WORLDS = round(600 * SCALE)
+CHUNKS = 12
+LEAST = 20
+"""How often each operator, window and aggregate occurs in a run."""
+FEATURES = {
+    *(f"step:{op}" for op in ("filter", "filter_code", "transform", "assign", "rename", "select", "drop", "explode")),
+    *(f"step:{op}" for op in ("join", "within", "union", "dedup", "latest", "first", "intermediate", "chained")),
+    *(f"step:{op}" for op in ("final_latest", "final_first", "aggregate")),
+    *(f"window:{kind}" for kind in ("continuous", "lifetime", "tumbling", "hopping", "session")),
+    *(f"window:{kind}:max_rows" for kind in ("continuous", "lifetime")),
+    *(f"window:{kind}:offset_us" for kind in ("continuous", "lifetime", "tumbling", "hopping")),
+    "window:hopping:lookback_us",
+    *(f"aggregate:{kind}" for kind in ("count", "sum", "avg", "min", "max", "stddev", "variance", "approx_percentile")),
+    *(f"aggregate:{kind}" for kind in ("quantile", "exp_decay_sum", "distinct", "approx_distinct", "top_k")),
+    *(f"aggregate:{kind}" for kind in ("last", "first", "last_k", "first_k")),
+    *("option:where", "option:default"),
+    *(f"cdc:{mode}" for mode in ("append", "upsert", "debezium")),
+}
+
+
+def seeds(chunk: int) -> range:
+    return range(FIRST + chunk * WORLDS // CHUNKS, FIRST + (chunk + 1) * WORLDS // CHUNKS)
+
+
+def test_a_run_is_large_enough_and_holds_everything() -> None:
+    worlds = [world(seed) for chunk in range(CHUNKS) for seed in seeds(chunk)]
+    counts = Counter(name for each in worlds for name in each.features())
+    assert {name: counts[name] for name in sorted(FEATURES) if counts[name] < LEAST} == {}
+    assert len({each.definitions.pipelines for each in worlds}) >= min(500, len(worlds))
+    assert sum(each.pairs for each in worlds) >= 100_000 * min(1.0, SCALE)
+
+
+@pytest.mark.parametrize("path", [from_states, at_once])
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_the_engine_reads_what_lists_and_loops_read(path: Path, chunk: int) -> None:
+    for seed in seeds(chunk):
+        drawn = world(seed)
+        if differences(drawn, path):
+            pytest.fail(report(drawn, path))
+
+
+def test_a_world_is_a_function_of_its_seed() -> None:
+    assert world(5) == world(5)
+    assert world(5) != world(6)
+
+
+def test_a_failing_world_shrinks_to_what_fails() -> None:
+    drawn = next(found for seed in range(100) if (found := world(seed)).pipeline.last_step.op == "aggregate")
+
+    def fails(smaller: World) -> bool:
+        return any(record["amount"] == wanted for record in smaller.records["Event"])
+
+    wanted = drawn.records["Event"][7]["amount"]
+    small = shrunk(drawn, fails)
+    assert [record["amount"] for record in small.records["Event"]] == [wanted]
+    assert (small.records["Rate"], len(small.reads), len(small.pipeline.steps)) == ([], 1, 1)
