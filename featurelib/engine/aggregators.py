@@ -463,6 +463,13 @@ class LastAggregator(Aggregator):
         entries = sorted([*older, *newer], key=_entry_order, reverse=self.newest)
         return [entry for entry in entries if self._takes(entry[-1], seen)][: self.k]
 
+    def merge_all(self, partials: Iterable[Partial]) -> Partial:
+        """The first ``k`` of all."""
+        if self.k > 1:
+            return super().merge_all(partials)
+        pick = max if self.newest else min
+        return pick((partial for partial in partials if partial is not None), key=_order, default=None)
+
     def finish(self, partial: Partial, at: Instant) -> Value:  # noqa: ARG002
         """The value, or the list of values; null, or an empty list, when empty."""
         values = [_shown(entry[-1], self.source.type) for entry in partial or ()]

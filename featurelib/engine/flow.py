@@ -79,10 +79,12 @@ class Node:
     Attributes:
         empty: a frame of the node's columns without rows.
         closes: whether its rows may end (``__until``), so that another row may count again after them.
+        inputs: the nodes it takes rows from, in order.
     """
 
     empty: pl.DataFrame
     closes: bool = False
+    inputs: tuple[Node, ...] = ()
 
     def apply(self, batch: Batch) -> Delta:
         """Take records in, give the change they make."""
@@ -112,7 +114,7 @@ class MapNode(Node):
     """Steps without memory."""
 
     def __init__(self, child: Node, steps: Sequence[Step], failures: list[UserFailure]) -> None:
-        self._child = child
+        self.inputs = (child,)
         self._steps = tuple(steps)
         self._failures = failures
         self.empty = self._run(child.empty)
@@ -120,7 +122,7 @@ class MapNode(Node):
 
     def apply(self, batch: Batch) -> Delta:
         """Both sides of the change, step by step."""
-        removed, added = self._child.apply(batch)
+        removed, added = self.inputs[0].apply(batch)
         return Delta(self._run(removed), self._run(added, self._failures))
 
     def _run(self, frame: pl.DataFrame, failures: list[UserFailure] | None = None) -> pl.DataFrame:
@@ -133,7 +135,7 @@ class DatasetNode(Node):
     """The rows of a pipeline's output, under the column names of its output dataset."""
 
     def __init__(self, child: Node, pipeline: PipelineDef, dataset: DatasetDef) -> None:
-        self._child = child
+        self.inputs = (child,)
         self._keys = pipeline.keys
         self._dataset = dataset
         self.empty = self._renamed(child.empty)
@@ -141,7 +143,7 @@ class DatasetNode(Node):
 
     def apply(self, batch: Batch) -> Delta:
         """The child's change, renamed."""
-        removed, added = self._child.apply(batch)
+        removed, added = self.inputs[0].apply(batch)
         return Delta(self._renamed(removed), self._renamed(added))
 
     def _renamed(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -155,13 +157,13 @@ class UnionNode(Node):
     """The rows of several nodes with the same columns."""
 
     def __init__(self, children: Sequence[Node]) -> None:
-        self._children = tuple(children)
+        self.inputs = tuple(children)
         self.empty = children[0].empty
         self.closes = any(child.closes for child in children)
 
     def apply(self, batch: Batch) -> Delta:
         """All changes, one after the other."""
-        deltas = [child.apply(batch) for child in self._children]
+        deltas = [child.apply(batch) for child in self.inputs]
         names = self.empty.columns
         removed = pl.concat([delta.removed.select(names) for delta in deltas])
         return Delta(removed, pl.concat([delta.added.select(names) for delta in deltas]))
@@ -171,28 +173,27 @@ class JoinNode(Node):
     """An as-of join; left rows are kept for right ones that come late (decision 14)."""
 
     def __init__(self, left: Node, right: Node, right_key: str, step: JoinStep) -> None:
-        self._left = left
-        self._right = right
+        self.inputs = (left, right)
         self._held = left.empty
         table = RightTable(step, right_key, pl.DataFrame())
         table.frame = table.select(right.empty)
-        self._table = table
+        self.table = table
         self.empty = table.join(left.empty)
         self.closes = left.closes
 
     def apply(self, batch: Batch) -> Delta:
         """Rows whose left side goes, whose right side differs now, and whose left side comes."""
-        left, right = self._left.apply(batch), self._right.apply(batch)
-        gone = self._table.join(left.removed) if len(left.removed) else self.empty
+        left, right = (each.apply(batch) for each in self.inputs)
+        gone = self.table.join(left.removed) if len(left.removed) else self.empty
         self._held = _without(self._held, left.removed)
         before, after = self.empty, self.empty
         if len(right.removed) or len(right.added):
             changed = pl.concat([right.removed, right.added])
-            touched = self._table.touched_since(changed, self._held)
-            before = self._table.join(touched) if len(touched) else self.empty
-            self._table = self._table.changed(right.removed, right.added)
-            after = self._table.join(touched) if len(touched) else self.empty
-        added = self._table.join(left.added) if len(left.added) else self.empty
+            touched = self.table.touched_since(changed, self._held)
+            before = self.table.join(touched) if len(touched) else self.empty
+            self.table = self.table.changed(right.removed, right.added)
+            after = self.table.join(touched) if len(touched) else self.empty
+        added = self.table.join(left.added) if len(left.added) else self.empty
         self._held = _with(self._held, left.added)
         names = self.empty.columns
         return Delta(
@@ -204,14 +205,14 @@ class _KeyedNode(Node):
     """Gives, of all the rows of each key, what :meth:`_of_keys` makes of them."""
 
     def __init__(self, child: Node, keys: Sequence[str]) -> None:
-        self._child = child
+        self.inputs = (child,)
         self._keys = list(keys)
         self._held = child.empty
         self.empty = self._of_keys(child.empty)
 
     def apply(self, batch: Batch) -> Delta:
         """Everything of the touched keys, before and after, less what stayed."""
-        removed, added = self._child.apply(batch)
+        removed, added = self.inputs[0].apply(batch)
         if not len(removed) and not len(added):
             return Delta(self.empty, self.empty)
         touched = pl.concat([removed.select(self._keys), added.select(self._keys)]).unique()
@@ -260,21 +261,21 @@ class EmitNode(Node):
     def __init__(
         self, child: Node, step: AggregateStep, timestamp: str, *, null_keys: bool = False, chosen: bool = False
     ) -> None:
-        self._child = child
+        self.inputs = (child,)
         self._timestamp = timestamp
         self._null_keys = null_keys
         self._chosen = chosen
         window = step.aggregates[0].aggregate.window if step.aggregates else Lifetime()
         self._tumbling = window if isinstance(window, Tumbling) else None
         self._keys = step.keys
-        self._fold = Fold.compile(_counted(step), column_types(child.empty))
+        self.fold = Fold.compile(_counted(step), column_types(child.empty))
         self._outputs = tuple(named.output for named in step.aggregates)
         self._streams: dict[str, _KeyStream] = {}
         self.empty = self._frame([])
 
     def apply(self, batch: Batch) -> Delta:
         """The emissions that go and come, over all touched keys."""
-        removed, added = self._child.apply(batch)
+        removed, added = self.inputs[0].apply(batch)
         gone, come = self._by_stream(removed), self._by_stream(added)
         old: list[_Emission] = []
         new: list[_Emission] = []
@@ -288,18 +289,18 @@ class EmitNode(Node):
     def _new_stream(self, name: str, come: Mapping[str, _Change]) -> _KeyStream:
         change = come[name]
         return _KeyStream(
-            self._fold, self._fold.new_state(0), change.key, change.values, change.opens_at, chosen=self._chosen
+            self.fold, self.fold.new_state(0), change.key, change.values, change.opens_at, chosen=self._chosen
         )
 
     def _by_stream(self, frame: pl.DataFrame) -> dict[str, _Change]:
         if not len(frame):
             return {}
         filled = self._text_keys(frame) if self._null_keys else frame
-        shaped = self._fold.shape(filled).with_columns(pl.int_range(pl.len()).alias("__line"))
+        shaped = self.fold.shape(filled).with_columns(pl.int_range(pl.len()).alias("__line"))
         keyed = frame if self._null_keys else frame.filter(key_texts([frame[k] for k in self._keys]).is_not_null())
         values = keyed.select(self._keys).rows()
         found: dict[str, _Change] = {}
-        for key, rows in self._fold.rows_by_key(shaped):
+        for key, rows in self.fold.rows_by_key(shaped):
             for row in rows:
                 ends = self._window_end(row[0])
                 change = found.setdefault(f"{key}\0{ends}", _Change(key, values[row[-1]], ends))
@@ -320,10 +321,10 @@ class EmitNode(Node):
         schema: dict[str, Any] = {}
         for index, name in enumerate(self._keys):
             data[name] = [emission.key_values[index] for emission in emissions]
-            schema[name] = self._child.empty.schema[name]
+            schema[name] = self.inputs[0].empty.schema[name]
         for name in self._outputs:
             data[name] = [emission.values[name] for emission in emissions]
-            schema[name] = polars_type(self._fold.output_types[name])
+            schema[name] = polars_type(self.fold.output_types[name])
         data[self._timestamp] = [emission.time for emission in emissions]
         schema[self._timestamp] = INSTANT
         for name, member in zip(ENGINE_COLUMNS, ("time", "accepted_at", "place", "key", "until"), strict=True):
@@ -558,14 +559,14 @@ class _Ordered(Node):
     """A node with its columns in another order."""
 
     def __init__(self, child: Node, columns: Sequence[str]) -> None:
-        self._child = child
+        self.inputs = (child,)
         self._columns = [*columns, *ENGINE_COLUMNS]
         self.empty = child.empty.select(self._columns)
         self.closes = child.closes
 
     def apply(self, batch: Batch) -> Delta:
         """The child's change."""
-        removed, added = self._child.apply(batch)
+        removed, added = self.inputs[0].apply(batch)
         return Delta(removed.select(self._columns), added.select(self._columns))
 
 
@@ -573,14 +574,14 @@ class _NonNullNode(Node):
     """The rows whose key columns are not null: as everywhere, a null key has no rows."""
 
     def __init__(self, child: Node, keys: Sequence[str]) -> None:
-        self._child = child
+        self.inputs = (child,)
         self._keys = tuple(keys)
         self.empty = child.empty
         self.closes = child.closes
 
     def apply(self, batch: Batch) -> Delta:
         """The child's change, filtered."""
-        removed, added = self._child.apply(batch)
+        removed, added = self.inputs[0].apply(batch)
         return Delta(removed.drop_nulls(self._keys), added.drop_nulls(self._keys))
 
 

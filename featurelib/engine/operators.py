@@ -38,7 +38,7 @@ from featurelib.engine.batch import condition, evaluate
 from featurelib.engine.records import ACCEPTED_AT, DELETED, LATE, OFFSET, PARTITION, TIME, record_schema
 
 if TYPE_CHECKING:
-    from featurelib.engine.user_code import UserFunction
+    from featurelib.engine.user_code import Guard, UserFunction
 
 PLACE, SUB, UNTIL = "__place", "__sub", "__until"
 IDENTITY = (TIME, ACCEPTED_AT, PLACE, SUB)
@@ -46,6 +46,8 @@ IDENTITY = (TIME, ACCEPTED_AT, PLACE, SUB)
 ENGINE_COLUMNS = (*IDENTITY, UNTIL)
 # A row's place is its log partition and offset in one integer: partitions stay below 2^15, offsets below 2^48.
 PLACE_BITS = 48
+# A function over a batch of some thousand rows is interrupted after the first, and never called again after the second.
+_LIMITS_S = (5.0, 15.0)
 _RIGHT_KEY, _RIGHT_TIME, _RIGHT_UNTIL = "__right_key", "__right_time", "__right_until"
 _RIGHT_ORDER = [_RIGHT_TIME, ACCEPTED_AT, PLACE, SUB]
 
@@ -223,7 +225,14 @@ def _loaded(code: PyCode) -> UserFunction:
     # Worker and backfill run a function for every batch; its module is executed once.
     from featurelib.engine.user_code import load
 
-    return load(code, code.entry_point)
+    return load(code, code.entry_point, guard=_guard())
+
+
+@lru_cache(maxsize=1)
+def _guard() -> Guard:
+    from featurelib.engine.user_code import Guard, Limits
+
+    return Guard(Limits(*_LIMITS_S))
 
 
 def _exploded(frame: pl.DataFrame, column: str) -> pl.DataFrame:

@@ -30,7 +30,7 @@ from featurelib.definitions import AggregateStep
 from featurelib.engine.aggregators import Row
 from featurelib.engine.flow import EmitNode, FirstNode, JoinNode, LatestNode, Node, column_types
 from featurelib.engine.fold import Fold
-from featurelib.engine.operators import SUB, RightTable
+from featurelib.engine.operators import SUB
 from featurelib.engine.program import Program
 from featurelib.types import Value, decimal_scale, element_type
 
@@ -286,28 +286,19 @@ def held_rows(program: Program, load: Load) -> list[Held]:
 
 
 def _held_by(node: Node, load: Load) -> Iterator[Held]:
-    inputs = _inputs(node)
+    inputs = node.inputs
     match node:
         case JoinNode():
-            table = next(value for value in vars(node).values() if isinstance(value, RightTable))
             yield Held("left rows of a join", _frame_bytes(inputs[0].empty, load))
-            yield Held(f"rows of {table.step.right}, joined", _frame_bytes(table.frame, load))
+            yield Held(f"rows of {node.table.step.right}, joined", _frame_bytes(node.table.frame, load))
         case LatestNode():
             yield Held("versions of rows", _frame_bytes(inputs[0].empty, load))
         case FirstNode():
             yield Held("rows of a dedup or first", _frame_bytes(inputs[0].empty, load))
         case EmitNode():
-            fold = next(value for value in vars(node).values() if isinstance(value, Fold))
-            yield Held("rows of an aggregate before other steps", _emitted_bytes(fold, load))
+            yield Held("rows of an aggregate before other steps", _emitted_bytes(node.fold, load))
     for each in inputs:
         yield from _held_by(each, load)
-
-
-def _inputs(node: Node) -> list[Node]:
-    """The nodes a node takes rows from, in order."""
-    values = vars(node).values()
-    several = (each for value in values if isinstance(value, list | tuple) for each in value)
-    return [each for each in (*values, *several) if isinstance(each, Node)]
 
 
 def _frame_bytes(empty: pl.DataFrame, load: Load) -> int:

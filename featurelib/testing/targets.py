@@ -65,7 +65,7 @@ def with_cdc(definitions: Definitions, modes: Mapping[Any, Cdc]) -> Definitions:
             raise InvalidRequest(f"cdc of {name}: {mode!r} is not one of {', '.join(_MODES)}")
         by_hand = SourceDef(dataset=name, connector=ConnectorDef(type="files", config={"path": name}))
         sources[name] = sources.get(name, by_hand).model_copy(update={"cdc": mode})
-    return Definitions(**{**dict(definitions), "sources": tuple(sources.values())})
+    return merged(definitions, Definitions(sources=tuple(sources.values())))
 
 
 def name_of(thing: Any) -> str:

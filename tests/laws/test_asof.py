@@ -166,7 +166,8 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
 def pairs_of(chosen: random.Random, records: pa.Table, count: int) -> tuple[list[str], np.ndarray]:
     """Keys, an unknown one among them, at instants on, around and far from the records and the windows' edges."""
     times = records["__time"].to_pylist() or [T0]
-    near = (0, 0, 1, -1, MINUTE, HOUR, HOUR + 1, 10 * MINUTE, 10 * MINUTE - 1, -2 * HOUR, 9 * HOUR)
+    edges = (0, SECOND, MINUTE, 10 * MINUTE, 40 * MINUTE, HOUR)
+    near = (0, 0, *edges, *(edge - 1 for edge in edges), HOUR + 1, -2 * HOUR, 9 * HOUR)
     keys = [f"u{chosen.randrange(5)}" for _ in range(count)]
     return keys, np.array([chosen.choice(times) + chosen.choice(near) for _ in range(count)], dtype=np.int64)
 
@@ -257,7 +258,7 @@ def test_as_served_counts_what_was_accepted_by_the_instant() -> None:
     chosen = random.Random(21)
     program = program_of([aggregate(*one, w) for one in AGGREGATES[:25] for w in (Continuous("1h"), Lifetime())])
     records = records_of(chosen, 60)
-    keys, instants = pairs_of(chosen, records, 60)
+    keys, instants = pairs_of(chosen, records, 200)
     found = evaluate(program, program.shape_all({"Event": records}), keys, instants, knowledge="as_served")
     accepted = np.array(records["__accepted_at"])
     expected = [

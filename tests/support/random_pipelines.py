@@ -167,7 +167,7 @@ class _Definer:
                 steps=(*steps, last),
             )
         )
-        datasets.append(_dataset("Out", last.keys, self._outputs(last)))
+        datasets.append(_dataset("Out", self._keys(last.keys), self._outputs(last)))
         return Definitions(datasets=tuple(datasets), pipelines=tuple(pipelines), sources=sources)
 
     def _chained(self, steps: list[Step], datasets: list[DatasetDef]) -> PipelineDef:
@@ -175,7 +175,7 @@ class _Definer:
         rights = [step.right for step in steps if isinstance(step, JoinStep)]
         unions = [step.dataset for step in steps if isinstance(step, UnionStep)]
         columns = {name: kind for name, kind in self.columns.items() if name not in (*upstream.keys, self.clock)}
-        datasets.append(_dataset("Middle", upstream.keys, columns))
+        datasets.append(_dataset("Middle", self._keys(upstream.keys), columns))
         self.columns = {field.name: field.type for field in datasets[-1].fields}
         self.clock = "served_at"
         return PipelineDef(
@@ -336,8 +336,11 @@ class _Definer:
     def _outputs(self, last: Any) -> dict[str, str]:
         if isinstance(last, AggregateStep):
             types = {n.output: agg.result_type(n.aggregate, self.columns.get(n.aggregate.of)) for n in last.aggregates}
-            return {**types, "served_at": "datetime"}
-        return {name: kind for name, kind in self.columns.items() if name not in last.keys}
+            return types
+        return {name: kind for name, kind in self.columns.items() if name not in (*last.keys, self.clock)}
+
+    def _keys(self, names: Sequence[str]) -> dict[str, str]:
+        return {name: self.columns[name] for name in names}
 
     def _window(self) -> AnyWindow:
         return self.random.choice(
@@ -417,13 +420,13 @@ _OPTIONS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
 }
 
 
-def _dataset(name: str, keys: Sequence[str], columns: Mapping[str, str]) -> DatasetDef:
+def _dataset(name: str, keys: Mapping[str, str], columns: Mapping[str, str]) -> DatasetDef:
     """An output dataset: composite keys make one text."""
-    clock = next((c for c, kind in columns.items() if kind == "datetime"), "served_at")
-    key = keys[0] if len(keys) == 1 else "key"
-    fields = [FieldDef(name=key, type="str", key=True)]
-    fields += [FieldDef(name=c, type=kind, optional=True) for c, kind in columns.items() if c not in (clock, *keys)]
-    return DatasetDef(name=name, fields=(*fields, FieldDef(name=clock, type="datetime", timestamp=True)), index=True)
+    ((key, kind),) = keys.items() if len(keys) == 1 else [("group", "str")]
+    fields = [FieldDef(name=key, type=kind, key=True)]
+    fields += [FieldDef(name=column, type=kind, optional=True) for column, kind in columns.items()]
+    clock = FieldDef(name="served_at", type="datetime", timestamp=True)
+    return DatasetDef(name=name, fields=(*fields, clock), index=True)
 
 
 def _event_dataset(name: str) -> DatasetDef:

@@ -1,5 +1,7 @@
 """Definitions that the tests of the mock context share: purchases of a shop, and everything asked about them."""
 
+# ruff: noqa: N805, UP045  # definitions as users write them
+
 from datetime import datetime
 from typing import Optional
 
@@ -9,6 +11,7 @@ from featurelib import (
     ApproxDistinct,
     ApproxPercentile,
     Avg,
+    Continuous,
     Count,
     Distinct,
     ExpDecaySum,
@@ -140,8 +143,6 @@ class Windows:
     @pipeline(version=1)
     @inputs(Purchase)
     def windows(cls, purchases):
-        from featurelib import Continuous
-
         return purchases.groupby("user").aggregate(
             hour=Count(window="1h"),
             ever=Count(),

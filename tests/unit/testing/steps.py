@@ -1,5 +1,7 @@
 """One small pipeline per operator, over clicks."""
 
+# ruff: noqa: N805, UP045  # definitions as users write them
+
 from datetime import datetime
 from typing import Optional
 
@@ -76,7 +78,7 @@ class Tagged:
     @pipeline(version=1)
     @inputs(Click)
     def tagged(cls, clicks):
-        return clicks.explode("tags").groupby("tags").aggregate(clicks=Count())
+        return clicks.explode("tags").rename(tags="tag").groupby("tag").aggregate(clicks=Count())
 
 
 @dataset(index=True, version=1)

@@ -107,7 +107,7 @@ def test_testing_loads_no_store_and_no_service():
 def test_every_mistake_of_every_definition_is_told_at_once(tmp_path):
     path = tmp_path / "wrong.py"
     path.write_text(
-        MODULE.replace('groupby("name")', 'groupby("nmae")')
+        MODULE.replace("n=Count()", 'n=Count(of="nmae")')
         + """
 @featureset
 class Wrong:
@@ -122,38 +122,45 @@ class Wrong:
     assert all(problem.file and problem.line for problem in caught.value.problems)
 
 
-def test_an_extractor_that_does_not_load_is_a_mistake_of_its_definition(tmp_path):
-    path = tmp_path / "wrong.py"
+def test_an_extractor_that_does_not_load_is_a_mistake_of_its_definition(tmp_path, monkeypatch):
+    path = tmp_path / "loading.py"
     path.write_text(
         """
+import os
+
 from featurelib import *
 
-LIMIT = 1
+LIMIT = int(os.environ["LIMIT_OF_THE_TEST"])
 
 @featureset
-class Wrong:
+class Loading:
     name: str = feature()
     n: int = feature()
 
     @extractor
     @extractor_inputs("name")
     @extractor_outputs("n")
-    async def make(cls, ts, name):
+    def make(cls, ts, name):
         return LIMIT
 """
     )
-    with pytest.raises(DefinitionError, match=r"declared async"):
-        MockContext(path)
+    monkeypatch.setenv("LIMIT_OF_THE_TEST", "3")
+    commit = compile_module(path)
+    assert MockContext(commit).query("Loading", "a")["n"] == 3
+    monkeypatch.delenv("LIMIT_OF_THE_TEST")
+    with pytest.raises(DefinitionError, match=r"Loading\.make\n *KeyError: 'LIMIT_OF_THE_TEST'  \[user_code_error\]"):
+        MockContext(commit)
 
 
 def test_two_datasets_of_one_name_are_refused():
     @dataset()
-    class Order:
-        user: str = field(key=True)
+    class Shop:
+        shop: str = field(key=True)
+        city: str = field()
         at: datetime = field(timestamp=True)
 
-    with pytest.raises(DefinitionError, match="holds the dataset `Order` 2 times"):
-        MockContext(shop, Order)
+    with pytest.raises(DefinitionError, match="holds the dataset `Shop@1` 2 times"):
+        MockContext(shop, Shop)
 
 
 def test_a_class_local_to_a_test_may_be_given_with_what_it_names():
@@ -165,7 +172,7 @@ def test_a_class_local_to_a_test_may_be_given_with_what_it_names():
 
         @pipeline(version=1)
         @inputs(Purchase)
-        def buyers(cls, purchases):
+        def buyers(cls, purchases):  # noqa: N805  # a pipeline's body
             return purchases.groupby("shop").aggregate(n=Count())
 
     @featureset

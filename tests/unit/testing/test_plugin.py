@@ -45,8 +45,9 @@ def test_each_context_is_empty(thyme):
 
 def test_the_fixture_makes_contexts(pytester):
     pytester.makeconftest("from featurelib.testing.plugin import thyme")
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
     pytester.makepyfile(TEST)
-    pytester.runpytest_inprocess("-p", "no:randomly").assert_outcomes(passed=2)
+    pytester.runpytest_subprocess("-p", "no:randomly").assert_outcomes(passed=2)
 
 
 def test_the_package_declares_its_plugin():
