@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Context, Decimal
 from fractions import Fraction
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -69,6 +71,7 @@ FIRST_VALUE = 5
 """Index of a row's first value."""
 _IDENTITY = 4
 _DECIMAL_LIMIT = 10**38
+_entry_order = itemgetter(*range(_IDENTITY))
 _EXACT = Context(prec=2 * 38)
 _TOO_LARGE = "the sum of the window's values is beyond what a float holds"
 
@@ -457,18 +460,23 @@ class LastAggregator(Aggregator):
 
     def merge(self, older: Partial, newer: Partial) -> Partial:
         """The first ``k`` of both."""
-        if self.k == 1:
-            return max(older, newer, key=_order) if self.newest else min(older, newer, key=_order)
-        seen: set[Any] = set()
-        entries = sorted([*older, *newer], key=_entry_order, reverse=self.newest)
-        return [entry for entry in entries if self._takes(entry[-1], seen)][: self.k]
+        return self.merge_all((older, newer))
 
     def merge_all(self, partials: Iterable[Partial]) -> Partial:
-        """The first ``k`` of all."""
-        if self.k > 1:
-            return super().merge_all(partials)
-        pick = max if self.newest else min
-        return pick((partial for partial in partials if partial is not None), key=_order, default=None)
+        """The first ``k`` of all, in one pass."""
+        present = [partial for partial in partials if partial is not None]
+        if len(present) <= 1:
+            return present[0] if present else None
+        if self.k == 1:
+            return max(present, key=_order) if self.newest else min(present, key=_order)
+        found = []
+        seen: set[Any] = set()
+        for entry in sorted(chain.from_iterable(present), key=_entry_order, reverse=self.newest):
+            if self._takes(entry[-1], seen):
+                found.append(entry)
+                if len(found) == self.k:
+                    break
+        return found
 
     def finish(self, partial: Partial, at: Instant) -> Value:  # noqa: ARG002
         """The value, or the list of values; null, or an empty list, when empty."""
@@ -919,10 +927,6 @@ def _shown(value: Any, kind: str | None) -> Value:
 
 def _order(partial: list[list[Any]]) -> list[Any]:
     return partial[0][:-1]
-
-
-def _entry_order(entry: list[Any]) -> list[Any]:
-    return entry[:-1]
 
 
 def _row_order(row: list[Any]) -> list[Any]:

@@ -33,7 +33,7 @@ from featurelib.engine.panes import (
 )
 from featurelib.expr import columns_of
 from featurelib.types import Value
-from featurelib.windows import AnyWindow
+from featurelib.windows import AnyWindow, Bounds
 
 KEY = "__key"
 _MASK = "__mask"
@@ -183,20 +183,20 @@ class Fold:
         return self._finish(PaneReader(self.algebra, self.root, state.nodes, state.buffer, whole=True), at)
 
     def _finish(self, reader: PaneReader, at: Instant) -> dict[str, Value]:
-        merged = self._by_window(reader, at)
+        bounds = [window.bounds(at) for window in self.windows]
+        merged = self._by_window(reader, bounds)
         row: dict[str, Value] = {}
         for output in self._outputs:
             partial = merged[output.window][output.slot]
             if output.has_default and not output.aggregator.holds(partial):
                 row[output.name] = output.default
             else:
-                row[output.name] = output.aggregator.finish(partial, at)
+                row[output.name] = output.aggregator.finish(partial, bounds[output.window].high)
         return row
 
-    def _by_window(self, reader: PaneReader, at: Instant) -> list[Partials]:
+    def _by_window(self, reader: PaneReader, bounds: Sequence[Bounds]) -> list[Partials]:
         # Windows that end together are taken from the shortest up: each is the one before it plus an older
         # slice, so every pane is merged once however many windows hold it.
-        bounds = [window.bounds(at) for window in self.windows]
         merged: list[Partials] = [[] for _ in bounds]
         last: int | None = None
         for index in sorted(range(len(bounds)), key=lambda i: _shortest_first(bounds[i])):
@@ -214,7 +214,7 @@ class Fold:
         return merged
 
 
-def _shortest_first(bounds: Any) -> tuple[Instant, Instant, bool, Instant]:
+def _shortest_first(bounds: Bounds) -> tuple[Instant, Instant, bool, Instant]:
     return bounds.high, bounds.as_of, bounds.low is None, -(bounds.low or 0)
 
 
@@ -240,7 +240,9 @@ class _Layout:
             aggregator=aggregator,
             slot=self._slot(aggregator),
             window=self.windows.index(named.aggregate.window),
-            default=default.value if default else None,
+            default=default.as_value(result_type(named.aggregate, self._types.get(named.aggregate.of)))
+            if default
+            else None,
             has_default=default is not None,
         )
 

@@ -194,7 +194,10 @@ def _records(found: pa.Table) -> list[Record]:
 
 @pytest.fixture
 def scene(request: pytest.FixtureRequest, empty_redis_url: str, tmp_path: Path) -> Iterator[Scene]:
-    made = Scene(as_of_now(world(request.param)), empty_redis_url, tmp_path)
+    drawn = as_of_now(world(request.param))
+    sources = tuple(s.model_copy(update={"max_lateness_us": LATENESS.max_lateness_us}) for s in drawn.definitions.sources)
+    drawn = replace(drawn, definitions=drawn.definitions.model_copy(update={"sources": sources}))
+    made = Scene(drawn, empty_redis_url, tmp_path)
     yield made
     made.close()
 

@@ -522,13 +522,20 @@ def _reads(chosen: random.Random, made: World, count: int) -> Iterator[Read]:
     edges = [0, 0, *sorted(_edges(made.pipeline))]
     for _ in range(count):
         if not rows or chosen.random() < 0.05:
-            yield Read("nobody", T0 + chosen.randrange(SPAN))
+            yield Read(_unknown_key(made), T0 + chosen.randrange(SPAN))
             continue
         key, row = chosen.choice(rows)
         at = chosen.choice((row.time, row.until or row.time)) + chosen.choice(edges) + chosen.choice((0, 0, -1, 1))
         if chosen.random() < 0.2:
             at = T0 + chosen.randrange(3 * SPAN // HOUR) * HOUR + chosen.choice((0, -1, 1))
         yield Read(key, at, as_served=chosen.random() < 0.15)
+
+
+def _unknown_key(made: World) -> str:
+    """A key of the output's type; there are so few bools that it may be known."""
+    output = made.definitions.dataset(made.pipeline.output_dataset)
+    assert output is not None
+    return "false" if output.key.type == "bool" else ":".join(["nobody"] * len(made.pipeline.keys))
 
 
 def _edges(pipeline: PipelineDef) -> set[int]:
