@@ -125,7 +125,7 @@ class Supervisor:
         assert spec.pipeline is not None
         if self._store.progress(StateName(pipeline, spec.generation)).positions is not None:
             return False
-        waiting = sum(self._rows_in_log(name) for name in spec.pipeline.input_datasets)
+        waiting = sum(self._rows_in_log(dataset.name) for dataset in log_datasets(spec.definitions))
         if waiting < self._settings.pipeline.catch_up_rows:
             return False
         # One submission id per build, so that a supervisor that starts anew finds the job and does not send a second.

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from featurelib.definitions import DatasetDef, Definitions, PipelineDef, SourceDef, digest, ref
-from featurelib.engine.program import pipelines_of
+from featurelib.engine.program import needed_by, pipelines_of
 
 Kind = Literal["pipeline", "source", "archive"]
 
@@ -62,13 +62,11 @@ def wanted_tasks(
 
 
 def _pipeline_spec(pipeline: PipelineDef, definitions: Definitions, partition: int, generation: int) -> TaskSpec:
-    named = {*pipeline.input_datasets, pipeline.output_dataset, *(join.right for join in pipeline.joins)}
-    datasets = tuple(d for name in sorted(named) if (d := definitions.dataset(name)) is not None)
     title = pipeline.name if pipeline.version == 1 else f"{pipeline.name}@{pipeline.version}"
     return TaskSpec(
         name=f"{title}:{partition}",
         kind="pipeline",
-        definitions=Definitions(datasets=datasets),
+        definitions=needed_by(pipeline, definitions),
         pipeline=pipeline,
         partition=partition,
         generation=generation,

@@ -159,9 +159,9 @@ def _slices(rows: SortedRows, pairs: _Pairs, window: AnyWindow) -> Slices | None
     if isinstance(window, Session):
         return None
     # Bounds are integer arithmetic: what holds for one instant holds for an array of them.
-    low, high, _ = window.bounds(cast("Any", pairs.at))
-    first = rows.first(pairs.code) if low is None else rows.place(pairs.code, cast("Any", low), "left")
-    return Slices(rows, first, rows.place(pairs.code, cast("Any", high), "right"), pairs.at)
+    low, high, _ = cast("tuple[Ints | None, Ints, Ints]", window.bounds(cast("Any", pairs.at)))
+    first = rows.first(pairs.code) if low is None else rows.place(pairs.code, low, "left")
+    return Slices(rows, first, rows.place(pairs.code, high, "right"), high)
 
 
 def _values(answer: Answers, kind: Any, default: Value, has_default: bool) -> pl.Series:

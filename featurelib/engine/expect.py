@@ -116,7 +116,7 @@ def _number_in(expectation: ExpectationDef, value: float) -> bool:
 
 def _of_type(expectation: ExpectationDef, value: Any) -> bool:
     accepted = _TYPES.get(expectation.type_name or "")
-    if accepted is None or value is None:
+    if accepted is None:
         return True
     return isinstance(value, accepted) and (bool in accepted or not isinstance(value, bool))
 

@@ -23,6 +23,7 @@ from featurelib.definitions import (
     AggregateStep,
     AssignStep,
     Cdc,
+    ConnectorDef,
     DatasetDef,
     Definitions,
     ExplodeStep,
@@ -32,7 +33,9 @@ from featurelib.definitions import (
     NamedAggregate,
     PipelineDef,
     RenameStep,
+    SourceDef,
     Step,
+    UnionStep,
     ref,
 )
 from featurelib.engine.flow import Batch, Delta, Graph, column_types
@@ -296,6 +299,47 @@ def pipelines_of(definitions: Definitions) -> list[PipelineDef]:
     newest = (d for d in definitions.datasets if definitions.dataset(d.name) is d)
     indexed = [dataset for dataset in newest if dataset.index and dataset.name not in produced]
     return [*definitions.pipelines, *(index_pipeline(dataset, cdc_of(dataset, definitions)) for dataset in indexed)]
+
+
+def needed_by(pipeline: PipelineDef, definitions: Definitions) -> Definitions:
+    """What a pipeline's program is compiled from, and nothing else: a change of anything else leaves it alone.
+
+    Of sources only the cdc mode is kept.
+    """
+    datasets: dict[str, DatasetDef] = {}
+    pipelines: list[PipelineDef] = []
+
+    def visit(each: PipelineDef) -> None:
+        for name in sorted({*each.input_datasets, each.output_dataset, *datasets_named(each.steps)}):
+            dataset = definitions.dataset(name)
+            if dataset is None or name in datasets:
+                continue
+            datasets[name] = dataset
+            producer = definitions.producer(name)
+            if producer is not None and name != each.output_dataset:
+                pipelines.append(producer)
+                visit(producer)
+
+    visit(pipeline)
+    plain = ConnectorDef(type="none", config={})
+    modes = [(name, cdc_of(dataset, definitions)) for name, dataset in datasets.items()]
+    sources = [SourceDef(dataset=name, connector=plain, cdc=cdc) for name, cdc in modes if cdc != "append"]
+    return Definitions(
+        datasets=tuple(datasets[name] for name in sorted(datasets)),
+        pipelines=tuple(sorted(pipelines, key=ref)),
+        sources=tuple(sorted(sources, key=lambda source: source.dataset)),
+    )
+
+
+def datasets_named(steps: Sequence[Step]) -> set[str]:
+    """Datasets that joins and unions bring in."""
+    named: set[str] = set()
+    for step in steps:
+        if isinstance(step, JoinStep):
+            named.add(step.right)
+        elif isinstance(step, UnionStep):
+            named |= {step.dataset, *datasets_named(step.steps)}
+    return named
 
 
 def cdc_of(dataset: DatasetDef, definitions: Definitions) -> Cdc:

@@ -330,7 +330,7 @@ class Answers(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What an aggregator takes of each slice: values ``[low, high)`` of a selection, to be read at ``at``."""
+    """What an aggregator takes of each slice: values ``[low, high)`` of a selection; the window ends at ``at``."""
 
     selection: Selection
     low: Ints
@@ -442,7 +442,7 @@ class Part(NamedTuple):
 
 
 class Slices(NamedTuple):
-    """What one window holds at each of many instants: rows ``[low, high)``, read at ``at``."""
+    """What one window holds at each of many instants: rows ``[low, high)``; it ends at ``at``."""
 
     rows: SortedRows
     low: Ints

@@ -144,26 +144,51 @@ def fold_batches(run: int) -> list[pa.Table]:
     return made
 
 
-def engine_rate(program: Program) -> float:
-    """Events per second through prepare, fold and encode; the first run only warms up."""
+class Rates:
+    """Events per second of several runs, by the clock and by this process's time on its core; the first warms up."""
+
+    def __init__(self) -> None:
+        self._clock: list[float] = []
+        self._core: list[float] = []
+
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """One run of all batches."""
+        clock, core = time.perf_counter(), time.process_time()
+        yield
+        self._clock.append(BATCHES * BATCH / (time.perf_counter() - clock))
+        self._core.append(BATCHES * BATCH / (time.process_time() - core))
+
+    def figure(self, name: str) -> Figure:
+        """Their medians."""
+        note = f"median of {RUNS} runs of {BATCHES * BATCH:,} events; peer: per second of its own core's time"
+        return Figure(f"fold, {name}", median(self._clock[1:]), "events/s", median(self._core[1:]), note)
+
+
+def engine_rates(program: Program) -> Rates:
+    """Prepare, fold and encode."""
     states: dict[str, KeyState] = {}
-    rates = []
+    rates = Rates()
     for run in range(RUNS + 1):
         batches = fold_batches(run)
-        started = time.perf_counter()
-        for records in batches:
-            for key, rows in program.rows_by_key(program.prepare(records, {})):
-                state = states.get(key)
-                if state is None:
-                    state = states[key] = program.new_state(1)
-                state.add(rows)
-                state.changes()
-        rates.append(BATCHES * BATCH / (time.perf_counter() - started))
-    return median(rates[1:])
+        with rates.run():
+            fold_all(program, states, batches)
+    return rates
 
 
-def worker_rate(program: Program, url: str) -> float:
-    """Events per second of a worker: read from the log, fold, commit to Redis."""
+def fold_all(program: Program, states: dict[str, KeyState], batches: Sequence[pa.Table]) -> None:
+    """What a worker does with batches, without its log and its store."""
+    for records in batches:
+        for key, rows in program.rows_by_key(program.prepare(records, {})):
+            state = states.get(key)
+            if state is None:
+                state = states[key] = program.new_state(1)
+            state.add(rows)
+            state.changes()
+
+
+def worker_rates(program: Program, url: str) -> Rates:
+    """A worker: read from the log, fold, commit to Redis."""
     log, store = Log(url, SystemClock()), OnlineStore(url)
     log.create(ref(EVENTS), 1)
     worker = PartitionWorker(
@@ -176,32 +201,28 @@ def worker_rate(program: Program, url: str) -> float:
         batch_rows=BATCH,
     )
     worker.start()
-    rates = []
+    rates = Rates()
     for run in range(RUNS + 1):
         for records in fold_batches(run):
             own = records.select([*(field.name for field in EVENTS.fields), TIME])
             log.append(ref(EVENTS), 0, own, lateness=Lateness(max_lateness_us=None, max_clock_skew_us=300 * SECOND))
-        started = time.perf_counter()
-        read = 0
-        while read < BATCHES * BATCH:
-            read += worker.step().read
-        rates.append(read / (time.perf_counter() - started))
+        with rates.run():
+            read = 0
+            while read < BATCHES * BATCH:
+                read += worker.step().read
     log.close()
     store.close()
-    return median(rates[1:])
+    return rates
 
 
 def part_fold() -> list[Figure]:
     """Events per second on one core."""
     figures = []
-    note = f"median of {RUNS} runs of {BATCHES * BATCH:,} events, batches of 5,000, 10,000 keys, one core"
     for name, made in (("20 aggregates over 3 windows", twenty()), ("20 accumulators, 60 outputs", sixty())):
         program = program_of(made)
         with redis_on_another_core() as url:
-            figures += [
-                Figure(f"fold, engine: {name}", engine_rate(program), "events/s", None, note),
-                Figure(f"fold, worker with log and Redis: {name}", worker_rate(program, url), "events/s", None, note),
-            ]
+            figures.append(engine_rates(program).figure(f"engine: {name}"))
+            figures.append(worker_rates(program, url).figure(f"worker with log and Redis: {name}"))
     return figures
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from tests.support.paths import Path, at_once, differences, from_states, report
+from tests.support.paths import Path, as_of_now, at_once, differences, from_states, is_valid, report, streamed
 from tests.support.random_pipelines import World, shrunk, world
 
 SCALE = float(os.environ.get("ORACLE_SCALE", "1"))
@@ -47,13 +47,26 @@ def test_a_run_is_large_enough_and_holds_everything() -> None:
     assert sum(each.pairs for each in worlds) >= 100_000 * min(1.0, SCALE)
 
 
+def compare(path: Path, drawn: World) -> None:
+    if differences(drawn, path):
+        pytest.fail(report(drawn, path))
+
+
 @pytest.mark.parametrize("path", [from_states, at_once])
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_the_engine_reads_what_lists_and_loops_read(path: Path, chunk: int) -> None:
     for seed in seeds(chunk):
-        drawn = world(seed)
-        if differences(drawn, path):
-            pytest.fail(report(drawn, path))
+        compare(path, world(seed))
+
+
+@pytest.mark.parametrize("chunk", range(0, CHUNKS, 2))
+def test_it_reads_the_same_however_the_records_came(chunk: int) -> None:
+    for seed in seeds(chunk):
+        compare(streamed, as_of_now(world(seed)))
+
+
+def test_every_world_could_be_committed() -> None:
+    assert [seed for seed in seeds(0) if not is_valid(world(seed))] == []
 
 
 def test_a_world_is_a_function_of_its_seed() -> None:

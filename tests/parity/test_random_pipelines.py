@@ -1,4 +1,4 @@
-"""Random pipelines by every path over one real log: stream, backfill, point in time and MockContext, against the oracle."""
+"""Random pipelines by every path over one real log, against the oracle: stream, backfill, past reads, MockContext."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 from featurelib.clock import DAY, MINUTE, format_instant, parse_instant
 from featurelib.definitions import DatasetDef, ref
+from featurelib.engine.keys import key_group, owner_of_group
 from featurelib.engine.panes import PanesMissing, pane_field
 from featurelib.engine.program import Program, cdc_of
 from featurelib.engine.records import DELETED, TIME, dataset_schema
@@ -27,7 +28,6 @@ from featurelib.stores.point_in_time import PointInTime
 from featurelib.testing import MockContext
 from jobs.backfill import Order, PartitionBuilder
 from jobs.worker import PartitionWorker, input_partitions
-from featurelib.engine.keys import key_group, owner_of_group
 from tests.support.oracle import Record
 from tests.support.paths import Answer, as_of_now, unlike
 from tests.support.random_pipelines import World, described, world
@@ -195,7 +195,9 @@ def _records(found: pa.Table) -> list[Record]:
 @pytest.fixture
 def scene(request: pytest.FixtureRequest, empty_redis_url: str, tmp_path: Path) -> Iterator[Scene]:
     drawn = as_of_now(world(request.param))
-    sources = tuple(s.model_copy(update={"max_lateness_us": LATENESS.max_lateness_us}) for s in drawn.definitions.sources)
+    sources = tuple(
+        s.model_copy(update={"max_lateness_us": LATENESS.max_lateness_us}) for s in drawn.definitions.sources
+    )
     drawn = replace(drawn, definitions=drawn.definitions.model_copy(update={"sources": sources}))
     made = Scene(drawn, empty_redis_url, tmp_path)
     yield made

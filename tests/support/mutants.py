@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from featurelib import windows
-from featurelib.engine import aggregators, flow, operators, panes
+from featurelib.engine import aggregators, flow, fold, operators, panes, records
 from tests.support.paths import Path, from_states, streamed
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -24,13 +24,15 @@ class Mutant(NamedTuple):
     path: Path
 
 
-def _shifted_bounds(kind: type, low: int = 0, high: int = 0) -> Break:
+def _shifted_bounds(kind: Any, low: int = 0, high: int = 0) -> Break:
     def break_it(patch: pytest.MonkeyPatch) -> None:
         right = kind.bounds
 
         def wrong(self: Any, at: int) -> windows.Bounds:
             bounds = right(self, at)
-            return bounds._replace(low=None if bounds.low is None else bounds.low + low, high=bounds.high + high)
+            return windows.Bounds(*bounds)._replace(
+                low=None if bounds.low is None else bounds.low + low, high=bounds.high + high
+            )
 
         patch.setattr(kind, "bounds", wrong)
 
@@ -48,12 +50,12 @@ def _lost_late_right_side(patch: pytest.MonkeyPatch) -> None:
 
 def _swapped_tie(patch: pytest.MonkeyPatch) -> None:
     """Of rows with one event time, the one accepted first counts as the newest."""
-    shape = flow.Fold.shape
+    shape = fold.Fold.shape
 
     def swapped(self: Any, frame: pl.DataFrame) -> pl.DataFrame:
         return shape(self, frame.with_columns(-pl.col(operators.IDENTITY[1]), -pl.col(operators.PLACE)))
 
-    patch.setattr(flow.Fold, "shape", swapped)
+    patch.setattr(fold.Fold, "shape", swapped)
 
 
 def _closed_version_counts(patch: pytest.MonkeyPatch) -> None:
@@ -87,9 +89,7 @@ def _open_within(patch: pytest.MonkeyPatch) -> None:
 
 def _session_breaks_at_its_gap(patch: pytest.MonkeyPatch) -> None:
     right = aggregators.SessionAggregator.__init__
-    patch.setattr(
-        aggregators.SessionAggregator, "__init__", lambda self, inner, gap_us: right(self, inner, gap_us - 1)
-    )
+    patch.setattr(aggregators.SessionAggregator, "__init__", lambda self, inner, gap_us: right(self, inner, gap_us - 1))
 
 
 def _cap_of_one_more(patch: pytest.MonkeyPatch) -> None:
@@ -112,10 +112,9 @@ def _first_is_the_last(patch: pytest.MonkeyPatch) -> None:
 def _late_records_count(patch: pytest.MonkeyPatch) -> None:
     right = operators.source_rows
 
-    def wrong(records: Any, sub: str = "") -> pl.DataFrame:
-        timely = pa.array([False] * len(records), pa.bool_())
-        place = records.column_names.index(operators.LATE)
-        return right(records.set_column(place, operators.LATE, timely), sub)
+    def wrong(table: Any, sub: str = "") -> pl.DataFrame:
+        timely = pa.array([False] * len(table), pa.bool_())
+        return right(table.set_column(table.column_names.index(records.LATE), records.LATE, timely), sub)
 
     for module in (operators, flow):
         patch.setattr(module, "source_rows", wrong)

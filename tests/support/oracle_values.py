@@ -6,20 +6,23 @@ import json
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
 MAX_INT = 2**63
 
 
-def folded(aggregate: Any, found: list[tuple[Any, int]], kind: str, as_of: int) -> Any:
-    """An aggregate over ``(value, time)`` pairs in total order; ``kind``: the column's type."""
+def folded(aggregate: Any, found: list[tuple[Any, int]], kind: str, end: int) -> Any:
+    """An aggregate over ``(value, time)`` pairs in total order.
+
+    ``kind`` is the column's type, ``end`` the last instant of the window.
+    """
     keeps_nulls = aggregate.type in ("last", "last_k", "first", "first_k") and not aggregate.dropnull
     found = found if keeps_nulls else [(value, time) for value, time in found if value is not None]
     if not found and aggregate.default is not None:
         return aggregate.default.value
-    return _FOLDS[aggregate.type](aggregate, found, kind, as_of)
+    return _FOLDS[aggregate.type](aggregate, found, kind, end)
 
 
 def _sum(values: list[Any], kind: str) -> Any:
@@ -54,7 +57,7 @@ def _quantile(values: list[Any], share: float) -> float:
     """Between the two nearest ranks, by straight line."""
     if not values:
         return 0.0
-    ordered = sorted(map(float, values))
+    ordered: list[float] = sorted(map(float, values))
     place = share * (len(ordered) - 1)
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)
@@ -70,8 +73,8 @@ def _top(values: list[Any], k: int) -> list[Any]:
     return [value for (_, value), _ in sorted(counted.items(), key=lambda item: (-item[1], item[0][1]))][:k]
 
 
-def _decayed(found: list[Any], half_life: int, as_of: int) -> float:
-    return math.fsum(float(value) * 2.0 ** (-(as_of - time) / half_life) for value, time in found)
+def _decayed(found: list[Any], half_life: int, end: int) -> float:
+    return math.fsum(float(value) * 2.0 ** (-(end - time) / half_life) for value, time in found)
 
 
 def _of(fold: Callable[[Any, list[Any], str], Any]) -> Callable[[Any, list[Any], str, int], Any]:
@@ -95,7 +98,7 @@ _FOLDS: dict[str, Callable[[Any, list[Any], str, int], Any]] = {
     "top_k": _of(lambda aggregate, values, _: _top(values, aggregate.k)),
     "quantile": _of(lambda aggregate, values, _: _quantile(values, aggregate.q)),
     "approx_percentile": _of(lambda aggregate, values, _: _percentile(aggregate, values)),
-    "exp_decay_sum": lambda aggregate, found, _, as_of: _decayed(found, aggregate.half_life_us, as_of),
+    "exp_decay_sum": lambda aggregate, found, _, end: _decayed(found, aggregate.half_life_us, end),
 }
 
 
@@ -113,7 +116,7 @@ _COMPARE = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "
 _ARITH = {name: getattr(operator, name) for name in ("add", "sub", "mul")}
 
 
-def evaluate(node: Any, row: Mapping[str, Any]) -> Any:
+def evaluate(node: Any, row: Mapping[str, Any]) -> Any:  # noqa: PLR0911  # a table
     """An expression over one row. Null rules: arithmetic with null is null, a comparison with null is false."""
     match node.node:
         case "column":
@@ -130,7 +133,7 @@ def evaluate(node: Any, row: Mapping[str, Any]) -> Any:
             return left is not None and right is not None and _COMPARE[node.op](left, right)
         case "logic":
             operands = [evaluate(operand, row) is True for operand in node.operands]
-            return {"and": all, "or": any, "not": lambda found: not found[0]}[node.op](operands)
+            return not operands[0] if node.op == "not" else (all if node.op == "and" else any)(operands)
         case "is_null":
             return evaluate(node.operand, row) is None
         case "fill_null":

@@ -43,7 +43,8 @@ from featurelib.definitions import (
 )
 from featurelib.expr import Expr, Predicate, col, columns_of
 from featurelib.windows import AnyWindow, Continuous, Hopping, Lifetime, Session, Tumbling
-from tests.support.oracle import Oracle, Record, Twin, by_key
+from tests.support.oracle import Oracle, Record, Twin
+from tests.support.oracle_rows import by_key
 
 T0 = 1_700_006_400 * 1_000_000
 """A midnight, so that whole hours of it are edges of tumbling and hopping windows."""
@@ -68,7 +69,9 @@ TWINS: dict[str, Twin] = {
     "cheap": lambda row: row if row["price"] is not None and row["price"] < 60 else None,
 }
 _CODES = {
-    "doubled": 'import polars as pl\n\ndef doubled(frame):\n    return frame.with_columns(double=pl.col("price") * 2)\n',
+    "doubled": (
+        'import polars as pl\n\ndef doubled(frame):\n    return frame.with_columns(double=pl.col("price") * 2)\n'
+    ),
     "cheap": 'import polars as pl\n\ndef cheap(frame):\n    return frame.filter(pl.col("price") < 60)\n',
 }
 
@@ -172,6 +175,7 @@ class _Definer:
 
     def _chained(self, steps: list[Step], datasets: list[DatasetDef]) -> PipelineDef:
         (upstream,) = self._totals()
+        assert isinstance(upstream, AggregateStep)  # ids are text, so there is a key
         rights = [step.right for step in steps if isinstance(step, JoinStep)]
         unions = [step.dataset for step in steps if isinstance(step, UnionStep)]
         columns = {name: kind for name, kind in self.columns.items() if name not in (*upstream.keys, self.clock)}
@@ -197,6 +201,7 @@ class _Definer:
             self._rename,
             self._narrow,
             self._explode,
+            self._join,
             self._join,
             self._union,
             self._dedup,
@@ -273,7 +278,7 @@ class _Definer:
             return self._filter()
         self.joined = True
         self.columns |= {"rate": "float", "level": "int"}
-        within = self.random.choice((None, None, HOUR, 6 * HOUR))
+        within = self.random.choice((None, HOUR, 6 * HOUR))
         return [JoinStep(right="Rate", on=self.random.choice(on), fields=("rate", "level"), within_us=within)]
 
     def _union(self) -> list[Step]:
@@ -335,8 +340,7 @@ class _Definer:
 
     def _outputs(self, last: Any) -> dict[str, str]:
         if isinstance(last, AggregateStep):
-            types = {n.output: agg.result_type(n.aggregate, self.columns.get(n.aggregate.of)) for n in last.aggregates}
-            return types
+            return {n.output: agg.result_type(n.aggregate, self.columns.get(n.aggregate.of)) for n in last.aggregates}
         return {name: kind for name, kind in self.columns.items() if name not in (*last.keys, self.clock)}
 
     def _keys(self, names: Sequence[str]) -> dict[str, str]:
@@ -369,12 +373,13 @@ class _Definer:
         options: dict[str, Any] = {"window": self._window()}
         if self.random.random() < 0.25:
             options["where"] = self._predicate()
-        options |= _OPTIONS.get(kind.__name__, lambda _: {})(self.random)
+        options |= _OPTIONS.get(kind.__name__, _no_options)(self.random)
         of = self.random.choice(self._inputs(kind))
         result = agg.result_type(kind(of=of, **options), self.columns.get(of))
         if result in ("int", "float") and self.random.random() < 0.15:
             options["default"] = self.random.choice((None, -1 if result == "int" else -1.0))
-        return kind(of=of, **options)
+        made: Aggregate = kind(of=of, **options)
+        return made
 
     def _inputs(self, kind: type) -> list[str]:
         """Columns the aggregate takes; an empty name is a bare count."""
@@ -420,6 +425,10 @@ _OPTIONS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
 }
 
 
+def _no_options(_: random.Random) -> dict[str, Any]:
+    return {}
+
+
 def _dataset(name: str, keys: Mapping[str, str], columns: Mapping[str, str]) -> DatasetDef:
     """An output dataset: composite keys make one text."""
     ((key, kind),) = keys.items() if len(keys) == 1 else [("group", "str")]
@@ -460,7 +469,7 @@ def _records(chosen: random.Random, definitions: Definitions, events: int) -> di
     accepted, times = T0, [T0 + HOUR]
     for name in arrivals:
         accepted += chosen.choice((0, 0, MINUTE, 90 * MINUTE))
-        time = _time(chosen, times)
+        time = _time(chosen, times) if name != "Rate" or chosen.random() < 0.5 else _before(chosen, times)
         times.append(time)
         record = _event(chosen, time) if name != "Rate" else _rate(chosen, time)
         source = definitions.source(name)
@@ -489,8 +498,13 @@ def _time(chosen: random.Random, before: Sequence[int]) -> int:
     if drawn < 0.5:
         return chosen.choice(before) + chosen.choice((0, 0, -1, 1))
     if drawn < 0.7:
-        return chosen.choice(before) + chosen.choice((30 * MINUTE, 2 * HOUR)) + chosen.choice((0, 1))
+        return chosen.choice(before) + chosen.choice((30 * MINUTE, HOUR, 2 * HOUR, 6 * HOUR)) + chosen.choice((0, 1))
     return T0 + chosen.randrange(SPAN)
+
+
+def _before(chosen: random.Random, times: Sequence[int]) -> int:
+    """A right record's time: as old as a join may allow, as seen from an event."""
+    return chosen.choice(times) - chosen.choice((0, HOUR, 6 * HOUR)) + chosen.choice((0, 0, 0, -1, 1))
 
 
 def _event(chosen: random.Random, time: int) -> dict[str, Any]:
@@ -600,7 +614,13 @@ def _smaller(made: World) -> Iterator[World]:
 
 def _with_steps(made: World, steps: tuple[Step, ...]) -> World:
     pipelines = (*made.definitions.pipelines[:-1], made.pipeline.model_copy(update={"steps": steps}))
-    return replace(made, definitions=made.definitions.model_copy(update={"pipelines": pipelines}))
+    *datasets, output = made.definitions.datasets
+    if isinstance(steps[-1], AggregateStep):
+        filled = {named.output for named in steps[-1].aggregates}
+        fields = tuple(f for f in output.fields if f.key or f.timestamp or f.name in filled)
+        output = output.model_copy(update={"fields": fields})
+    changed = {"pipelines": pipelines, "datasets": (*datasets, output)}
+    return replace(made, definitions=made.definitions.model_copy(update=changed))
 
 
 def described(made: World) -> str:
@@ -622,7 +642,8 @@ def _step_lines(step: Step) -> list[str]:
     lines = [f"aggregate by {step.keys} emit={step.emit}"]
     for named in step.aggregates:
         window = repr(named.aggregate.window)
-        options = named.aggregate.model_dump(mode="json", exclude={"type", "window"}, exclude_defaults=True)
+        given = named.aggregate.model_dump(mode="json", exclude={"type", "window"})
+        options = {name: value for name, value in given.items() if value not in (None, "")}
         lines.append(f"  {named.output} = {named.aggregate.type} over {window} {json.dumps(options)}")
     return lines
 

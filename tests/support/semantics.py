@@ -106,7 +106,7 @@ def _judged(case: Mapping[str, Any], place: int, name: str, expected: Any, row: 
     return Outcome(case["id"], place, name, "failed", f"expected {expected!r}, found {found!r}{ours}")
 
 
-def fits(expected: Any, found: Any, tolerance: float, *, present: bool = True) -> bool:
+def fits(expected: Any, found: Any, tolerance: float, *, present: bool = True) -> bool:  # noqa: PLR0911  # a table
     """Whether a value is what a case expects, in any of the forms a file may use."""
     if isinstance(expected, Mapping):
         if "any_of" in expected:
@@ -122,8 +122,10 @@ def fits(expected: Any, found: Any, tolerance: float, *, present: bool = True) -
             return isinstance(found, int | float | Decimal) and low <= found <= high
         if "decimal" in expected:
             return _decimal(expected["decimal"]) == _decimal(found) is not None
-        return isinstance(found, Mapping) and set(expected) == set(found) and all(
-            fits(value, found[name], tolerance) for name, value in expected.items()
+        return (
+            isinstance(found, Mapping)
+            and set(expected) == set(found)
+            and all(fits(value, found[name], tolerance) for name, value in expected.items())
         )
     if expected == "absent":
         return found is None
@@ -132,8 +134,10 @@ def fits(expected: Any, found: Any, tolerance: float, *, present: bool = True) -
 
 def _plain(expected: Any, found: Any, tolerance: float) -> bool:
     if isinstance(expected, list):
-        return isinstance(found, list) and len(found) == len(expected) and all(
-            fits(one, two, tolerance) for one, two in zip(expected, found, strict=True)
+        return (
+            isinstance(found, list)
+            and len(found) == len(expected)
+            and all(fits(one, two, tolerance) for one, two in zip(expected, found, strict=True))
         )
     if expected is None or found is None or isinstance(expected, bool) or isinstance(found, bool):
         return expected is found

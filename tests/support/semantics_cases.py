@@ -34,7 +34,17 @@ Case = Mapping[str, Any]
 Query = Mapping[str, Any]
 Event = Mapping[str, Any]
 CLOCK = "ts"
-_ARRIVAL = ("arrived", "arrived_at", "arrival", "arrival_ts", "known_at", "created", "created_at", "ingested_at", "accepted_at")
+_ARRIVAL = (
+    "arrived",
+    "arrived_at",
+    "arrival",
+    "arrival_ts",
+    "known_at",
+    "created",
+    "created_at",
+    "ingested_at",
+    "accepted_at",
+)
 """Members of an event that say when it came; they are no columns."""
 
 
@@ -315,7 +325,9 @@ def _key(query: Query, keys: Sequence[str]) -> str:
 def _two_stage(case: Case, platform: Platform) -> Plan:
     """Aggregates of aggregates."""
     first, second = case["spec"]["stage1"], case["spec"]["stage2"]
-    stream = _stream(case, platform, {k: v for k, v in first.items() if k != "group_by"} | {"group_by": second["group_by"]})
+    stream = _stream(
+        case, platform, {k: v for k, v in first.items() if k != "group_by"} | {"group_by": second["group_by"]}
+    )
     chain, keys = stream.chain(), []
     for key in first["group_by"]:
         name, assigned = _derived(key)
@@ -378,7 +390,9 @@ def _sessions(case: Case, platform: Platform) -> Plan:
     window = {"type": "session", "gap": spec["gap"]}
     names = [agg if isinstance(agg, str) else agg["fn"] for agg in spec["aggs"]]
     aggs = [{"name": fn, "fn": fn, "window": window, **({} if fn == "count" else {"of": spec["of"]})} for fn in names]
-    edges = [{"name": name, "fn": name.split("_")[0], "of": CLOCK, "window": window} for name in ("first_of", "last_of")]
+    edges = [
+        {"name": name, "fn": name.split("_")[0], "of": CLOCK, "window": window} for name in ("first_of", "last_of")
+    ]
     size = {"name": "size_of", "fn": "count", "window": window}
     stream = _stream(case, platform, {"group_by": spec["group_by"], "aggs": []})
     stream.types[CLOCK] = "datetime"
@@ -402,10 +416,21 @@ def _row_aggregate(case: Case, platform: Platform) -> Plan:
     """An aggregate up to a row, the row included: the rows before it in the total order are what it may know."""
     spec = case["spec"]
     if spec.get("exclude_current_time"):
-        raise NotOffered("a window takes every row of its instant: those of the request row's own time cannot be left out")
+        raise NotOffered(
+            "a window takes every row of its instant: those of the request row's own time cannot be left out"
+        )
     if spec.get("lower") == "open":
         raise NotOffered("windows are closed at both ends (decision 3)")
-    strange = set(spec) - {"partition_by", "order_by", "of", "fn", "preceding", "lower", "max_rows", "exclude_current_time"}
+    strange = set(spec) - {
+        "partition_by",
+        "order_by",
+        "of",
+        "fn",
+        "preceding",
+        "lower",
+        "max_rows",
+        "exclude_current_time",
+    }
     if strange or spec.get("order_by", CLOCK) != CLOCK:
         raise NotOffered(f"a window over rows has no {', '.join(sorted(strange)) or spec['order_by']}")
     (name,) = {name for query in case["queries"] for name in query["expect"]}
@@ -437,7 +462,9 @@ def _merge(case: Case, platform: Platform) -> Plan:
         for place, value in enumerate(values["values"])
     ]
     names = [agg if isinstance(agg, str) else agg["fn"] for agg in spec["aggs"]]
-    aggs = [{"name": fn, "fn": fn, "window": {"type": "lifetime"}, **({} if fn == "count" else {"of": "v"})} for fn in names]
+    aggs = [
+        {"name": fn, "fn": fn, "window": {"type": "lifetime"}, **({} if fn == "count" else {"of": "v"})} for fn in names
+    ]
     queries = [{**each, "key": {"k": "all"}} for each in case["queries"]]
     made = _aggregate({**case, "spec": {"group_by": ["k"], "aggs": aggs}, "events": {"e": rows}}, platform)
     return replace(made, queries=queries)
@@ -480,7 +507,7 @@ def _mutations(case: Case, platform: Platform) -> Plan:
     key, of = spec["key"], spec["of"]
     agg = {"name": spec["fn"], "fn": spec["fn"], "of": of, "window": spec["window"]}
     live: dict[Any, list[str]] = {}
-    known = [(None, row) for row in case["events"].get("snapshot", [])]
+    known: list[tuple[Instant | None, Event]] = [(None, row) for row in case["events"].get("snapshot", [])]
     known += [(parse_instant(m["mutation_ts"]), m) for m in case["events"].get("mutations", [])]
     records: list[tuple[Instant | None, dict[str, Any]]] = []
     for at, row in known:
@@ -640,7 +667,7 @@ def _extractor(case: Case, platform: Platform) -> Plan:
     key = str(spec["dataset_key"])
     table = Table(module.name(source), types, key=key, index=True)
     module.add(table)
-    looked_up, lines, kinds = _extracted(spec["features"], table, types, sorted(_columns_wanted(spec["features"], types)))
+    looked_up, lines = _extracted(spec["features"], table, types, sorted(_columns_wanted(spec["features"], types)))
     features = Features(module.name("features"), f"{key}_id", types[key], looked_up, "\n".join(lines))
     module.add(features)
 
@@ -652,38 +679,43 @@ def _extractor(case: Case, platform: Platform) -> Plan:
 
 def _columns_wanted(features: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> set[str]:
     named = {str(f["from"]).partition(":")[2] for f in features if "from" in f}
-    return (named | {word for f in features for word in _words(str(f.get("expr", "")))} - {f["name"] for f in features}) & set(types)
+    return (
+        named | {word for f in features for word in _words(str(f.get("expr", "")))} - {f["name"] for f in features}
+    ) & set(types)
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in "".join(c if c.isalnum() or c == "_" else " " for c in text).split() if word.isidentifier()]
+    return [
+        word for word in "".join(c if c.isalnum() or c == "_" else " " for c in text).split() if word.isidentifier()
+    ]
 
 
 def _extracted(
     features: Sequence[Mapping[str, Any]], table: Table, types: Mapping[str, str], columns: Sequence[str]
-) -> tuple[dict[str, tuple[str, str, str, Any]], list[str], dict[str, str]]:
+) -> tuple[dict[str, tuple[str, str, str, Any]], list[str]]:
     """Looked-up features, and the lines of extracted ones."""
-    own = {f["name"]: str(f["from"]).partition(":")[2] for f in features if str(f.get("from", "")).startswith("lookup:")}
+    own = {
+        f["name"]: str(f["from"]).partition(":")[2] for f in features if str(f.get("from", "")).startswith("lookup:")
+    }
     looked_up = {name: (table.name, column, types[column], None) for name, column in own.items()}
     by_column = {column: name for name, column in own.items()}
     for column in columns:
         if column not in by_column:
             by_column[column] = f"{column}_in"
             looked_up[by_column[column]] = (table.name, column, types[column], None)
-    kinds, lines, bodies = dict(types), [], []
+    lines, bodies = [], []
     for feature in features:
         name = feature["name"]
         if name in own:
             continue
         inputs, body, kind = _body(feature, by_column, [f["name"] for f in features])
-        kinds[name] = kind
         lines.append(f"    {name}: Optional[{kind}] = feature()")
         signature = ", ".join(["cls", "ts", *(f"a{place}" for place in range(len(inputs)))])
         bodies += [
             "", "    @extractor", f"    @extractor_inputs({', '.join(map(repr, inputs))})",
             f"    @extractor_outputs({name!r})", f"    def make_{name}({signature}):", f"        return {body}",
         ]  # fmt: skip
-    return looked_up, [*lines, *bodies], kinds
+    return looked_up, [*lines, *bodies]
 
 
 def _body(feature: Mapping[str, Any], by_column: Mapping[str, str], names: Sequence[str]) -> tuple[list[str], str, str]:
@@ -750,9 +782,7 @@ def _expectations(case: Case, platform: Platform) -> Plan:
     chain = 'node0.groupby("everything").aggregate(stored=Count())'
     output = Output(module.name("out"), ["everything"], types, {"stored": "int"}, [table.name], chain)
     module.add(output)
-    features = Features(
-        module.name("features"), "everything", "str", {"stored": (output.name, "stored", "int", None)}
-    )
+    features = Features(module.name("features"), "everything", "str", {"stored": (output.name, "stored", "int", None)})
     module.add(features)
     plan = Plan(module, [(table.name, row) for row in rows])
 

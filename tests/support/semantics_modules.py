@@ -12,9 +12,15 @@ from typing import Any
 import featurelib
 from featurelib.aggregates import result_type
 
-HEAD = "from datetime import datetime\nfrom decimal import Decimal\nfrom typing import Optional\n\nfrom featurelib import *\n"
+HEAD = """\
+from datetime import datetime
+from decimal import Decimal
+from typing import Optional
+
+from featurelib import *
+"""
 ROW_ID = "row_id"
-"""The key of a raw dataset whose rows have no single column for it: several columns as one text, or a row's own id."""
+"""The key of a raw dataset without a single column for it: several columns as one text, or a row's own id."""
 
 
 class NotOffered(Exception):
@@ -145,7 +151,9 @@ def _column(name: str, kind: str, *, required: bool = False) -> str:
     return f"    {name}: {kind if required else annotation(kind)} = field({f'scale={decimal[1]}' if decimal else ''})"
 
 
-def column_types(rows: Iterable[Mapping[str, Any]], decimals: Sequence[str] = (), skip: Sequence[str] = ()) -> dict[str, str]:
+def column_types(
+    rows: Iterable[Mapping[str, Any]], decimals: Sequence[str] = (), skip: Sequence[str] = ()
+) -> dict[str, str]:
     """A type for each column of some rows."""
     values: dict[str, list[Any]] = {}
     for row in rows:
@@ -322,7 +330,8 @@ def predicate_text(spec: Any) -> str:
 _NULL_TESTS = ("is_null", "isnull", "is_not_null", "not_null", "notnull")
 _EQUAL = ("==", "eq", "=", "!=", "ne")
 _SIGNS = {sign: sign for sign in ("==", "!=", "<", "<=", ">", ">=")} | {
-    "=": "==", "eq": "==", "ne": "!=", "<>": "!=", "lt": "<", "le": "<=", "lte": "<=", "gt": ">", "ge": ">=", "gte": ">=",
+    "=": "==", "eq": "==", "ne": "!=", "<>": "!=",
+    "lt": "<", "le": "<=", "lte": "<=", "gt": ">", "ge": ">=", "gte": ">=",
 }  # fmt: skip
 
 

@@ -13,14 +13,19 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from featurelib import ThymeClient
-from featurelib.clock import Instant, format_instant
+from featurelib.clock import Instant, SystemClock, format_instant, parse_instant
 from featurelib.compile import compile_module
+from featurelib.definitions import Definitions
+from featurelib.engine.program import pipelines_of
 from featurelib.errors import DefinitionError, ThymeError
+from featurelib.testing import MockContext
 from tests.support.semantics_modules import NotOffered, first_line
 
 _SETTLE_S = 120.0
 _POLL_S = 0.2
 _ROWS_PER_CALL = 2_000
+_AGREEING = 2
+"""Job records in a row that must say that nothing is left to apply."""
 
 Row = dict[str, Any]
 
@@ -88,8 +93,6 @@ class InProcess:
 
 class _MockSession:
     def __init__(self, module: ModuleType) -> None:
-        from featurelib.testing import MockContext
-
         self._module = module
         try:
             self._context = MockContext(module)
@@ -117,7 +120,10 @@ class _MockSession:
 
 
 class Live:
-    """A running platform: definitions get names of their own, so that runs do not meet."""
+    """A running platform: definitions get names of their own, so that runs do not meet.
+
+    Each case is a module, and a committed pipeline runs for ever: use a platform that is thrown away afterwards.
+    """
 
     def __init__(self, folder: Path, client: ThymeClient) -> None:
         self._folder = folder
@@ -139,30 +145,38 @@ class Live:
             self._client.commit(commit)
         except DefinitionError as error:
             raise NotOffered(f"refused: {first_line(error)}") from error
-        names = {dataset.name for dataset in commit.datasets}
-        return _LiveSession(self._client, names)
+        return _LiveSession(self._client, commit)
 
 
 class _LiveSession:
-    def __init__(self, client: ThymeClient, datasets: set[str]) -> None:
+    def __init__(self, client: ThymeClient, definitions: Definitions) -> None:
         self._client = client
-        self._datasets = datasets
+        self._jobs = {f"{pipeline.name}_job" for pipeline in pipelines_of(definitions)}
+        self._sent_at = SystemClock().now()
 
     def send(self, dataset: str, events: Sequence[Mapping[str, Any]]) -> list[Any]:
         for start in range(0, len(events), _ROWS_PER_CALL):
             self._client.log(dataset, [dict(event) for event in events[start : start + _ROWS_PER_CALL]])
+        self._sent_at = SystemClock().now()
         return []
 
     def settle(self) -> None:
+        # A job's record is a copy, put at intervals: one from before the records came says nothing of them, and the
+        # first after it may be of a worker that was asked just before.
         deadline = time.monotonic() + _SETTLE_S
-        while not self._is_settled():
+        seen: dict[str, set[str]] = {name: set() for name in self._jobs}
+        while any(len(stamps) < _AGREEING for stamps in seen.values()):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the jobs of {sorted(self._datasets)} are behind after {_SETTLE_S:.0f} s")
+                raise TimeoutError(f"{', '.join(sorted(self._jobs))}: not applied after {_SETTLE_S:.0f} s")
             time.sleep(_POLL_S)
+            for job in self._client.jobs():
+                if job["name"] in seen and self._is_settled(job):
+                    seen[job["name"]].add(str(job["updated_at"]))
 
-    def _is_settled(self) -> bool:
-        jobs = [job for job in self._client.jobs() if self._datasets & _datasets_of(job)]
-        return bool(jobs) and all(job.get("status") == "running" and job.get("lag") == 0 for job in jobs)
+    def _is_settled(self, job: Mapping[str, Any]) -> bool:
+        stamp = job.get("updated_at")
+        fresh = stamp is not None and parse_instant(stamp) > self._sent_at
+        return fresh and job.get("state") == "running" and job.get("lag") == 0
 
     def read(self, featureset: str, key: str, at: Instant) -> Row:
         found = self._client.query(featureset, key, timestamp=format_instant(at)).to_dict()
@@ -184,12 +198,6 @@ class _LiveSession:
             name = f"{rule['type'].removeprefix('column_values_')}:{rule['column']}"
             found[name] = found.get(name, 0) + int(detail["failed"])
         return found
-
-
-def _datasets_of(job: Mapping[str, Any]) -> set[str]:
-    spec = job.get("spec") or {}
-    pipeline = spec.get("pipeline_spec") or {}
-    return {job.get("output_dataset"), *(pipeline.get("input_datasets") or ()), pipeline.get("output_dataset")} - {None}
 
 
 def _loaded(path: Path, text: str) -> ModuleType:
