@@ -222,7 +222,8 @@ class PartitionWorker:
         ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
         touched = dict(self._program.rows_by_key(shaped.drop(_GROUP)))
         states = self._states(touched, flushing=False)
-        held = {key: rows for key in touched if (rows := self._held(states[key], touched[key], ends))}
+        lowest = {index: self._lowest(index) for index in ends}
+        held = {key: rows for key in touched if (rows := _held(states[key], touched[key], lowest))}
         if held and self._right_tables:
             # Joined with what was known then; right records since were not applied to them.
             self._states(held, flushing=True)
@@ -400,14 +401,6 @@ class PartitionWorker:
                 rows = decode_rows(buffer) if buffer is not None else []
                 yield key, KeyState(self._program.algebra, self._program.root, Header.decode(header), rows)
 
-    def _held(self, state: KeyState, rows: list[Row], ends: Mapping[int, int]) -> list[Row]:
-        """Rows the key has already: a commit in chunks was cut short after this key's chunk."""
-        applied = state.header.applied
-        if not any(applied[index] > self._lowest(index) for index in ends):
-            return []
-        offset_mask = (1 << PLACE_BITS) - 1
-        return [row for row in rows if (row[2] & offset_mask) < applied[row[2] >> PLACE_BITS]]
-
     def _add(self, state: KeyState, rows: list[Row], ends: Mapping[int, int]) -> None:
         for index, end in ends.items():
             state.header.applied[index] = max(state.header.applied[index], end)
@@ -441,6 +434,15 @@ class PartitionWorker:
                 for g, changes in by_group.items()
             ],
         )
+
+
+def _held(state: KeyState, rows: list[Row], lowest: Mapping[int, int]) -> list[Row]:
+    """Rows the key has already: a commit in chunks was cut short after this key's chunk."""
+    applied = state.header.applied
+    if not any(applied[index] > offset for index, offset in lowest.items()):
+        return []
+    offset_mask = (1 << PLACE_BITS) - 1
+    return [row for row in rows if (row[2] & offset_mask) < applied[row[2] >> PLACE_BITS]]
 
 
 def newest_timely(records: pa.Table) -> Instant | None:

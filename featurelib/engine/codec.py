@@ -14,6 +14,8 @@ from featurelib.errors import CorruptState
 FORMAT = b"\x02"
 FIRST_FORMAT = b"\x01"
 """Format 1 had rows without ``sub`` and ``until``, and branches without closings; it is still read."""
+Raw = msgspec.Raw
+"""Bytes of a value inside another, not decoded yet."""
 _BIG_INT = 1
 
 
@@ -29,6 +31,7 @@ def _decode_extension(code: int, data: memoryview) -> int:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
 _decoder = msgspec.msgpack.Decoder(ext_hook=_decode_extension)
+_raw_decoder = msgspec.msgpack.Decoder(tuple[list[Raw], list[int | None] | None], ext_hook=_decode_extension)
 _rows_decoder = msgspec.msgpack.Decoder(list[tuple[Any, ...]], ext_hook=_decode_extension)
 
 
@@ -47,6 +50,17 @@ def decode(data: bytes) -> Any:
         CorruptState: unknown format version, or bytes that do not decode.
     """
     return _decode(_decoder, data)
+
+
+def decode_raw(data: bytes) -> tuple[list[Raw], list[int | None] | None]:
+    """A branch with its children as they are stored; :func:`decode_part` gives one."""
+    found: tuple[list[Raw], list[int | None] | None] = _decode(_raw_decoder, data)
+    return found
+
+
+def decode_part(raw: Raw) -> Any:
+    """A part of a value that :func:`decode_raw` left as it was."""
+    return _decoder.decode(raw)
 
 
 def decode_rows(data: bytes) -> list[tuple[Any, ...]]:

@@ -26,8 +26,8 @@ from featurelib.engine.panes import (
     Pane,
     PaneReader,
     Partials,
-    decode_node,
     pane_field,
+    read_node,
     read_panes,
     root_level,
 )
@@ -174,7 +174,7 @@ class Fold:
         if values[0] is None or not Header.decode(values[0]).known_at(at):
             return None
         stored = {**dict(zip(self.read_panes(at), values[2:], strict=True)), **(more or {})}
-        nodes = {pane: decode_node(data) if data is not None else None for pane, data in stored.items()}
+        nodes = {pane: read_node(data) if data is not None else None for pane, data in stored.items()}
         buffer = decode_rows(values[1]) if values[1] is not None else []
         return self._finish(PaneReader(self.algebra, self.root, nodes, buffer, whole=False), at)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,7 @@ def key_text(parts: Sequence[object]) -> str:
     return ":".join(_part_text(part).replace("\\", "\\\\").replace(":", "\\:") for part in parts)
 
 
+@lru_cache(maxsize=131_072)
 def key_group(text: str) -> int:
     """The key group of a key text, 0 to 63."""
     return zlib.crc32(text.encode()) % KEY_GROUPS

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from featurelib.clock import Duration, Instant
 from featurelib.engine.aggregators import Aggregator, Partial, Row
-from featurelib.engine.codec import FIRST_FORMAT, decode, decode_rows, encode
+from featurelib.engine.codec import FIRST_FORMAT, Raw, decode, decode_part, decode_raw, decode_rows, encode
 from featurelib.errors import CorruptState
 from featurelib.windows import Bounds
 
@@ -95,7 +95,17 @@ class Branch(NamedTuple):
         return cls([None] * _FANOUT, [None] * _FANOUT)
 
 
+class StoredBranch(NamedTuple):
+    """A branch as it is read: a child's partials stay bytes until they are needed, which most are not."""
+
+    children: list[Raw]
+    closings: list[Instant | None]
+
+
 Node = Leaf | Branch
+Readable = Leaf | Branch | StoredBranch
+_NIL = Raw(b"\xc0")
+_NO_CLOSINGS: list[Instant | None] = [None] * _FANOUT
 
 
 def encode_node(node: Node) -> bytes:
@@ -119,6 +129,14 @@ def decode_node(data: bytes) -> Node:
         children, closings = (stored, None) if data[1:2] == FIRST_FORMAT else stored
         return Branch(children, closings or [None] * _FANOUT)
     raise CorruptState(f"a pane begins with {data[:1]!r}; expected a leaf or a branch")
+
+
+def read_node(data: bytes) -> Leaf | StoredBranch | Branch:
+    """Like :func:`decode_node`, for a read: see :class:`StoredBranch`."""
+    if data[:1] != b"B" or data[1:2] == FIRST_FORMAT:
+        return decode_node(data)
+    children, closings = decode_raw(data[1:])
+    return StoredBranch(children, closings or _NO_CLOSINGS)
 
 
 class PanesMissing(Exception):  # not a failure: what a read must fetch to go on
@@ -390,7 +408,7 @@ class PaneReader:
     """
 
     def __init__(
-        self, algebra: Algebra, root: int, nodes: Mapping[Pane, Node | None], buffer: Sequence[Row], *, whole: bool
+        self, algebra: Algebra, root: int, nodes: Mapping[Pane, Readable | None], buffer: Sequence[Row], *, whole: bool
     ) -> None:
         self._algebra = algebra
         self._root = root
@@ -433,14 +451,16 @@ class PaneReader:
             yield Leaf(_between(node.rows, low, high))
             return
         level, index = pane
+        nothing = _NIL if isinstance(node, StoredBranch) else None
         size = 1 << (_BITS * (level - 1))
+        start = index * _FANOUT * size - size
         for place, partials in enumerate(node.children):
-            start = (index * _FANOUT + place) * size
-            if partials is None or start > high or start + size <= low:
+            start += size
+            if partials == nothing or start > high or start + size <= low:
                 continue
             closing = node.closings[place]
             if low <= start and start + size - 1 <= high and (closing is None or closing <= as_of):
-                yield partials
+                yield decode_part(partials) if isinstance(partials, Raw) else partials
             else:
                 yield from self._within((level - 1, index * _FANOUT + place), low, high, as_of)
 

@@ -92,11 +92,14 @@ def chosen(rows: list[Row], place: int, clock: str) -> list[Row]:
         if not made or found is not made[-1][1]:
             made.append((at, found))
     ends = [at for at, _ in made[1:]]
-    moved = [
-        (at, Row((at, *_cause(rows, at), row.order[3]), None, row.values | {clock: at}) if row else None)
-        for at, row in made
-    ]
+    moved = [(at, row and _dated(row, rows, at, clock)) for at, row in made]
     return [replace(row, until=end) for (_, row), end in zip(moved, [*ends, None], strict=True) if row]
+
+
+def _dated(row: Row, rows: list[Row], at: int, clock: str) -> Row:
+    """A chosen row from an instant on: as it is, or, when it is chosen again later, as of then."""
+    order = row.order if row.time == at else (at, *_cause(rows, at), row.order[3])
+    return Row(order, None, row.values | {clock: at})
 
 
 def _cause(rows: list[Row], at: int) -> tuple[int, tuple[int, int]]:

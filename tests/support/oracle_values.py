@@ -50,7 +50,8 @@ def _some(aggregate: Any, newest_first: list[Any]) -> list[Any]:
 def _rank(values: list[Any]) -> float:
     if len(values) < 2:
         return 0.5 if values else 0.0
-    return sum(value < values[-1] for value in values) / len(values)
+    below = [value for value in values if value < values[-1]]
+    return len(below) / len(values)
 
 
 def _quantile(values: list[Any], share: float) -> float:
