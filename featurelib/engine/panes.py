@@ -25,7 +25,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from featurelib.clock import Duration, Instant
 from featurelib.engine.aggregators import Aggregator, Partial, Row
@@ -460,7 +460,7 @@ class PaneReader:
                 continue
             closing = node.closings[place]
             if low <= start and start + size - 1 <= high and (closing is None or closing <= as_of):
-                yield decode_part(partials) if isinstance(partials, Raw) else partials
+                yield decode_part(partials) if isinstance(partials, Raw) else cast("Partials", partials)
             else:
                 yield from self._within((level - 1, index * _FANOUT + place), low, high, as_of)
 

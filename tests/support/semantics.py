@@ -66,7 +66,7 @@ def _of_case(case: Mapping[str, Any], platform: Platform) -> Iterator[Outcome]:
     except NotOffered as reason:
         yield from _all(case, "not offered", str(reason))
         return
-    except _MISREAD as error:
+    except (*_MISREAD, ThymeError) as error:
         # A spec of a form nobody has seen yet: it is told, and the other cases go on.
         yield from _all(case, "not offered", f"the runner cannot read the spec: {_named(error)}")
         return
@@ -82,7 +82,7 @@ def _of_case(case: Mapping[str, Any], platform: Platform) -> Iterator[Outcome]:
                 yield _judged(case, place, name, expected, row)
 
 
-_MISREAD = (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration)
+_MISREAD = (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration, SyntaxError)
 
 
 def _named(error: BaseException) -> str:

@@ -210,7 +210,7 @@ def _loaded(path: Path, text: str) -> ModuleType:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except (ThymeError, TypeError, ValueError) as error:
+    except (ThymeError, TypeError, ValueError, AttributeError, NameError, SyntaxError) as error:
         raise NotOffered(f"refused: {first_line(error)}") from error
     return module
 
