@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from featurelib.clock import SECOND, parse_duration
-from featurelib.expr import Node, Predicate
+from featurelib.expr import Column, Expr, Named, Node
 from featurelib.types import Scalar, Value, decimal_scale, element_type
 from featurelib.windows import AnyWindow, Lifetime, Window, parse_window
 
@@ -54,14 +54,6 @@ UNSET: Any = _Unset()
 """Marks an argument nobody gave, where ``None`` is a value of its own."""
 
 
-@runtime_checkable
-class Named(Protocol):
-    """A column's reference, such as ``Transaction.amount``."""
-
-    name: str
-
-
-Column = str | Named
 WindowLike = str | AnyWindow | dict[str, Any]
 
 
@@ -95,18 +87,41 @@ class _Aggregate(_Stored):
         of: Column = "",
         window: WindowLike = "",
         *,
-        where: Predicate | None = None,
+        where: Expr | None = None,
         default: Any = UNSET,
         **options: Any,
     ) -> None:
+        if "type" not in options:  # as a user writes it; the stored form is checked by its types alone
+            _check_written(type(self), of, where, options)
         super().__init__(
             of=of.name if isinstance(of, Named) else of,
             window=parse_window(window) if not isinstance(window, dict) else window,
-            where=where.node if isinstance(where, Predicate) else where,
+            where=where.node if isinstance(where, Expr) else where,
             # Only the stored form names its type; in it, null says that no default was given.
             default=None if default is None and "type" in options else _default(default),
             **options,
         )
+
+
+def _check_written(kind: type[_Aggregate], of: Any, where: Any, options: Mapping[str, Any]) -> None:
+    """Refuse what pydantic would refuse in words of its own.
+
+    Raises:
+        TypeError: a keyword that the aggregate does not take, or a value of the wrong kind.
+    """
+    name, unknown = kind.__name__, [option for option in options if option not in kind.model_fields]
+    if unknown:
+        offered = ", ".join(option.removesuffix("_us") for option in kind.model_fields if option != "type")
+        message = f"{name}() takes no {unknown[0]}=; it takes {offered}"
+    elif isinstance(of, Expr):
+        message = f"{name}(of=…) takes a column's name; found an expression: assign it to a column first"
+    elif not isinstance(of, str | Named):
+        message = f"{name}(of=…) takes a column's name or reference; found {type(of).__name__} {of!r:.40}"
+    elif where is not None and not isinstance(where, Expr | BaseModel):
+        message = f'{name}(where=…) takes a condition such as col("paid"); found {type(where).__name__} {where!r:.40}'
+    else:
+        return
+    raise TypeError(message)
 
 
 def _default(given: Any) -> Any:
@@ -183,7 +198,7 @@ class ApproxPercentile(_Aggregate):
         precision: int = 100,
         *,
         pct: float | None = None,
-        where: Predicate | None = None,
+        where: Expr | None = None,
         default: Any = UNSET,
         **options: Any,
     ) -> None:
@@ -202,7 +217,7 @@ class Quantile(_Aggregate):
         window: WindowLike = "",
         q: float = 0.5,
         *,
-        where: Predicate | None = None,
+        where: Expr | None = None,
         default: Any = UNSET,
         **options: Any,
     ) -> None:
@@ -221,7 +236,7 @@ class ExpDecaySum(_Aggregate):
         window: WindowLike = "",
         half_life: str = "7d",
         *,
-        where: Predicate | None = None,
+        where: Expr | None = None,
         default: Any = UNSET,
         **options: Any,
     ) -> None:
@@ -256,7 +271,7 @@ class _Several(_Aggregate):
         window: WindowLike = "",
         k: int = 100,
         *,
-        where: Predicate | None = None,
+        where: Expr | None = None,
         default: Any = UNSET,
         **options: Any,
     ) -> None:
@@ -302,7 +317,7 @@ class TopK(_Aggregate):
         window: WindowLike = "",
         k: int = 10,
         *,
-        where: Predicate | None = None,
+        where: Expr | None = None,
         default: Any = UNSET,
         **options: Any,
     ) -> None:

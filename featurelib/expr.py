@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,16 @@ from featurelib.types import Scalar
 
 Constant = Scalar | Decimal | datetime
 """What may stand for a value in an expression as it is."""
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A column's reference, such as ``Transaction.amount``."""
+
+    name: str
+
+
+Column = str | Named
 
 
 class _Node(BaseModel):
@@ -616,9 +626,17 @@ class Then(Expr):
         return Expr(CallNode(function="when", args=(*self.node.args, _node(value))))
 
 
-def col(name: str) -> Expr:
-    """The column ``name`` of the current row."""
-    return Expr(ColumnNode(name=name))
+def col(name: Column) -> Expr:
+    """The column of the current row, by name or by reference: ``col("amount")``, ``col(Sale.amount)``.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    found = name.name if isinstance(name, Named) else name
+    if not isinstance(found, str):
+        message = f"col() takes a column's name or reference; found {type(name).__name__} {name!r:.40}"
+        raise TypeError(message)
+    return Expr(ColumnNode(name=found))
 
 
 def lit(value: Constant) -> Expr:

@@ -21,7 +21,7 @@ Scalar = bool | int | float | str
 """A constant a definition may hold. ``bool`` comes first: in Python it is an ``int`` too."""
 
 Value = Any
-"""A feature value at run time: ``int float str bool Decimal None``, an ``Instant`` for datetimes, or a list of these."""
+"""A feature value at run time: ``int float str bool Decimal None``, an ``Instant`` for datetimes, or a list of them."""
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 

@@ -53,7 +53,7 @@ class Continuous(_Window):
 
     def __init__(self, size: str = "", *, offset: str = "", max_rows: int | None = None, **stored: Any) -> None:
         cap = {"max_rows": stored.pop("max_rows", max_rows)}
-        super().__init__(**cap, **_given(stored, size_us=size, offset_us=offset))
+        super().__init__(**cap, **_given(type(self), stored, size_us=size, offset_us=offset))
 
     def bounds(self, at: Instant) -> Bounds:
         """``[R - offset - size, R - offset]``."""
@@ -78,7 +78,7 @@ class Lifetime(_Window):
 
     def __init__(self, *, offset: str = "", max_rows: int | None = None, **stored: Any) -> None:
         cap = {"max_rows": stored.pop("max_rows", max_rows)}
-        super().__init__(**cap, **_given(stored, offset_us=offset))
+        super().__init__(**cap, **_given(type(self), stored, offset_us=offset))
 
     def bounds(self, at: Instant) -> Bounds:
         """Everything up to ``R - offset``."""
@@ -109,7 +109,7 @@ class Hopping(_Window):
     def __init__(
         self, size: str = "", stride: str = "", *, offset: str = "", lookback: str = "", **stored: Any
     ) -> None:
-        super().__init__(**_given(stored, size_us=size, stride_us=stride, offset_us=offset, lookback_us=lookback))
+        super().__init__(**_given(type(self), stored, size_us=size, stride_us=stride, offset_us=offset, lookback_us=lookback))
 
     @model_validator(mode="after")
     def _strides_within_size(self) -> Hopping:
@@ -121,7 +121,7 @@ class Hopping(_Window):
     def bounds(self, at: Instant) -> Bounds:
         """The last closed window; corrections count as of ``R - lookback``."""
         as_of = at - self.lookback_us
-        # A window's start is on the grid; so is its end, when the size is a whole number of strides, else starts decide.
+        # Starts are on the grid; ends are, too, when the size is a whole number of strides.
         start = (as_of - self.size_us - self.offset_us) // self.stride_us * self.stride_us + self.offset_us
         return Bounds(start, start + self.size_us - 1, as_of)
 
@@ -135,14 +135,14 @@ class Hopping(_Window):
 
 
 class Tumbling(_Window):
-    """The last window ``[start, start + size)`` closed at R; windows follow each other, aligned to the epoch + offset."""
+    """The last window ``[start, start + size)`` closed at R; windows follow each other from the epoch + offset on."""
 
     kind: Literal["tumbling"] = "tumbling"
     size_us: Micros
     offset_us: Shift = 0
 
     def __init__(self, size: str = "", *, offset: str = "", **stored: Any) -> None:
-        super().__init__(**_given(stored, size_us=size, offset_us=offset))
+        super().__init__(**_given(type(self), stored, size_us=size, offset_us=offset))
 
     def bounds(self, at: Instant) -> Bounds:
         """The last closed window."""
@@ -165,7 +165,7 @@ class Session(_Window):
     gap_us: Micros
 
     def __init__(self, gap: str = "", **stored: Any) -> None:
-        super().__init__(**_given(stored, gap_us=gap))
+        super().__init__(**_given(type(self), stored, gap_us=gap))
 
     def bounds(self, at: Instant) -> Bounds:
         """Everything up to R: where the session began is found among its events."""
@@ -184,7 +184,7 @@ AnyWindow = Continuous | Lifetime | Tumbling | Hopping | Session
 Window = Annotated[AnyWindow, Field(discriminator="kind")]
 
 
-def parse_window(text: str | AnyWindow) -> AnyWindow:
+def parse_window(text: str | AnyWindow | None) -> AnyWindow:
     """Read a window string; empty means lifetime.
 
     Raises:
@@ -192,13 +192,44 @@ def parse_window(text: str | AnyWindow) -> AnyWindow:
     """
     if isinstance(text, _Window):
         return text
-    return Continuous(size_us=parse_duration(text)) if text else Lifetime()
+    if text is None or text == "":
+        return Lifetime()
+    if isinstance(text, type) and issubclass(text, _Window):
+        message = f"window= takes a window, not its class; write {text.__name__}(…)"
+        raise ValueError(message)  # noqa: TRY004  # to pydantic a value like any other
+    return Continuous(size_us=parse_duration(text))
 
 
-def _given(stored: dict[str, Any], **durations: str) -> dict[str, Any]:
+def _given(window: type[_Window], stored: dict[str, Any], **durations: str) -> dict[str, Any]:
     """The stored form of what was written: durations as text become microseconds.
 
     Raises:
+        TypeError: a duration is missing, or a keyword unknown.
         ValueError: a text is not a strict duration.
     """
-    return {**stored, **{name: parse_duration(text) for name, text in durations.items() if text}}
+    given = {**stored, **{name: _read(window, name, text) for name, text in durations.items() if text != ""}}
+    if "kind" not in stored:  # as a user writes it; the stored form is checked by its types alone
+        _check_written(window, given)
+    return given
+
+
+def _read(window: type[_Window], name: str, text: str) -> Duration:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        message = f"{window.__name__}({name.removesuffix('_us')}=…): {error}"
+        raise ValueError(message) from None
+
+
+def _check_written(window: type[_Window], given: dict[str, Any]) -> None:
+    fields = {name: field for name, field in window.model_fields.items() if name != "kind"}
+    unknown = [name for name in given if name not in fields]
+    missing = [name for name, field in fields.items() if field.is_required() and name not in given]
+    offered = ", ".join(f"{name.removesuffix('_us')}=" for name in fields)
+    if unknown:
+        message = f"{window.__name__}() takes no {unknown[0]}=; it takes {offered}"
+        raise TypeError(message)
+    if missing:
+        needed = " and ".join(f"{name.removesuffix('_us')}=" for name in missing)
+        message = f"{window.__name__}() needs {needed}, a duration such as '30m'; it takes {offered}"
+        raise TypeError(message)

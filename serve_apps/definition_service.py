@@ -147,13 +147,14 @@ def _events_of(dataset: str, taken: Taken) -> Iterator[NewEvent]:
         first = taken.rejected[0]
         message = f"{taken.dead} records sent to {dataset} were rejected; the first: {first.message}"
         yield _event(
-            "dead_letter", dataset, message, {"count": taken.dead, "reason": first.reason, "field": first.field}
+            "dead_letter", dataset, message, {"dead": taken.dead, "reason": first.reason, "field": first.field}
         )
     if taken.late:
-        yield _event("late_records", dataset, f"{taken.late} records sent to {dataset} are late", {"count": taken.late})
+        yield _event("late_records", dataset, f"{taken.late} records sent to {dataset} are late", {"late": taken.late})
     for violation in taken.violations:
         message = f"{violation.failed} of {violation.total} records sent to {dataset} break an expectation"
-        detail = {**violation.expectation.model_dump(mode="json"), "failed": violation.failed, "total": violation.total}
+        rule = violation.expectation.model_dump(mode="json", exclude_defaults=True)
+        detail = {"expectation": rule, "failed": violation.failed, "total": violation.total}
         yield _event("expectation_violation", dataset, message, detail)
 
 

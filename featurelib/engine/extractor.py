@@ -299,12 +299,16 @@ class _DatasetHandle:
         self._forms = {field.name: form for field in dataset.fields if (form := _copied(field.type))}
 
     def lookup(self, ts: Any = None, **key: Any) -> dict[str, Any] | None:
-        """The dataset's row of a key as of ``ts`` (default: the read instant); ``None`` for an unknown key."""
-        if set(key) != {self._key}:
+        """The dataset's row of a key as of ``ts`` (default: the read instant); ``None`` for an unknown key.
+
+        The key goes by its column's name, or as ``key=``.
+        """
+        if len(key) != 1 or not key.keys() <= {self._key, "key"}:
             message = f"{self._name}.lookup takes its key {self._key}=, got {', '.join(key) or 'nothing'}"
             raise TypeError(message)
         scope = _scope.get()
-        value = self._cast(key[self._key])
+        (given,) = key.values()
+        value = self._cast(given)
         if value is None:
             return None
         text = instant_key(value) if self._key_is_time else key_text([value])

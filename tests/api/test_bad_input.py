@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from featurelib.errors import InvalidRequest
 from featurelib.engine.read_plan import KeyForm
+from featurelib.errors import InvalidRequest
 
 BODY = {"error", "detail", "message", "details", "correlation_id"}
 

@@ -12,8 +12,8 @@ from featurelib.clock import DAY, HOUR
 from featurelib.definitions import AggregateStep, DatasetDef, Definitions, FieldDef, NamedAggregate, PipelineDef
 from featurelib.engine import panes
 from featurelib.engine.codec import decode_rows
-from featurelib.engine.program import Program, replay
 from featurelib.engine.panes import BUFFER, HEADER, Branch, Header, KeyState, decode_node, pane_field
+from featurelib.engine.program import Program, replay
 from featurelib.engine.records import ACCEPTED_AT, LATE, OFFSET, PARTITION, TIME
 from featurelib.expr import col
 

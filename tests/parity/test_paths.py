@@ -9,8 +9,8 @@ import pytest
 from featurelib.clock import HOUR
 from featurelib.definitions import Definitions
 from featurelib.engine.codec import decode_rows
-from featurelib.engine.program import Program
 from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node
+from featurelib.engine.program import Program
 from featurelib.settings import Settings
 from featurelib.stores.online import Lookup, StateName
 from featurelib.stores.point_in_time import PointInTime

@@ -22,8 +22,8 @@ from featurelib.definitions import (
     PipelineDef,
     ref,
 )
-from featurelib.engine.program import Program
 from featurelib.engine.keys import key_group, owner_of_group
+from featurelib.engine.program import Program
 from featurelib.engine.records import OFFSET, TIME, in_order, record_schema
 from featurelib.expr import col
 from featurelib.stores.archive import Archive
