@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from featurelib.clock import SECOND, parse_duration
-from featurelib.expr import Column, Expr, Named, Node
+from featurelib.expr import Column, Expr, Named, Node, shown
 from featurelib.types import Scalar, Value, decimal_scale, element_type
 from featurelib.windows import AnyWindow, Lifetime, Window, parse_window
 
@@ -116,9 +116,9 @@ def _check_written(kind: type[_Aggregate], of: Any, where: Any, options: Mapping
     elif isinstance(of, Expr):
         message = f"{name}(of=…) takes a column's name; found an expression: assign it to a column first"
     elif not isinstance(of, str | Named):
-        message = f"{name}(of=…) takes a column's name or reference; found {type(of).__name__} {of!r:.40}"
+        message = f"{name}(of=…) takes a column's name or reference; found {shown(of)}"
     elif where is not None and not isinstance(where, Expr | BaseModel):
-        message = f'{name}(where=…) takes a condition such as col("paid"); found {type(where).__name__} {where!r:.40}'
+        message = f'{name}(where=…) takes a condition such as col("paid"); found {shown(where)}'
     else:
         return
     raise TypeError(message)
@@ -130,12 +130,17 @@ def _default(given: Any) -> Any:
     if isinstance(given, Default | dict):
         return given
     if isinstance(given, list | tuple):
-        return Default(value=tuple(_text_of_decimal(item) for item in given))
-    return Default(value=_text_of_decimal(given))
+        return Default(value=tuple(_constant(item) for item in given))
+    return Default(value=_constant(given))
 
 
-def _text_of_decimal(value: Any) -> Any:
-    return str(value) if isinstance(value, Decimal) else value
+def _constant(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Decimal):
+        return str(value)
+    message = f"default= takes a value of the column's type, or None; found {shown(value)}"
+    raise TypeError(message)
 
 
 class Count(_Aggregate):

@@ -73,7 +73,8 @@ def describe_annotation(annotation: Any) -> str:
 
 def _scalar(annotation: Any, scale: int | None) -> str | None:
     if annotation is Decimal:
-        return f"decimal({scale})" if scale in range(MAX_SCALE + 1) else None
+        fits = type(scale) is int and scale in range(MAX_SCALE + 1)  # True and 2.0 are equal to numbers of the range
+        return f"decimal({scale})" if fits else None
     return _NAMES.get(annotation) if isinstance(annotation, type) else None
 
 

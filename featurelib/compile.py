@@ -162,7 +162,8 @@ def _load(target: str | Path | ModuleType) -> tuple[ModuleType | None, list[Prob
 def _load_file(path: Path) -> tuple[ModuleType | None, list[Problem]]:
     shown = shown_path(str(path.resolve()))
     try:
-        code = compile(path.read_bytes(), str(path.resolve()), "exec")
+        # Without the futures of this file: the user's annotations mean what they mean to Python.
+        code = compile(path.read_bytes(), str(path.resolve()), "exec", dont_inherit=True)
     except OSError as error:
         text = f"the file cannot be read: {error.strerror}"
         return None, [Problem("module_not_found", shown, text, "Give the path of a Python file.")]

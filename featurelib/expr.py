@@ -582,7 +582,14 @@ class Expr(_Numbers, _Text, _Times):
         return _call("coalesce", self, default)
 
     def is_in(self, values: Iterable[Constant]) -> Predicate:
-        """Whether it is one of the values."""
+        """Whether it is one of the values.
+
+        Raises:
+            TypeError: ``values`` is no list of constants.
+        """
+        if isinstance(values, str | _Operators) or not isinstance(values, Iterable):
+            message = f"is_in() takes a list of constants; found {shown(values)}"
+            raise TypeError(message)
         return _condition("is_in", self, *values)
 
     def between(self, low: Expr | Constant, high: Expr | Constant) -> Predicate:
@@ -619,7 +626,7 @@ class Then(Expr):
 
     def when(self, condition: Expr) -> When:
         """The next condition."""
-        return When(self.node.args, condition)
+        return When(self.node.args, _checked(condition))
 
     def otherwise(self, value: Expr | Constant) -> Expr:
         """The value where no condition holds."""
@@ -634,7 +641,7 @@ def col(name: Column) -> Expr:
     """
     found = name.name if isinstance(name, Named) else name
     if not isinstance(found, str):
-        message = f"col() takes a column's name or reference; found {type(name).__name__} {name!r:.40}"
+        message = f"col() takes a column's name or reference; found {shown(name)}"
         raise TypeError(message)
     return Expr(ColumnNode(name=found))
 
@@ -645,8 +652,12 @@ def lit(value: Constant) -> Expr:
 
 
 def when(condition: Expr) -> When:
-    """A choice: ``when(col("a") > 1).then("many").otherwise("few")``."""
-    return When((), condition)
+    """A choice: ``when(col("a") > 1).then("many").otherwise("few")``.
+
+    Raises:
+        TypeError: the condition is no expression.
+    """
+    return When((), _checked(condition))
 
 
 def coalesce(*values: Expr | Constant) -> Expr:
@@ -695,5 +706,24 @@ def _node(value: Any) -> Any:
         return CallNode(function="to_decimal", args=(LiteralNode(value=f"{value:f}"), LiteralNode(value=scale)))
     if isinstance(value, datetime):
         return CallNode(function="to_datetime", args=(LiteralNode(value=format_instant(parse_instant(value))),))
-    message = f"{value!r} cannot stand in an expression; use col(...), or an int, float, str, bool, Decimal or datetime"
+    if value is None:
+        message = "None cannot stand in an expression; ask for it with .is_null(), or leave .otherwise(…) out to give it"
+        raise TypeError(message)
+    allowed = "use col(...), or an int, float, str, bool, Decimal or datetime"
+    message = f"{shown(value)} cannot stand in an expression; {allowed}"
     raise TypeError(message)
+
+
+def _checked(condition: Any) -> Expr:
+    if isinstance(condition, Expr):
+        return condition
+    message = f'when() takes a condition such as col("amount") > 1; found {shown(condition)}'
+    raise TypeError(message)
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: its type, and itself where its text says something to a user."""
+    if isinstance(value, Expr):
+        return "an expression"
+    plain = isinstance(value, str | int | float | Decimal | list | tuple)
+    return f"{type(value).__name__} {value!r:.40}" if plain else f"a {type(value).__name__}"

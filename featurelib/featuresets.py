@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from decimal import Decimal
 from types import FunctionType
 from typing import Any, Literal, TypeVar, overload
 
 from pydantic import ValidationError
 
-from featurelib.annotations import SUPPORTED, annotations_of, column_type, describe_annotation
+from featurelib.annotations import (
+    MAX_SCALE,
+    SUPPORTED,
+    annotations_of,
+    column_type,
+    describe_annotation,
+    is_decimal,
+)
 from featurelib.capture import capture
 from featurelib.datasets import Field
 from featurelib.declarations import (
@@ -49,14 +57,17 @@ class Feature(Reference):
         site: Site,
         *,
         ref: Reference | None,
-        default: Scalar | None,
+        default: Scalar | Decimal | None,
         request: bool,
         id: int | None,  # noqa: A002  # the stock keyword
         description: str | None,
+        scale: int | None,
     ) -> None:
         super().__init__(site)
         self.ref = ref
-        self.default = default
+        # A decimal is held as its text.
+        self.default = str(default) if isinstance(default, Decimal) else default
+        self.scale = scale
         self.request = request
         self.id = id
         self.description = description
@@ -68,10 +79,11 @@ class Feature(Reference):
 def feature(
     *,
     ref: Any = None,
-    default: Scalar | None = None,
+    default: Scalar | Decimal | None = None,
     request: bool = False,
     id: int | None = None,  # noqa: A002  # the stock keyword
     description: str | None = None,
+    scale: int | None = None,
 ) -> Any:
     """Declare a feature; bare, it is the entity id or the output of an extractor.
 
@@ -81,6 +93,7 @@ def feature(
         request: the caller sends it with each query.
         id: a number of the user's own, unique in the featureset.
         description: shown in the catalog.
+        scale: digits after the point of a ``Decimal`` feature, 0 to 18; left out, those of the column of ``ref``.
 
     Raises:
         DeclarationValueError: both ``ref`` and ``request``.
@@ -94,7 +107,8 @@ def feature(
         text = "a feature is looked up (ref=) or sent by the caller (request=True), not both"
         refuse_here("ref_and_request", "feature", text, "Leave one of them out.", DeclarationValueError)
         request = False
-    return Feature(calling_site(), ref=ref, default=default, request=request, id=id, description=description)
+    site = calling_site()
+    return Feature(site, ref=ref, default=default, request=request, id=id, description=description, scale=scale)
 
 
 def extractor_inputs(*inputs: Any) -> Callable[[F], F]:
@@ -211,12 +225,14 @@ def _features(cls: type, declared: Declared) -> tuple[FeatureDef, ...]:
 
 
 def _feature(cls: type, declared: Declared, name: str, marked: Feature, annotation: Any) -> FeatureDef | None:
-    scale = marked.ref.accepts.scale if isinstance(marked.ref, Field) else None
+    scale = marked.scale
+    if scale is None and isinstance(marked.ref, Field):
+        scale = marked.ref.accepts.scale
     subject, known = f"{cls.__name__}.{name}", column_type(annotation, scale)
     declared.locations[f"featureset:{cls.__name__}.{name}"] = marked.site.location
-    if known is None:
-        text = f"{describe_annotation(annotation)} is not a feature type"
-        declared.problem("unknown_type", subject, text, SUPPORTED, site=marked.site)
+    if known is None or (marked.scale is not None and not is_decimal(annotation)):
+        code, text, hint = _type_problem(annotation, scale)
+        declared.problem(code, subject, text, hint, site=marked.site)
         declared.broken.add(subject)
         return None
     try:
@@ -234,6 +250,18 @@ def _feature(cls: type, declared: Declared, name: str, marked: Feature, annotati
         declared.invalid(error, subject, marked.site)
         declared.broken.add(subject)
         return None
+
+
+def _type_problem(annotation: Any, scale: Any) -> tuple[str, str, str]:
+    """What keeps an annotation from naming a feature's type: code, text and hint."""
+    shown = describe_annotation(annotation)
+    if is_decimal(annotation):
+        text = f"a Decimal feature has 0 to {MAX_SCALE} digits after the point; found scale={scale!r:.40}"
+        return "invalid_scale", text, "Write feature(scale=2)."
+    if scale is not None:
+        text = f"scale= is for Decimal features; found {shown}"
+        return "invalid_scale", text, "Leave it out, or declare the feature as Decimal."
+    return "unknown_type", f"{shown} is not a feature type", SUPPORTED
 
 
 def _lookup(marked: Feature, declared: Declared, subject: str) -> LookupDef | None:

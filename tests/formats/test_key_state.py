@@ -24,7 +24,7 @@ def test_state_of_an_earlier_format_reads_as_it_did(path: Path) -> None:
 
 
 def test_there_is_a_fixture_of_every_format() -> None:
-    assert [json.loads(path.read_text())["format"] for path in FORMATS] == [1]
+    assert [json.loads(path.read_text())["format"] for path in FORMATS] == [1, 2]
 
 
 def test_state_of_a_format_yet_to_come_is_refused_by_name() -> None:
