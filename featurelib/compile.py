@@ -17,7 +17,7 @@ from typing import Any
 from featurelib.declarations import Collection as Gathered
 from featurelib.declarations import Declared, clear_registry, collecting, declared_on, notes, registered, shown_path
 from featurelib.definitions import Commit, DatasetDef, Definitions, FeaturesetDef, Location, PipelineDef, SourceDef
-from featurelib.errors import DefinitionError, Problem
+from featurelib.errors import DefinitionError, Problem, without_folder
 from featurelib.validation import SUPPORTED_CONNECTORS, completed, findings, in_order, merged, problems, validate
 
 __all__ = [
@@ -206,7 +206,7 @@ def _run(load: object, shown: str) -> tuple[ModuleType | None, list[Problem]]:
         return load(), []
     except (Exception, SystemExit) as error:  # noqa: BLE001  # a call into user code
         file, line = _where(error, shown)
-        text = f"the module raised {type(error).__name__}: {error}"
+        text = f"the module raised {type(error).__name__}: {without_folder(error)}"
         hint = "Mend it: a module has to import before it can be read."
         return None, [Problem("module_error", Path(shown).name, text, hint, file, line)]
 

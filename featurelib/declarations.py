@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from featurelib.definitions import Definition, ExpectationDef, Location
-from featurelib.errors import DefinitionError, Problem
+from featurelib.errors import DefinitionError, Problem, without_folder
 from featurelib.metadata import Metadata
 
 _PACKAGE = str(Path(__file__).parent)
@@ -264,7 +264,7 @@ def run_body(body: Callable[[], Any], function: FunctionType, subject: str, decl
     except DefinitionError:
         raise
     except Exception as error:  # noqa: BLE001
-        text = "; ".join(describe_invalid(error)) if isinstance(error, ValidationError) else str(error)
+        text = "; ".join(describe_invalid(error)) if isinstance(error, ValidationError) else without_folder(error)
         message = f"the body raised {type(error).__name__}: {text}"
         hint = "The body runs once, as the class is declared: mend the line that is named."
         declared.problem(code, subject, message, hint, site=_raising_line(error, function))

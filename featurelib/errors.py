@@ -291,3 +291,9 @@ class ClusterError(ThymeError):
 
     code = "cluster_error"
     remedy = "The message names the process and its log."
+
+
+def without_folder(error: BaseException) -> str:
+    """The error's text; that of a failed import without the folder of the package on this machine."""
+    folder = f" ({error.path})" if isinstance(error, ImportError) and error.path else ""
+    return str(error).removesuffix(folder) if folder else str(error)

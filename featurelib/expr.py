@@ -707,7 +707,9 @@ def _node(value: Any) -> Any:
     if isinstance(value, datetime):
         return CallNode(function="to_datetime", args=(LiteralNode(value=format_instant(parse_instant(value))),))
     if value is None:
-        message = "None cannot stand in an expression; ask for it with .is_null(), or leave .otherwise(…) out to give it"
+        message = (
+            "None cannot stand in an expression; ask for it with .is_null(), or leave .otherwise(…) out to give it"
+        )
         raise TypeError(message)
     allowed = "use col(...), or an int, float, str, bool, Decimal or datetime"
     message = f"{shown(value)} cannot stand in an expression; {allowed}"

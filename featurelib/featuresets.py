@@ -103,6 +103,11 @@ def feature(
         text = f"ref= takes a dataset's column; found {ref!r:.60}"
         refuse_here("invalid_ref", "feature", text, "Write ref=SomeDataset.column.", DeclarationTypeError)
         ref, request = None, True  # a compile is collecting: keep it from being taken for the entity id
+    if not isinstance(default, Scalar | Decimal | None):
+        text = f"default= is a value of the feature's type; found a {type(default).__name__}"
+        hint = "Write a number, text or bool, or leave it out."
+        refuse_here("default_type", "feature", text, hint, DeclarationTypeError)
+        default = None
     if ref is not None and request:
         text = "a feature is looked up (ref=) or sent by the caller (request=True), not both"
         refuse_here("ref_and_request", "feature", text, "Leave one of them out.", DeclarationValueError)

@@ -109,7 +109,9 @@ class Hopping(_Window):
     def __init__(
         self, size: str = "", stride: str = "", *, offset: str = "", lookback: str = "", **stored: Any
     ) -> None:
-        super().__init__(**_given(type(self), stored, size_us=size, stride_us=stride, offset_us=offset, lookback_us=lookback))
+        super().__init__(
+            **_given(type(self), stored, size_us=size, stride_us=stride, offset_us=offset, lookback_us=lookback)
+        )
 
     @model_validator(mode="after")
     def _strides_within_size(self) -> Hopping:

@@ -10,7 +10,7 @@ in place of the one with the same identity is idempotent, so redoing it after a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ from featurelib.engine.codec import decode_rows
 from featurelib.engine.flow import Graph
 from featurelib.engine.fold import KEY
 from featurelib.engine.keys import key_group, key_groups, owner_of_group
-from featurelib.engine.operators import PLACE, PLACE_BITS, RightTable, UserFailure, run_steps
+from featurelib.engine.operators import IDENTITY, PLACE, PLACE_BITS, RightTable, UserFailure, run_steps
 from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node, pane_field, pane_of
 from featurelib.engine.program import Program
 from featurelib.engine.records import LATE, OFFSET, TIME, record_schema
@@ -116,6 +116,7 @@ class PartitionWorker:
         self._rights = [i for i, source in enumerate(self._inputs) if source.dataset != program.left]
         self._epochs: dict[int, int] = {}
         self._positions: dict[int, list[int]] = {}
+        self._ahead: dict[int, list[int]] = {}
         self._newest: dict[int, Instant | None] = {}
         self._rows: dict[int, int] = {}
         self._keys: dict[str, KeyState] = {}
@@ -135,6 +136,7 @@ class PartitionWorker:
         for claim in self._store.claim(self._state, self._groups):
             self._epochs[claim.group] = claim.epoch
             self._positions[claim.group] = claim.positions or list(nothing)
+            self._ahead[claim.group] = claim.ahead or self._positions[claim.group]
             self._newest[claim.group] = claim.newest_us
             self._rows[claim.group] = claim.rows
         self._keys.clear()
@@ -144,7 +146,7 @@ class PartitionWorker:
         if self._program.plain:
             self._right_tables = self._load_rights()
         else:
-            self._graph = self._load_graph()
+            self._graph = self._started_graph()
         # Positions are written at once: a group that never gets a record is nevertheless begun.
         self._commit({}, {})
 
@@ -255,11 +257,7 @@ class PartitionWorker:
         return Step(sum(len(table) for table in batch.values()), 0, len(added))
 
     def _apply_graph(self, graph: Graph, batch: Mapping[int, pa.Table]) -> Step:
-        """Apply a batch whose rows may take others back: every key's state gets the difference.
-
-        After a crash the graph is rebuilt at the lowest position of any group. What it gives again to groups that are
-        further on is set, not added: once it has passed them, every row they hold is as they left it.
-        """
+        """Apply a batch whose rows may take others back: every key's state gets the difference."""
         records = self._by_dataset(batch)
         removed, added = self._program.shape_delta(graph.top.apply(records))
         self.failures, graph.failures = [*self.failures, *graph.failures], []
@@ -293,19 +291,55 @@ class PartitionWorker:
             tables.setdefault(self._inputs[index].dataset.name, []).append(table)
         return {name: pa.concat_tables(found) for name, found in tables.items()}
 
-    def _load_graph(self) -> Graph:
+    def _started_graph(self) -> Graph:
+        """The graph at the lowest position of any group, and every group taken back to it.
+
+        Groups stand apart after a crash, or when one worker takes over from several. What one of them has seen and
+        the others have not may be gone from the graph before it gets there, so that nothing would ever take it out.
+        """
         graph = self._program.new_graph()
+        lowest = [self._lowest(index) for index in range(len(self._inputs))]
+        rows = self._rows_at(graph, lowest)
+        apart: dict[tuple[int, ...], list[int]] = {}
+        for group in self._groups:
+            for stand in {tuple(self._positions[group]), tuple(self._ahead[group])} - {tuple(lowest)}:
+                apart.setdefault(stand, []).append(group)
+        for stand, groups in apart.items():
+            self._take_back(self._rows_at(self._program.new_graph(), stand), rows, groups)
+        if apart:
+            self._move_back(rows, lowest, {group for groups in apart.values() for group in groups})
+        return graph
+
+    def _rows_at(self, graph: Graph, stand: Sequence[int]) -> pl.DataFrame:
+        """What a new graph gives of the records below a position."""
         records = {}
         for dataset in self._program.sources:
             indexes = [i for i, source in enumerate(self._inputs) if source.dataset == dataset]
-            cut = {self._inputs[i].partition: self._lowest(i) for i in indexes}
+            cut = {self._inputs[i].partition: stand[i] for i in indexes}
             if any(cut.values()):
                 records[dataset.name] = self._history.read(dataset, len(indexes), cut=cut)
-        if records:
-            graph.top.apply(records)
+        added = graph.top.apply(records).added if records else graph.top.empty
         # What failed then was said then.
         graph.failures.clear()
-        return graph
+        return self._own(self._program.shape(added))
+
+    def _take_back(self, held: pl.DataFrame, wanted: pl.DataFrame, groups: Sequence[int]) -> None:
+        """Put the rows that are wanted in place of those that groups hold, in memory."""
+        held, wanted = (rows.filter(pl.col(_GROUP).is_in(groups)) for rows in (held, wanted))
+        removed = held.join(wanted, on=[KEY, *IDENTITY], how="anti")
+        added = wanted.join(held, on=wanted.columns, how="anti", nulls_equal=True)
+        gone = dict(self._program.rows_by_key(removed.drop(_GROUP)))
+        come = dict(self._program.rows_by_key(added.drop(_GROUP)))
+        touched = {key: [*gone.get(key, []), *come.get(key, [])] for key in {*gone, *come}}
+        for key, state in self._states(touched, flushing=True).items():
+            self._replace(key, state, gone.get(key, []), come.get(key, []))
+
+    def _move_back(self, rows: pl.DataFrame, lowest: Sequence[int], groups: Collection[int]) -> None:
+        counts = dict(rows.group_by(_GROUP).agg(pl.len()).iter_rows())
+        for group in groups:
+            self._positions[group] = list(lowest)
+            self._rows[group] = counts.get(group, 0)
+        self._commit(self._keys, {}, back=True)
 
     def _changed_rows(
         self, batch: Mapping[int, pa.Table], before: Mapping[str, RightTable], after: Mapping[str, RightTable]
@@ -416,7 +450,7 @@ class PartitionWorker:
         for group, count in shaped.group_by(_GROUP).agg(pl.len()).iter_rows():
             self._rows[group] += count
 
-    def _commit(self, states: Mapping[str, KeyState], ends: Mapping[int, int]) -> None:
+    def _commit(self, states: Mapping[str, KeyState], ends: Mapping[int, int], *, back: bool = False) -> None:
         by_group: dict[int, dict[str, dict[bytes, bytes]]] = {group: {} for group in self._groups}
         for key, state in states.items():
             changes = state.changes()
@@ -430,7 +464,7 @@ class PartitionWorker:
         self._store.commit(
             self._state,
             [
-                GroupCommit(g, self._epochs[g], self._positions[g], self._newest[g], self._rows[g], changes)
+                GroupCommit(g, self._epochs[g], self._positions[g], self._newest[g], self._rows[g], changes, back)
                 for g, changes in by_group.items()
             ],
         )

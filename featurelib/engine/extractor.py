@@ -21,7 +21,7 @@ from featurelib.definitions import DatasetDef, PyCode
 from featurelib.engine.keys import instant_key, key_text
 from featurelib.engine.records import arrow_type
 from featurelib.engine.user_code import Guard, Passing, UserFunction, load
-from featurelib.engine.values import Cast, caster, handed
+from featurelib.engine.values import Cast, caster, handed, listed
 from featurelib.errors import UserCodeError
 from featurelib.types import Value, element_type
 
@@ -208,8 +208,7 @@ class Extractor:
         return [self._column(output, cast, part, len(instants)) for output, cast, part in parts]
 
     def _column(self, output: Typed, cast: Cast, part: Any, rows: int) -> list[Value]:
-        if isinstance(part, pl.Series) or type(part).__module__ == "numpy":
-            part = part.to_list() if isinstance(part, pl.Series) else part.tolist()
+        part = listed(part)
         if not isinstance(part, list | tuple):
             raise self._function.wrong(f"output {output.name!r}: expected a Series or a list, got {_shown(part)}")
         if len(part) != rows:
@@ -298,13 +297,14 @@ class _DatasetHandle:
         self._key_is_time = dataset.key.type == "datetime"
         self._forms = {field.name: form for field in dataset.fields if (form := _copied(field.type))}
 
-    def lookup(self, ts: Any = None, **key: Any) -> dict[str, Any] | None:
+    def lookup(self, ts: Any = None, *unnamed: Any, **key: Any) -> dict[str, Any] | None:
         """The dataset's row of a key as of ``ts`` (default: the read instant); ``None`` for an unknown key.
 
         The key goes by its column's name, or as ``key=``.
         """
-        if len(key) != 1 or not key.keys() <= {self._key, "key"}:
-            message = f"{self._name}.lookup takes its key {self._key}=, got {', '.join(key) or 'nothing'}"
+        if unnamed or len(key) != 1 or not key.keys() <= {self._key, "key"}:
+            found = ", ".join([*map(_shown, unnamed), *key]) or "nothing"
+            message = f"{self._name}.lookup takes its key {self._key}= after ts, got {found}"
             raise TypeError(message)
         scope = _scope.get()
         (given,) = key.values()

@@ -226,12 +226,14 @@ def _request_value(request: _Requested, inputs: Mapping[str, object]) -> Value:
             raise InvalidRequest(f"inputs.{request.names[0]}: missing; it is a request feature without a default")
         return request.default
     given = inputs[name]
-    if given is None and not request.nullable:
-        raise InvalidRequest(f"inputs.{name}: null; the feature is not Optional")
     try:
-        return request.cast(given)
+        value = request.cast(given)
     except ValueError as error:
         raise InvalidRequest(f"inputs.{name}: {error}") from None
+    if value is None and not request.nullable:
+        found = "null" if given is None else f"{given!r:.40} is no number"
+        raise InvalidRequest(f"inputs.{name}: {found}; the feature is not Optional")
+    return value
 
 
 def _as_declared(cast: Cast, value: Value) -> Value:

@@ -22,7 +22,7 @@ from types import CodeType, ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 from featurelib.definitions import PyCode
-from featurelib.errors import UserCodeError
+from featurelib.errors import UserCodeError, without_folder
 
 # The watch looks this often within a soft limit, so an interruption comes at most that share late.
 _LOOKS_PER_LIMIT = 8
@@ -196,7 +196,7 @@ def _ms(seconds: float) -> str:
 
 def _message(error: BaseException) -> str:
     try:
-        text = str(error)
+        text = without_folder(error)
     except Exception:  # noqa: BLE001  # `__str__` of a user's own exception is user code too
         text = "its message cannot be read"
     return f"{type(error).__name__}: {text}"[:_LONGEST_MESSAGE]

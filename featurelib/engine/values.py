@@ -100,12 +100,16 @@ def _float_of(value: numbers.Real) -> float:
 
 
 def _to_str(value: Any) -> Value:
-    if value is None or type(value) is str:
+    if value is None or (type(value) is str and value.isascii()):
         return value
     value = _plain(value)
-    if isinstance(value, str):
-        return str(value)
-    raise _unfit(value, "a str")
+    if not isinstance(value, str):
+        raise _unfit(value, "a str")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which no answer can carry
+        raise _unfit(value, "a str of Unicode characters") from None
+    return str(value)
 
 
 def _to_bool(value: Any) -> Value:
@@ -146,6 +150,7 @@ def _list_caster(cast: Cast) -> Cast:
     def to_list(value: Any) -> Value:
         if value is None:
             return None
+        value = listed(value)
         if not isinstance(value, list | tuple):
             raise _unfit(value, "a list")
         return [cast(part) for part in value]
@@ -172,6 +177,14 @@ def _read_bool(text: str) -> Any:
     if text in {"true", "false"}:
         return text == "true"
     raise _unfit(text, "a bool (true or false)")
+
+
+def listed(value: Any) -> Any:
+    """A NumPy array or a Series of Polars or pandas as a list; anything else as it is."""
+    package = type(value).__module__.partition(".")[0]
+    if package in {"numpy", "pandas"} and hasattr(value, "tolist"):
+        return value.tolist()
+    return value.to_list() if package == "polars" and hasattr(value, "to_list") else value
 
 
 def _plain(value: Any) -> Any:

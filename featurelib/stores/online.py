@@ -1,6 +1,6 @@
 """The online store: pipeline state, positions and epochs in Redis.
 
-    {<pipeline>#<generation>:<group>}:position   hash: epoch, positions, newest event time, rows folded
+    {<pipeline>#<generation>:<group>}:position   hash: epoch, positions, newest event time, rows folded, ahead
     {<pipeline>#<generation>:<group>}:s:<key>    hash: one field per part of the key's state (engine/panes.py)
     {<pipeline>}:generation                      which generation is served
 
@@ -8,7 +8,7 @@ All keys of a key group share a slot, so one script commits state, output and po
 compares the writer's epoch first; claiming a group raises the epoch (before the first read), so a worker
 that was replaced, however late it wakes up, writes nothing. A script touches at most 500 keys, since
 bigger ones stall readers; a commit of more is sent in chunks, each key carrying its applied position,
-and the group's position moves last.
+and the group's position moves last. The first chunk notes where it goes (``ahead``), the last one takes the note away.
 
 A *generation* is one build of a pipeline's state: a backfill writes the next one aside and then switches.
 """
@@ -74,17 +74,25 @@ class StateName(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A group taken over: the epoch to write under and where its state stands."""
+    """A group taken over: the epoch to write under and where its state stands.
+
+    ``ahead``: positions that some of its keys may stand at, since a commit was cut short.
+    """
 
     group: int
     epoch: int
     positions: list[int] | None
     newest_us: Instant | None
     rows: int
+    ahead: list[int] | None = None
 
 
 class GroupCommit(NamedTuple):
-    """What one step changes in one key group. ``changes``: key text → fields to write."""
+    """What one step changes in one key group.
+
+    ``changes``: key text → fields to write. ``back``: the positions are earlier ones; until all of it is written the
+    group is known by the later ones.
+    """
 
     group: int
     epoch: int
@@ -92,6 +100,7 @@ class GroupCommit(NamedTuple):
     newest_us: Instant | None
     rows: int
     changes: Mapping[str, Mapping[bytes, bytes]]
+    back: bool = False
 
 
 class Progress(NamedTuple):
@@ -123,10 +132,11 @@ class OnlineStore:
             pipe = self._redis.pipeline(transaction=False)
             for group in groups:
                 pipe.hincrby(state.position(group), "epoch", 1)
-                pipe.hmget(state.position(group), ["positions", "newest", "rows"])
+                pipe.hmget(state.position(group), ["positions", "newest", "rows", "ahead"])
             replies = pipe.execute()
         return [
-            Claim(group, replies[2 * index], *_standing(replies[2 * index + 1])) for index, group in enumerate(groups)
+            Claim(group, replies[2 * index], *_standing(replies[2 * index + 1][:3]), _ahead(replies[2 * index + 1][3]))
+            for index, group in enumerate(groups)
         ]
 
     def load(self, state: StateName, wanted: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
@@ -192,7 +202,7 @@ class OnlineStore:
                     removed += self._redis.unlink(state.key(key))
             pipe = self._redis.pipeline(transaction=False)
             for group in groups:
-                pipe.hdel(state.position(group), "positions", "newest", "rows")
+                pipe.hdel(state.position(group), "positions", "newest", "rows", "ahead")
             pipe.execute()
         return removed
 
@@ -292,13 +302,19 @@ def _scripts(state: StateName, commit: GroupCommit) -> Iterator[tuple[list[str],
     position = {"positions": json.dumps(list(commit.positions)), "rows": str(commit.rows)}
     if commit.newest_us is not None:
         position["newest"] = str(commit.newest_us)
-    final = json.dumps([part for pair in position.items() for part in pair])
     keys = list(commit.changes)
     starts = range(0, max(1, len(keys)), _KEYS_PER_SCRIPT)
+    if len(starts) > 1 or commit.back:
+        position["ahead"] = ""
     for start in starts:
         chunk = keys[start : start + _KEYS_PER_SCRIPT]
-        last = start == starts[-1]
-        arguments: list[str | bytes] = [str(commit.epoch), final if last else ""]
+        noted: dict[str, str] = {}
+        if start == starts[-1]:
+            noted = position
+        elif start == 0 and not commit.back:
+            noted = {"ahead": position["positions"]}
+        written = json.dumps([part for pair in noted.items() for part in pair]) if noted else ""
+        arguments: list[str | bytes] = [str(commit.epoch), written]
         for key in chunk:
             fields = commit.changes[key]
             arguments.append(str(2 * len(fields)))
@@ -313,6 +329,10 @@ def _standing(reply: Sequence[bytes | None]) -> tuple[list[int] | None, Instant 
         int(newest) if newest is not None else None,
         int(rows or 0),
     )
+
+
+def _ahead(stored: bytes | None) -> list[int] | None:
+    return json.loads(stored) if stored else None
 
 
 def _generation_key(pipeline: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, get_args
 
@@ -172,8 +172,18 @@ class MockContext:
         *,
         knowledge: Knowledge = "latest",
     ) -> ThymeResult:
-        """The features of many entities, in the order asked; without ``at=`` each as of its own newest event."""
+        """The features of many entities, in the order asked; without ``at=`` each as of its own newest event.
+
+        Raises:
+            NotFound: there is no such featureset.
+            InvalidRequest: an id or an input does not fit.
+            UserCodeError: an extractor failed.
+        """
         plan, instant = self._reader.plan(name_of(featureset)), _instant(at)
+        if isinstance(entity_ids, str | bytes | Mapping) or not isinstance(entity_ids, Iterable):
+            raise InvalidRequest(f"entity_ids: expected a list of ids; found a {type(entity_ids).__name__}")
+        if not isinstance(inputs, Mapping | None):
+            raise InvalidRequest(f"inputs: expected a mapping by feature; found a {type(inputs).__name__}")
         requested, tables = plan.requested(inputs or {}), self._reader.tables_of(plan)
         readings = []
         for number, given in enumerate(entity_ids):

@@ -45,7 +45,7 @@ def _table(given: Any) -> pa.Table | None:
     if isinstance(given, pa.RecordBatch):
         return pa.Table.from_batches([given])
     package = type(given).__module__.partition(".")[0]
-    if package == "polars" and hasattr(given, "to_arrow"):
+    if package == "polars" and hasattr(given, "columns") and hasattr(given, "to_arrow"):
         return given.to_arrow()
     if package == "pandas" and hasattr(given, "columns"):
         return pa.Table.from_pandas(given, preserve_index=False)

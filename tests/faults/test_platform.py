@@ -17,6 +17,7 @@ from cluster import local
 from cluster.processes import Owned, wait_until
 from cluster.state import read_state
 from featurelib.errors import ThymeError
+from tests.support.accounts import ACCOUNTS_MODULE, SIZES, account_changes, in_process, json_lines
 from tests.support.platforms import Platform
 from tests.support.towns import CATCH_UP_ROWS, CITIES, DEADLINE_S, FLEET_MODULE, Town, running_town
 
@@ -141,6 +142,30 @@ def test_a_new_pipeline_far_behind_catches_up_as_a_bounded_job_and_goes_on_live(
     assert "generation 2 is served" in event["message"]
     town.drive(1, 500)
     assert wait_until(lambda: _fleet(town) == town.expected()[1], DEADLINE_S, every_s=0.3), _fleet(town)
+
+
+def test_a_chain_over_change_data_survives_its_workers_and_reads_the_same_online_and_past(town: Town) -> None:
+    folder = town.platform.home / "accounts"
+    folder.mkdir()
+    (town.platform.home / "accounts.py").write_text(ACCOUNTS_MODULE)
+    town.platform.thyme("commit", str(town.platform.home / "accounts.py"))
+    changes = account_changes()
+    (folder / "0.jsonl").write_text(json_lines(changes[:200]))
+    expected = in_process(ACCOUNTS_MODULE, "Account", changes[:200], town.platform.home)
+    assert wait_until(lambda: _sizes(town) == expected, DEADLINE_S, every_s=0.3), (_sizes(town), expected)
+    for process in town.platform.processes("ray::PipelineWorker"):
+        process.kill()
+    (folder / "1.jsonl").write_text(json_lines(changes[200:]))
+    expected = in_process(ACCOUNTS_MODULE, "Account", changes, town.platform.home)
+    assert wait_until(lambda: _sizes(town) == expected, DEADLINE_S, every_s=0.3), (_sizes(town), expected)
+    assert _sizes(town, timestamp=changes[-1]["at"]) == expected
+
+
+def _sizes(town: Town, **options: str) -> list[dict[str, object]] | None:
+    try:
+        return [town.client.query("SizeFeatures", str(size), **options).to_dict()[0] for size in SIZES]
+    except ThymeError:
+        return None
 
 
 def _fleet(town: Town) -> dict[str, tuple[int, ...]]:
