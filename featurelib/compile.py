@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _NOTHING = Definitions()
+_STOCK_PACKAGE = "thyme"
 _CLASS_DECORATOR = {"pipeline": "@dataset(…)", "expectations": "@dataset(…)", "extractor": "@featureset"}
 
 
@@ -208,6 +209,8 @@ def _run(load: object, shown: str) -> tuple[ModuleType | None, list[Problem]]:
         file, line = _where(error, shown)
         text = f"the module raised {type(error).__name__}: {without_folder(error)}"
         hint = "Mend it: a module has to import before it can be read."
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == _STOCK_PACKAGE:
+            hint = "Write `from featurelib import …`: the names are the same."
         return None, [Problem("module_error", Path(shown).name, text, hint, file, line)]
 
 

@@ -22,7 +22,7 @@ from featurelib.clock import Instant
 from featurelib.definitions import DatasetDef, ref
 from featurelib.engine.aggregators import Row
 from featurelib.engine.codec import decode_rows
-from featurelib.engine.flow import Graph
+from featurelib.engine.flow import Delta, Graph
 from featurelib.engine.fold import KEY
 from featurelib.engine.keys import key_group, key_groups, owner_of_group
 from featurelib.engine.operators import IDENTITY, PLACE, PLACE_BITS, RightTable, UserFailure, run_steps
@@ -304,9 +304,9 @@ class PartitionWorker:
         for group in self._groups:
             for stand in {tuple(self._positions[group]), tuple(self._ahead[group])} - {tuple(lowest)}:
                 apart.setdefault(stand, []).append(group)
-        for stand, groups in apart.items():
-            self._take_back(self._rows_at(self._program.new_graph(), stand), rows, groups)
         if apart:
+            further = [(self._rows_at(self._program.new_graph(), stand), groups) for stand, groups in apart.items()]
+            self._take_back([_difference(held, rows, groups) for held, groups in further])
             self._move_back(rows, lowest, {group for groups in apart.values() for group in groups})
         return graph
 
@@ -323,13 +323,9 @@ class PartitionWorker:
         graph.failures.clear()
         return self._own(self._program.shape(added))
 
-    def _take_back(self, held: pl.DataFrame, wanted: pl.DataFrame, groups: Sequence[int]) -> None:
-        """Put the rows that are wanted in place of those that groups hold, in memory."""
-        held, wanted = (rows.filter(pl.col(_GROUP).is_in(groups)) for rows in (held, wanted))
-        removed = held.join(wanted, on=[KEY, *IDENTITY], how="anti")
-        added = wanted.join(held, on=wanted.columns, how="anti", nulls_equal=True)
-        gone = dict(self._program.rows_by_key(removed.drop(_GROUP)))
-        come = dict(self._program.rows_by_key(added.drop(_GROUP)))
+    def _take_back(self, differences: Sequence[Delta]) -> None:
+        gone = dict(self._program.rows_by_key(pl.concat([delta.removed for delta in differences]).unique()))
+        come = dict(self._program.rows_by_key(pl.concat([delta.added for delta in differences]).unique()))
         touched = {key: [*gone.get(key, []), *come.get(key, [])] for key in {*gone, *come}}
         for key, state in self._states(touched, flushing=True).items():
             self._replace(key, state, gone.get(key, []), come.get(key, []))
@@ -468,6 +464,15 @@ class PartitionWorker:
                 for g, changes in by_group.items()
             ],
         )
+
+
+def _difference(held: pl.DataFrame, wanted: pl.DataFrame, groups: Sequence[int]) -> Delta:
+    """What makes of the rows that some groups hold those that are wanted."""
+    held, wanted = (rows.filter(pl.col(_GROUP).is_in(groups)).drop(_GROUP) for rows in (held, wanted))
+    return Delta(
+        held.join(wanted, on=[KEY, *IDENTITY], how="anti"),
+        wanted.join(held, on=wanted.columns, how="anti", nulls_equal=True),
+    )
 
 
 def _held(state: KeyState, rows: list[Row], lowest: Mapping[int, int]) -> list[Row]:

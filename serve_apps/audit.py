@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import structlog
 
-from featurelib.errors import ThymeError
+from featurelib.errors import StoreUnavailable, ThymeError, ValueOverflow
 from featurelib.stores.audit import QueryRun
+from featurelib.stores.registry import NewEvent
 from serve_apps.current import passed
 from serve_apps.metrics import Metrics
 
@@ -26,6 +27,8 @@ _RUN_BYTES = 1_000
 _BATCH = 500
 _FLUSH_SECONDS = 0.05
 _RETRY_SECONDS = 0.5
+# How the error of a run begins whose result fits no column (decision 11).
+_OVERFLOW = f"{ValueOverflow.code}:"
 
 _log = structlog.get_logger("thyme.serve")
 
@@ -38,12 +41,22 @@ class RunStore(Protocol):
         ...
 
 
+class Feed(Protocol):
+    """The part of the registry that people's attention goes through."""
+
+    def record_event(self, event: NewEvent) -> None:
+        """Add an entry to the platform's feed."""
+        ...
+
+
 class AuditWriter:
     """Takes runs from the request path and writes them in the background. Lives on one event loop."""
 
-    def __init__(self, store: RunStore, metrics: Metrics) -> None:
+    def __init__(self, store: RunStore, metrics: Metrics, feed: Feed) -> None:
         self._store = store
         self._metrics = metrics
+        self._feed = feed
+        self._overflowed: set[str] = set()
         self._waiting: deque[tuple[dict[str, Any], int]] = deque()
         self._bytes = 0
         self._flushing = asyncio.Lock()
@@ -94,6 +107,26 @@ class AuditWriter:
     def _record(self, batch: Sequence[dict[str, Any]]) -> None:
         # Records are built here, in the thread, since validating one would cost each answer some microseconds.
         self._store.record([QueryRun(**run) for run in batch])
+        for run in batch:
+            if str(run["error"] or "").startswith(_OVERFLOW) and run["featureset"] not in self._overflowed:
+                self._overflowed.add(run["featureset"])
+                self._tell_overflow(run)
+
+    def _tell_overflow(self, run: dict[str, Any]) -> None:
+        # Once per featureset and replica: every read of the entity fails alike until its window moves on.
+        entity = next(iter(run["entity_ids"]), "")
+        event = NewEvent(
+            event_type="value_overflow",
+            severity="error",
+            source="query-server",
+            subject=run["featureset"],
+            message=f"a read of {entity!r} failed with {run['error']}",
+            detail={"entity_id": entity, "query_run": run["id"]},
+        )
+        try:
+            self._feed.record_event(event)
+        except StoreUnavailable as error:
+            _log.warning("event_lost", event_type=event.event_type, subject=event.subject, error=str(error))
 
     async def close(self) -> None:
         """Write the rest; what cannot be written now is counted as dropped."""

@@ -80,7 +80,7 @@ class Services:
             clock=clock,
             stores=stores,
             audit=audit,
-            writer=AuditWriter(audit, metrics),
+            writer=AuditWriter(audit, metrics, stores.registry),
             metrics=metrics,
             isolation=isolation,
             current=current,

@@ -451,9 +451,10 @@ class LastAggregator(Aggregator):
         found = []
         seen: set[Any] = set()
         for row in reversed(passed) if self.newest else passed:
-            value = row[column]
+            # Plain before it is compared: a decimal is a text in the rows that were stored, a number in those that come.
+            value = _plain(row[column], kind)
             if self._takes(value, seen):
-                found.append([*row[:_IDENTITY], _plain(value, kind)])
+                found.append([*row[:_IDENTITY], value])
                 if len(found) == self.k:
                     break
         return found or None

@@ -94,10 +94,9 @@ class Node:
 class SourceNode(Node):
     """The records of a dataset; of one with key versions (cdc), tombstones included."""
 
-    def __init__(self, dataset: DatasetDef, cdc: Cdc, sub: str) -> None:
+    def __init__(self, dataset: DatasetDef, cdc: Cdc) -> None:
         self._dataset = dataset
         self._versions = cdc != "append"
-        self._sub = sub
         self.empty = self._rows(record_schema(dataset).empty_table())
 
     def apply(self, batch: Batch) -> Delta:
@@ -106,7 +105,7 @@ class SourceNode(Node):
         return Delta(self.empty, self.empty if records is None else self._rows(records))
 
     def _rows(self, records: pa.Table) -> pl.DataFrame:
-        rows = source_rows(records.select(record_schema(self._dataset).names), self._sub)
+        rows = source_rows(records.select(record_schema(self._dataset).names))
         return rows if self._versions else rows.drop(DELETED)
 
 
@@ -154,7 +153,7 @@ class DatasetNode(Node):
 
 
 class UnionNode(Node):
-    """The rows of several nodes with the same columns."""
+    """The rows of several nodes with the same columns; which one a row comes from is part of its identity."""
 
     def __init__(self, children: Sequence[Node]) -> None:
         self.inputs = tuple(children)
@@ -164,9 +163,14 @@ class UnionNode(Node):
     def apply(self, batch: Batch) -> Delta:
         """All changes, one after the other."""
         deltas = [child.apply(batch) for child in self.inputs]
-        names = self.empty.columns
-        removed = pl.concat([delta.removed.select(names) for delta in deltas])
-        return Delta(removed, pl.concat([delta.added.select(names) for delta in deltas]))
+        return Delta(self._all([delta.removed for delta in deltas]), self._all([delta.added for delta in deltas]))
+
+    def _all(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        # Two sides may hold rows of one record, or of records of two datasets that stand at one place.
+        return pl.concat(
+            frame.select(self.empty.columns).with_columns((pl.lit(str(side)) + pl.col(SUB)).alias(SUB))
+            for side, frame in enumerate(frames)
+        )
 
 
 class JoinNode(Node):
@@ -308,7 +312,7 @@ class EmitNode(Node):
         return found
 
     def _text_keys(self, frame: pl.DataFrame) -> pl.DataFrame:
-        return frame.with_columns(pl.col(name).cast(pl.String).fill_null(_NULL_KEY) for name in self._keys)
+        return frame.with_columns(_key_part(frame, name).fill_null(_NULL_KEY) for name in self._keys)
 
     def _window_end(self, instant: Instant) -> Instant | None:
         if self._tumbling is None:
@@ -475,7 +479,6 @@ class Graph:
         self.sources: list[DatasetDef] = []
         self.clocks: list[DatasetDef] = []
         self.failures: list[UserFailure] = []
-        self._subs = 0
         self._depth_of_rights = 0
         self.top = self._steps(pipeline.input_datasets[0], pipeline.steps[:-1])
 
@@ -495,8 +498,7 @@ class Graph:
             self.sources.append(dataset)
         if not self._depth_of_rights and dataset not in self.clocks:
             self.clocks.append(dataset)
-        node = SourceNode(dataset, cdc, str(self._subs) if self._subs else "")
-        self._subs += 1
+        node = SourceNode(dataset, cdc)
         return node if cdc == "append" else LatestNode(node, [dataset.key.name])
 
     def _steps(self, dataset: str, steps: Sequence[Step]) -> Node:
@@ -583,6 +585,15 @@ class _NonNullNode(Node):
         """The child's change, filtered."""
         removed, added = self.inputs[0].apply(batch)
         return Delta(removed.drop_nulls(self._keys), added.drop_nulls(self._keys))
+
+
+def _key_part(frame: pl.DataFrame, name: str) -> pl.Expr:
+    """The text of a column's values; of a list, that of its elements."""
+    column = pl.col(name)
+    if not isinstance(frame.schema[name], pl.List):
+        return column.cast(pl.String)
+    spelled = pl.struct(column.cast(pl.List(pl.String))).struct.json_encode()
+    return pl.when(column.is_not_null()).then(spelled).alias(name)
 
 
 def _non_null(node: Node, keys: Sequence[str]) -> Node:

@@ -52,7 +52,7 @@ _RIGHT_KEY, _RIGHT_TIME, _RIGHT_UNTIL = "__right_key", "__right_time", "__right_
 _RIGHT_ORDER = [_RIGHT_TIME, ACCEPTED_AT, PLACE, SUB]
 
 
-def source_rows(records: pa.Table, sub: str = "") -> pl.DataFrame:
+def source_rows(records: pa.Table) -> pl.DataFrame:
     """Records as rows, tombstones included (column ``__deleted``); late ones are stored and counted, not aggregated."""
     frame: Any = pl.from_arrow(records)
     assert isinstance(frame, pl.DataFrame)
@@ -62,7 +62,7 @@ def source_rows(records: pa.Table, sub: str = "") -> pl.DataFrame:
         frame.filter(~pl.col(LATE))
         .with_columns(
             place.alias(PLACE),
-            pl.lit(sub, dtype=pl.String).alias(SUB),
+            pl.lit("", dtype=pl.String).alias(SUB),
             pl.lit(None, dtype=pl.Int64).alias(UNTIL),
             deleted.alias(DELETED),
         )

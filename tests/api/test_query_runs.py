@@ -168,3 +168,17 @@ async def test_the_queue_of_runs_is_bounded_by_bytes(platform, monkeypatch):
     waiting = len(platform.services.writer._waiting)
     platform.services.writer.put({}, 10_000)
     assert len(platform.services.writer._waiting) == waiting
+
+
+async def test_a_sum_that_fits_no_column_is_an_error_and_one_event(rides, platform):
+    rows = [
+        {"ride": f"r{n}", "rider": 8, "city": "Oslo", "fare": 1.7e308, "at": "2026-03-01T11:00:00Z"} for n in range(2)
+    ]
+    assert (await rides.post("/api/v1/log", json={"dataset": "Ride", "events": rows})).status_code == 200
+    platform.fold()
+    for _ in range(2):
+        answer = await rides.get("/features", params={"featureset": "Rider", "entity_id": "8"})
+        assert answer.json()["error"] == "overflow"
+    await platform.services.writer.flush()
+    (event,) = (await rides.get("/api/v1/events?event_type=value_overflow")).json()
+    assert (event["severity"], event["subject"], event["detail"]["entity_id"]) == ("error", "Rider", "8")
