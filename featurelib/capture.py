@@ -107,9 +107,15 @@ def capture(
     return PyCode(
         entry_point=function.__name__,
         source="\n".join([*parts, *needed.texts(), own]) if parts or needed.found else own,
-        file=shown_path(function.__code__.co_filename),
+        file=_stored_path(function.__code__.co_filename),
         line=node.lineno,
     )
+
+
+def _stored_path(path: str) -> str:
+    """The file as errors of the platform name it, which others read too: never with folders of the user's machine."""
+    shown = shown_path(path)
+    return Path(shown).name if Path(shown).is_absolute() else shown
 
 
 class _Needs:

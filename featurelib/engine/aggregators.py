@@ -451,7 +451,7 @@ class LastAggregator(Aggregator):
         found = []
         seen: set[Any] = set()
         for row in reversed(passed) if self.newest else passed:
-            # Plain before it is compared: a decimal is a text in the rows that were stored, a number in those that come.
+            # Plain before it is compared: a decimal is a text in stored rows and a number in those that come.
             value = _plain(row[column], kind)
             if self._takes(value, seen):
                 found.append([*row[:_IDENTITY], value])

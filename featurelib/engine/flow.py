@@ -26,12 +26,14 @@ from featurelib.definitions import (
     DatasetDef,
     DedupStep,
     Definitions,
+    FilterCodeStep,
     FirstStep,
     JoinStep,
     LatestStep,
     NamedAggregate,
     PipelineDef,
     Step,
+    TransformStep,
     UnionStep,
 )
 from featurelib.engine.aggregators import Row
@@ -128,6 +130,25 @@ class MapNode(Node):
         for step in self._steps:
             frame = run_step(frame, step, failures)
         return frame
+
+
+class CodeNode(MapNode):
+    """A user's function over rows that may be taken back.
+
+    What it gave is kept: a row goes as it came, also when the function would say something else by now, or fail.
+    """
+
+    def __init__(self, child: Node, steps: Sequence[Step], failures: list[UserFailure]) -> None:
+        super().__init__(child, steps, failures)
+        self._given = self.empty
+
+    def apply(self, batch: Batch) -> Delta:
+        """What it gave for the rows that go, and what it gives for those that come."""
+        removed, added = self.inputs[0].apply(batch)
+        gone = self._given.join(removed.select(IDENTITY), on=IDENTITY, how="semi")
+        come = self._run(added, self._failures)
+        self._given = _with(_without(self._given, gone), come)
+        return Delta(gone, come)
 
 
 class DatasetNode(Node):
@@ -233,15 +254,30 @@ class _KeyedNode(Node):
 
 
 class LatestNode(_KeyedNode):
-    """Each row until the next row of its key; a tombstone ends its key."""
+    """Each row until the next row of its key.
+
+    Of rows at one instant a table of newest rows holds the newest alone, as it does over rows that end
+    (:class:`EmitNode`): the others are in it at no instant, and no key is known by them.
+    """
 
     closes = True
 
     def _of_keys(self, rows: pl.DataFrame) -> pl.DataFrame:
-        ordered = rows.sort(IDENTITY)
+        return self._closed(rows).filter(pl.col(UNTIL).is_null() | (pl.col(UNTIL) > pl.col(TIME)))
+
+    def _closed(self, rows: pl.DataFrame) -> pl.DataFrame:
         following = pl.col(TIME).shift(-1).over(self._keys)
-        closed = ordered.with_columns(following.alias(UNTIL))
-        return closed.filter(~pl.col(DELETED)).drop(DELETED) if DELETED in rows.columns else closed
+        return rows.sort(IDENTITY).with_columns(following.alias(UNTIL))
+
+
+class VersionsNode(LatestNode):
+    """Each record until the next one of its key; a tombstone ends its key.
+
+    A record that is replaced at its own instant counts at no instant, but was accepted: keys are known by it.
+    """
+
+    def _of_keys(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return self._closed(rows).filter(~pl.col(DELETED)).drop(DELETED)
 
 
 class FirstNode(_KeyedNode):
@@ -499,7 +535,7 @@ class Graph:
         if not self._depth_of_rights and dataset not in self.clocks:
             self.clocks.append(dataset)
         node = SourceNode(dataset, cdc)
-        return node if cdc == "append" else LatestNode(node, [dataset.key.name])
+        return node if cdc == "append" else VersionsNode(node, [dataset.key.name])
 
     def _steps(self, dataset: str, steps: Sequence[Step]) -> Node:
         node = self._dataset(dataset)
@@ -524,6 +560,8 @@ class Graph:
                 return self._latest(node, step.keys, timestamp)
             case AggregateStep():
                 return EmitNode(node, step, timestamp)
+            case FilterCodeStep() | TransformStep() if _takes_back(node):
+                return CodeNode(node, [step], self.failures)
             case _ if is_stateless(step):
                 return MapNode(node, [step], self.failures)
         message = f"no node runs {step.op}"
@@ -585,6 +623,11 @@ class _NonNullNode(Node):
         """The child's change, filtered."""
         removed, added = self.inputs[0].apply(batch)
         return Delta(removed.drop_nulls(self._keys), added.drop_nulls(self._keys))
+
+
+def _takes_back(node: Node) -> bool:
+    """Whether rows of the node may go again: all but those that a record gives on its own."""
+    return isinstance(node, JoinNode | _KeyedNode | EmitNode) or any(map(_takes_back, node.inputs))
 
 
 def _key_part(frame: pl.DataFrame, name: str) -> pl.Expr:

@@ -428,41 +428,49 @@ class PaneReader:
         shift = _BITS * self._root
         start = _OLDEST_ROOT if low is None else low >> shift
         floor = _OLDEST_ROOT << shift if low is None else low
+        found: list[Partials | Leaf] = []
         for index in range(start, (high >> shift) + 1):
-            for part in self._within((self._root, index), floor, high, as_of):
-                if not isinstance(part, Leaf):
-                    parts.append(part)
-                elif self._algebra.chronological:
-                    parts.append(self._algebra.fold(_counting(part.rows, as_of)))
-                else:
-                    loose.extend(part.rows)
+            self._collect((self._root, index), Bounds(floor, high, as_of), found)
+        for part in found:
+            if not isinstance(part, Leaf):
+                parts.append(part)
+            elif self._algebra.chronological:
+                parts.append(self._algebra.fold(_counting(part.rows, as_of)))
+            else:
+                loose.extend(part.rows)
         if self._missing:
             raise PanesMissing(self._missing)
         loose = _counting(loose, as_of)
         return [*parts, self._algebra.fold(sorted(loose, key=_identity))] if loose else parts
 
-    def _within(self, pane: Pane, low: Instant, high: Instant, as_of: Instant) -> Iterator[Partials | Leaf]:
+    def _collect(self, pane: Pane, bounds: Bounds, found: list[Partials | Leaf]) -> None:
+        """Add what a pane has within the bounds, oldest first."""
         node = self._nodes.get(pane)
         if node is None:
             if not self._whole and pane not in self._nodes:
                 self._missing.append(pane)
             return
+        low, high, as_of = bounds
+        assert low is not None
         if isinstance(node, Leaf):
-            yield Leaf(_between(node.rows, low, high))
+            found.append(Leaf(_between(node.rows, low, high)))
             return
         level, index = pane
+        shift = _BITS * (level - 1)
+        # Only the first and the last child can be cut by an edge; those between are whole.
+        base = index << _BITS
+        first, last = max(low >> shift, base) - base, min(high >> shift, base + _FANOUT - 1) - base
         nothing = _NIL if isinstance(node, StoredBranch) else None
-        size = 1 << (_BITS * (level - 1))
-        start = index * _FANOUT * size - size
-        for place, partials in enumerate(node.children):
-            start += size
-            if partials == nothing or start > high or start + size <= low:
+        for place in range(first, last + 1):
+            partials = node.children[place]
+            if partials == nothing:
                 continue
+            start = (base + place) << shift
             closing = node.closings[place]
-            if low <= start and start + size - 1 <= high and (closing is None or closing <= as_of):
-                yield decode_part(partials) if isinstance(partials, Raw) else cast("Partials", partials)
+            if low <= start and start + (1 << shift) - 1 <= high and (closing is None or closing <= as_of):
+                found.append(decode_part(partials) if isinstance(partials, Raw) else cast("Partials", partials))
             else:
-                yield from self._within((level - 1, index * _FANOUT + place), low, high, as_of)
+                self._collect((level - 1, base + place), bounds, found)
 
 
 def _counting(rows: list[Row], as_of: Instant) -> list[Row]:

@@ -112,6 +112,11 @@ def twenty() -> dict[str, Aggregate]:
     return {**made, "last_7d": Last("shop", "7d"), "shops_7d": LastK("shop", "7d", k=5)}
 
 
+def three() -> dict[str, Aggregate]:
+    """3 aggregates over one window."""
+    return {"n": Count(window="7d"), "sum": Sum("amount", "7d"), "avg": Avg("price", "7d")}
+
+
 def sixty() -> dict[str, Aggregate]:
     """20 aggregates that share nothing, each over 3 windows: 60 outputs."""
     some = [None, col("amount") > 50_000, col("shop") == "shop7"]
@@ -436,7 +441,7 @@ def spread(count: int, span: int) -> np.ndarray:
 
 def part_state() -> list[Figure]:
     """Reads of quiet and busy keys, in turn, and the size of stored state."""
-    program = program_of(twenty())
+    programs = {"3 aggregates, one window": program_of(three()), "20 aggregates, 3 windows": program_of(twenty())}
     cases = {
         "1,000 events in 7 days": spread(1_000, 7 * DAY),
         "1,000,000 events in 7 days": spread(1_000_000, 7 * DAY),
@@ -447,9 +452,12 @@ def part_state() -> list[Figure]:
         server = RedisServer(Path(folder))
         server.start()
         try:
-            for name, times in cases.items():
-                stored(server.url, program, name, state_of(program, times))
-            return [*read_figures(server.url, program, list(cases)), *size_figures(server, program)]
+            figures = []
+            for what, program in programs.items():
+                for name, times in cases.items():
+                    stored(server.url, program, f"{name}, {what}", state_of(program, times))
+                figures += read_figures(server.url, program, [f"{name}, {what}" for name in cases])
+            return [*figures, *size_figures(server, programs["20 aggregates, 3 windows"])]
         finally:
             server.kill()
 
@@ -473,7 +481,7 @@ def read_figures(url: str, program: Program, names: Sequence[str]) -> list[Figur
     store.close()
     figures = []
     for name in names:
-        peer = median(seconds[name.replace("1,000,000", "1,000")]) * 1e6
+        peer = median(seconds[name.replace("1,000,000 events", "1,000 events")]) * 1e6
         figures += [
             Figure(
                 f"read, {name}", median(seconds[name]) * 1e6, "µs", peer, "fetch and finish, 400 reads; peer: 1,000"

@@ -500,7 +500,7 @@ SAYS: dict[str, list[tuple[str, str]]] = {
         ),
     ],
     "aggregate: session of no gap": [
-        ("the body raised ValidationError: gap_us: Field required", "The body runs once, as the class is"),
+        ("the body raised TypeError: Session() needs gap=, a duration", "The body runs once, as the class is"),
     ],
     "aggregate: cap of no rows": [
         (
@@ -509,7 +509,10 @@ SAYS: dict[str, list[tuple[str, str]]] = {
         ),
     ],
     "aggregate: column that is no name": [
-        ("the body raised ValidationError: of: Input should be a valid string;", "The body runs once, as the class is"),
+        (
+            "the body raised TypeError: Sum(of=…) takes a column's name or reference; found int 5",
+            "The body runs once, as the class is",
+        ),
     ],
     "aggregate: quantile of text": [
         ("`total`: quantile of `note`, which is str", "quantile takes decimal, float, int."),
@@ -628,6 +631,18 @@ SAYS: dict[str, list[tuple[str, str]]] = {
     ],
     "featureset: input of an unknown featureset": [
         ("the input `Other.x` is of the unknown featureset `Other`", "The commit has F."),
+    ],
+    "featureset: decimals of no scale, a wrong one, and a scale without decimals": [
+        ("a Decimal feature has 0 to 18 digits after the point; found scale=None", "Write feature(scale=2)."),
+        ("a Decimal feature has 0 to 18 digits after the point; found scale=True", "Write feature(scale=2)."),
+        ("scale= is for Decimal features; found int", "Leave it out, or declare the feature as Decimal."),
+    ],
+    "featureset: defaults that are no values of their types": [
+        ("the default 1.239 is no decimal(2)", "Give a default of type decimal(2)."),
+        ("the default nan is no float", "Give a default of type float."),
+        ("the default 1000000000000000000000000000000 is no int", "Give a default of type int."),
+        ("the default 'today' is no datetime", "Give a default of type datetime."),
+        ("default= is a value of the feature's type; found a list", "Write a number, text or bool, or leave it out."),
     ],
     "featureset: unknown clock": [
         ("online_clock: Input should be 'wall' or 'event'; found 'sundial'", "Change it to what the message asks for."),

@@ -1013,6 +1013,28 @@ class F:
     def f(cls, ts, x):
         return x
 """),
+    "decimals of no scale, a wrong one, and a scale without decimals": _DECIMAL
+    + HEAD
+    + """
+@featureset
+class F:
+    shop: str = feature()
+    x: Decimal = feature(request=True)  #! invalid_scale
+    y: Optional[Decimal] = feature(request=True, scale=True)  #! invalid_scale
+    z: int = feature(request=True, scale=2)  #! invalid_scale
+""",
+    "defaults that are no values of their types": _DECIMAL
+    + HEAD
+    + """
+@featureset
+class F:
+    shop: str = feature()
+    a: Decimal = feature(request=True, scale=2, default=1.239)  #! default_type
+    b: float = feature(request=True, default=float("nan"))  #! default_type
+    c: int = feature(request=True, default=10**30)  #! default_type
+    d: datetime = feature(request=True, default="today")  #! default_type
+    e: str = feature(request=True, default=["a"])  #! default_type
+""",
     "unknown clock": HEAD
     + """
 @featureset(online_clock="sundial")  #! invalid_value

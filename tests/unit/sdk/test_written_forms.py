@@ -45,7 +45,7 @@ REFUSED = {
     "default of no value": (lambda: Sum("a", default=object()), "default= takes a value of the column's type, or None"),
     "column of a number": (lambda: col(5), "col() takes a column's name or reference; found int 5"),
     "comparison with None": (lambda: col("a") == None, "ask for it with .is_null()"),  # noqa: E711  # the mistake
-    "condition that is none": (lambda: when(True).then(1), "when() takes a condition"),  # noqa: FBT003
+    "condition that is none": (lambda: when(True).then(1), "when() takes a condition"),
     "later condition that is none": (lambda: when(col("a")).then(1).when("b"), "when() takes a condition"),
     "letters of a text": (lambda: col("a").is_in("abc"), "is_in() takes a list of constants; found str 'abc'"),
     "one of a number": (lambda: col("a").is_in(5), "is_in() takes a list of constants; found int 5"),
