@@ -108,7 +108,8 @@ def _to_str(value: Any) -> Value:
     try:
         value.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which no answer can carry
-        raise _unfit(value, "a str of Unicode characters") from None
+        message = f"{value!r:.80} is text that no UTF-8 spells"
+        raise ValueError(message) from None
     return str(value)
 
 

@@ -153,6 +153,12 @@ def test_decimals_stay_exact_and_means_of_them_are_floats() -> None:
     assert value_of(ExpDecaySum("v", half_life="60s"), "decimal(2)", held[:1]) == 0.05
 
 
+@pytest.mark.parametrize(("kind", "newest"), [(LastK, ["2.50", "1.50", "9.00"]), (FirstK, ["9.00", "1.50", "2.50"])])
+def test_a_decimal_that_was_stored_is_the_one_that_comes(kind: Any, newest: list[str]) -> None:
+    stored, fresh = ["9.00", "1.50", "2.50"], [Decimal("1.50"), Decimal("2.50")]
+    assert value_of(kind("v", k=3, dedup=True), "decimal(2)", rows(*stored, *fresh)) == list(map(Decimal, newest))
+
+
 def test_a_decimal_of_38_digits_is_not_rounded() -> None:
     held = rows(Decimal("123456789012345678901234567890123456.78"), Decimal("0.01"))
     assert str(value_of(Sum("v"), "decimal(2)", held)) == "123456789012345678901234567890123456.79"

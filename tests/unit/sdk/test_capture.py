@@ -99,7 +99,15 @@ def test_the_line_of_the_function_is_kept_outside_the_digest(tmp_path):
     path = write_module(tmp_path, _module("", "return 1.0"))
     code = compile_module(path).featuresets[0].extractors[0].code
     assert path.read_text().splitlines()[code.line - 1].strip() == "def f(cls, ts):"
-    assert code.file == str(path)
+    assert code.file == path.name
+
+
+def test_the_file_of_a_function_is_kept_without_the_folders_of_the_machine(tmp_path, monkeypatch):
+    below = tmp_path / "team"
+    below.mkdir()
+    path = write_module(below, _module("", "return 1.0"))
+    monkeypatch.chdir(tmp_path)
+    assert compile_module(path).featuresets[0].extractors[0].code.file == "team/features.py"
 
 
 def test_annotations_nobody_evaluates_need_not_be_carried(tmp_path):

@@ -43,7 +43,7 @@ def test_a_requested_decimal_is_exact_or_refused(priced, given):
     [
         ("unnamed", "Bill.lookup takes its key user= after ts, got 'ann'"),
         ("twice", "Bill.lookup takes its key user= after ts, got user, key"),
-        ("surrogate", "is not a str of Unicode characters"),
+        ("surrogate", "is text that no UTF-8 spells"),
         ("import", "ImportError: cannot import name 'nothing_of_this_name' from 'polars'"),
     ],
 )
