@@ -6,6 +6,7 @@ values, while ``Transaction.amount`` is the column itself, for ``feature(ref=Tra
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -255,13 +256,24 @@ def _restriction_problem(annotation: Any, descriptor: Field[Any]) -> Problem | N
     if accepts.scale is not None and not is_decimal(annotation):
         text = f"scale= is for Decimal columns; found {describe_annotation(annotation)}"
         hint = "Leave it out, or declare the column as Decimal."
-    elif any(isinstance(b, bool) or not isinstance(b, int | float | Decimal | None) for b in _bounds(accepts)):
+    elif not all(map(_is_bound, _bounds(accepts))):
         text = f"min and max are numbers; found min={accepts.minimum!r:.40}, max={accepts.maximum!r:.40}"
         hint = "Write field(min=0, max=100)."
-    elif accepts.one_of is not None and (isinstance(accepts.one_of, str) or not accepts.one_of):
+    elif accepts.one_of is not None and not _lists_values(accepts.one_of):
         text = f"one_of lists the values accepted; found {accepts.one_of!r:.40}"
         hint = 'Write field(one_of=["a", "b"]).'
     return Problem("invalid_restriction", "", text, hint, site.file, site.line) if text else None
+
+
+def _lists_values(given: object) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, str) and bool(given)
+
+
+def _is_bound(given: object) -> bool:
+    """Whether it is left open, or a number that a bound can hold; of integers those that a float reaches."""
+    if isinstance(given, int) and not isinstance(given, bool):
+        return abs(given) <= sys.float_info.max
+    return isinstance(given, float | Decimal | None)
 
 
 def _bounds(accepts: Restrictions) -> tuple[Any, Any]:

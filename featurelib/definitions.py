@@ -23,7 +23,10 @@ from featurelib.types import Scalar, TypeName
 FORMAT = 1
 """Version of the stored form. A reader refuses a higher one; a change to the records below raises it."""
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+LONGEST_NAME = 128
+INDEX_SUFFIX = "_index"
+"""What the name of the pipeline behind an indexed dataset ends in; no declared pipeline's may."""
+Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z_][A-Za-z0-9_]{{0,{LONGEST_NAME - 1}}}$")]
 WholeSeconds = Annotated[PositiveInt, Field(multiple_of=SECOND)]
 """A duration in microseconds that the duration grammar can spell."""
 Cdc = Literal["append", "upsert", "debezium"]

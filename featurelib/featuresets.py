@@ -160,10 +160,18 @@ def extractor(
         noted = assign_role(function, "extractor")
         noted.version = version
         noted.vectorized = vectorized
-        noted.deps = tuple(deps or ())
+        noted.deps = _listed(deps, function)
         return function
 
     return mark if method is None else mark(method)
+
+
+def _listed(deps: Any, function: Any) -> tuple[Any, ...]:
+    if isinstance(deps, list | tuple | None):
+        return tuple(deps or ())
+    text = f"deps= takes a list of datasets and featuresets; found {getattr(deps, '__name__', deps)!s:.60}"
+    refuse_here("invalid_dep", function.__qualname__, text, "Write deps=[SomeDataset].", DeclarationTypeError)
+    return (deps,) if declared_on(deps) is not None else ()
 
 
 @overload

@@ -301,6 +301,10 @@ class PipelineNode:
         return None
 
     def _names(self, operator: str, columns: Sequence[Any]) -> tuple[str, ...]:
+        if isinstance(columns, str):
+            text = f"{operator}() takes a list of columns; found the text {columns!r:.40}"
+            self.body.refuse("invalid_column", text, f'Write ["{columns:.40}"].')
+            return (columns,)
         for column in columns:
             if not isinstance(column, str | Reference):
                 text = f"{operator}() takes names of columns; found {_described(column)}"

@@ -319,9 +319,13 @@ def _breaks(
 
 def _without_source(definition: Definition, current: Definitions) -> SourceDef | None:
     """What a dataset's first source changes: records sent so far were taken as ``append``."""
-    if isinstance(definition, SourceDef) and any(definition.dataset in p.input_datasets for p in current.pipelines):
-        return definition.model_copy(update={"cdc": "append"})
-    return None
+    if not isinstance(definition, SourceDef):
+        return None
+    dataset = current.dataset(definition.dataset)
+    read = any(definition.dataset in pipeline.input_datasets for pipeline in current.pipelines)
+    # An index is state too, and that of versions is laid out otherwise.
+    indexed = dataset is not None and dataset.index
+    return definition.model_copy(update={"cdc": "append"}) if read or indexed else None
 
 
 def _version_rises(dataset: str, current: Definitions, commit: Commit) -> bool:

@@ -147,6 +147,9 @@ def _opened_envelope(change: Any, dataset: DatasetDef) -> tuple[dict[str, Any], 
     row = dict(_row(envelope, "before" if deleted else "after"))
     if deleted or row.get(time) is None:
         row[time] = _time_beside(envelope, time)
+        if row[time] is None:
+            text = f"{time}: missing in the row, beside op (`{time}`), and as ts_ms of the envelope or of source"
+            raise RecordError("missing_field", time, text)
     return row, deleted
 
 
@@ -168,7 +171,7 @@ def _row(envelope: Mapping[str, Any], member: str) -> Mapping[str, Any]:
 
 
 def _time_beside(envelope: Mapping[str, Any], time: str) -> Any:
-    """The event time an envelope has beside its row; ``None``, which is refused as missing, if there is none."""
+    """The event time an envelope has beside its row; ``None`` if there is none."""
     if envelope.get(time) is not None:
         return envelope[time]
     source = envelope.get("source")

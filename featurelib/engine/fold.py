@@ -78,11 +78,10 @@ class Fold:
             types: type name of every column in scope.
         """
         layout = _Layout(step.aggregates, types)
-        reaches = [window.reach_us for window in layout.windows]
         return cls(
             keys=step.keys,
             algebra=Algebra(layout.slots),
-            root=root_level(None if None in reaches else max(reach for reach in reaches if reach is not None)),
+            root=root_level(_longest(layout.windows)),
             windows=tuple(layout.windows),
             output_types={n.output: result_type(n.aggregate, types.get(n.aggregate.of)) for n in step.aggregates},
             _outputs=tuple(layout.outputs),
@@ -115,8 +114,7 @@ class Fold:
     @property
     def horizon(self) -> Duration | None:
         """How far back the longest window reaches; ``None``: for ever."""
-        reaches = [window.reach_us for window in self.windows]
-        return None if None in reaches else max(reach for reach in reaches if reach is not None)
+        return _longest(self.windows)
 
     @property
     def columns(self) -> set[str]:
@@ -212,6 +210,12 @@ class Fold:
             merged[index] = self.algebra.merge([*older, *newer])
             last = index
         return merged
+
+
+def _longest(windows: Sequence[AnyWindow]) -> Duration | None:
+    """How far the longest window reaches; of a table without columns beside its key, as of every table, for ever."""
+    reaches = [window.reach_us for window in windows]
+    return None if None in reaches else max((reach for reach in reaches if reach is not None), default=None)
 
 
 def _shortest_first(bounds: Bounds) -> tuple[Instant, Instant, bool, Instant]:

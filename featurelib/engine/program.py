@@ -9,6 +9,7 @@ Every other one runs a :class:`~featurelib.engine.flow.Graph`, which may take ro
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ import pyarrow as pa
 from featurelib.aggregates import First, Last
 from featurelib.clock import Duration, Instant
 from featurelib.definitions import (
+    INDEX_SUFFIX,
     AggregateStep,
     AssignStep,
     Cdc,
@@ -36,6 +38,7 @@ from featurelib.definitions import (
     SourceDef,
     Step,
     UnionStep,
+    canonical_bytes,
     ref,
 )
 from featurelib.engine.flow import Batch, Delta, Graph, column_types
@@ -231,6 +234,21 @@ class Program:
         return row
 
 
+_compiled: OrderedDict[bytes, Program] = OrderedDict()
+_KEPT_PROGRAMS = 4_096
+
+
+def compiled(pipeline: PipelineDef, definitions: Definitions) -> Program:
+    """Like :meth:`Program.compile`, once per meaning: a replica compiles every pipeline anew on each commit."""
+    mark = canonical_bytes(pipeline) + canonical_bytes(needed_by(pipeline, definitions))
+    program = _compiled.get(mark)
+    if program is None:
+        program = _compiled[mark] = Program.compile(pipeline, definitions)
+        if len(_compiled) > _KEPT_PROGRAMS:
+            _compiled.popitem(last=False)
+    return program
+
+
 def states_of(program: Program, records: Batch, keys: Collection[str] | None = None) -> dict[str, KeyState]:
     """The state of every key that these records make, or of some keys."""
     shaped = program.shape_all(records)
@@ -285,7 +303,7 @@ def index_pipeline(dataset: DatasetDef, cdc: Cdc = "append") -> PipelineDef:
     kept = columns if cdc == "append" else [*columns, DELETED]
     aggregates = tuple(NamedAggregate(output=name, aggregate=Last(of=name)) for name in kept)
     return PipelineDef(
-        name=f"{dataset.name}{_INDEX}",
+        name=f"{dataset.name}{INDEX_SUFFIX}",
         version=dataset.version,
         input_datasets=(dataset.name,),
         output_dataset=dataset.name,
@@ -348,12 +366,9 @@ def cdc_of(dataset: DatasetDef, definitions: Definitions) -> Cdc:
     return source.cdc if source else "append"
 
 
-_INDEX = "_index"
-
-
 def _is_index(pipeline: PipelineDef) -> bool:
     # Declared names never end so (validation).
-    return pipeline.name.endswith(_INDEX)
+    return pipeline.name.endswith(INDEX_SUFFIX)
 
 
 def _is_plain(pipeline: PipelineDef, definitions: Definitions) -> bool:

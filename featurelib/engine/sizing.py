@@ -28,7 +28,7 @@ import polars as pl
 from featurelib.clock import DAY, SECOND, Duration, parse_instant, to_datetime
 from featurelib.definitions import AggregateStep
 from featurelib.engine.aggregators import Row
-from featurelib.engine.flow import EmitNode, FirstNode, JoinNode, LatestNode, Node, column_types
+from featurelib.engine.flow import CodeNode, EmitNode, FirstNode, JoinNode, LatestNode, Node, column_types
 from featurelib.engine.fold import Fold
 from featurelib.engine.operators import SUB
 from featurelib.engine.program import Program
@@ -293,6 +293,8 @@ def _held_by(node: Node, load: Load) -> Iterator[Held]:
             yield Held(f"rows of {node.table.step.right}, joined", _frame_bytes(node.table.frame, load))
         case LatestNode():
             yield Held("versions of rows", _frame_bytes(inputs[0].empty, load))
+        case CodeNode():
+            yield Held("rows a function gave", _frame_bytes(node.empty, load))
         case FirstNode():
             yield Held("rows of a dedup or first", _frame_bytes(inputs[0].empty, load))
         case EmitNode():

@@ -92,13 +92,19 @@ class _Search:
         try:
             return [self._attempt(part)]
         except UserCodeError as error:
+            raised = error
             self._failures += 1
             self._interruptions += isinstance(error.__cause__, TimeLimit)
             if len(part) == 1 or self._is_enough():
                 self.failed += [(row, str(error)) for row in part[ROW_ID].to_list()]
                 return []
-        middle = len(part) // 2
-        return self.run(part[:middle]) + self.run(part[middle:])
+        before, middle = len(self.failed), len(part) // 2
+        found = self.run(part[:middle]) + self.run(part[middle:])
+        if len(self.failed) > before or isinstance(raised.__cause__, TimeLimit):
+            return found
+        # No row is at fault: what the function makes of a row depends on the rows beside it, which are accidental.
+        self.failed += [(row, str(raised)) for row in part[ROW_ID].to_list()]
+        return []
 
     def _is_enough(self) -> bool:
         given_up = self._function.given_up is not None

@@ -15,12 +15,13 @@ from featurelib.declarations import did_you_mean
 from featurelib.definitions import Definitions, FeaturesetDef
 from featurelib.engine.aggregators import Row as StateRow
 from featurelib.engine.asof import KNOWN, evaluate
-from featurelib.engine.extractor import Row, Wanted
+from featurelib.engine.extractor import Inline, Row, Wanted
 from featurelib.engine.flow import polars_type
 from featurelib.engine.operators import UserFailure
 from featurelib.engine.panes import KeyState
 from featurelib.engine.program import Program
 from featurelib.engine.read_plan import Entity, ReadPlan, View, compile_plan, compile_views
+from featurelib.engine.user_code import Guard, Limits
 from featurelib.errors import DefinitionError, NotFound, Problem, ThymeError, UserCodeError
 from featurelib.testing.events import DeadLetter, EventLog
 from featurelib.types import Value
@@ -30,6 +31,9 @@ Knowledge = Literal["latest", "as_served"]
 _MANY = 256
 # Of each pipeline: what was known at so many instants is kept folded.
 _KEPT = 16
+
+# Looser than a replica's, since tests run on machines that are busy with others.
+_LIMITS = Limits(soft_s=2, hard_s=20)
 
 # Places of a row of state: when it counts from, and until when.
 _TIME, _UNTIL = 0, 4
@@ -175,7 +179,7 @@ class Reader:
 
     def _compile(self, featureset: FeaturesetDef, views: Mapping[str, View]) -> list[Problem]:
         try:
-            self._plans[featureset.name] = compile_plan(featureset, self._definitions, views)
+            self._plans[featureset.name] = compile_plan(featureset, self._definitions, views, Inline(_guard()))
         except ThymeError as error:
             return _problems(featureset.name, error)
         return []
@@ -242,6 +246,12 @@ class Reader:
 
     def _fetch(self, wanted: Sequence[Wanted], known_at: Instant | None) -> list[Row]:
         return [self._tables[each.dataset].known(known_at).rows([(each.key, each.at)])[0] for each in wanted]
+
+
+@lru_cache(maxsize=1)
+def _guard() -> Guard:
+    """One watch for every context of the process; an extractor that hangs is told as one, instead of hanging a test."""
+    return Guard(_LIMITS)
 
 
 def _by_knowledge(instants: Sequence[Instant], knowledge: Knowledge) -> dict[Instant | None, list[int]]:

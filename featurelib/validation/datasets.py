@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from featurelib.definitions import DatasetDef, Definitions, FieldDef
+from featurelib.definitions import INDEX_SUFFIX, LONGEST_NAME, DatasetDef, Definitions, FieldDef
 from featurelib.expr import pattern_mistake
 from featurelib.inference import Columns, is_number, unknown_column
 from featurelib.types import element_type
@@ -50,6 +50,9 @@ def _roles(dataset: DatasetDef, key: str) -> Iterator[Finding]:
 
 
 def _names(dataset: DatasetDef, key: str) -> Iterator[Finding]:
+    if dataset.index and len(dataset.name) > LONGEST_NAME - len(INDEX_SUFFIX):
+        text = f"an indexed dataset has a name of at most {LONGEST_NAME - len(INDEX_SUFFIX)} characters"
+        yield Finding("invalid_value", key, dataset.name, f"{text}; found {len(dataset.name)}", "Shorten it.")
     for name, count in Counter(column.name for column in dataset.fields).items():
         if count > 1:
             text = f"the column `{name}` is declared {count} times"

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from featurelib.declarations import did_you_mean
 from featurelib.definitions import (
+    INDEX_SUFFIX,
     AggregateStep,
     AssignStep,
     BackfillDef,
@@ -88,7 +89,7 @@ def _inputs(pipeline: PipelineDef, world: Definitions) -> Iterator[Finding]:
         if name not in read:
             text = f"the input `{name}` is never used"
             yield Finding("unused_input", key, subject, text, "Join or unite it, or leave it out.", name)
-    if pipeline.name.endswith("_index"):
+    if pipeline.name.endswith(INDEX_SUFFIX):
         text = f"`{pipeline.name}`: names that end in _index belong to the indexes of datasets"
         yield Finding("reserved_name", key, subject, text, "Rename the pipeline.")
     if pipeline.backfill != BackfillDef():

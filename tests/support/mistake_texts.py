@@ -66,6 +66,12 @@ SAYS: dict[str, list[tuple[str, str]]] = {
     "dataset: expectations outside a dataset": [
         ("the expectations belongs to no declared class", "Decorate its class with @dataset(…)."),
     ],
+    "restriction: one_of that is a number": [
+        ("one_of lists the values accepted; found 5", 'Write field(one_of=["a", "b"]).'),
+    ],
+    "restriction: min beyond every number": [
+        ("min and max are numbers; found min=1000", "Write field(min=0, max=100)."),
+    ],
     "restriction: min above max": [
         ("min=5 is above max=1; no value fits", "Swap them."),
     ],
@@ -295,6 +301,9 @@ SAYS: dict[str, list[tuple[str, str]]] = {
     ],
     "pipeline: pipeline outside a dataset": [
         ("the pipeline belongs to no declared class", "Decorate its class with @dataset(…)."),
+    ],
+    "step: join that names its columns as one text": [
+        ("join() takes a list of columns; found the text 'rate'", 'Write ["rate"].'),
     ],
     "step: transform by a lambda": [
         (
@@ -631,6 +640,9 @@ SAYS: dict[str, list[tuple[str, str]]] = {
     ],
     "featureset: input of an unknown featureset": [
         ("the input `Other.x` is of the unknown featureset `Other`", "The commit has F."),
+    ],
+    "featureset: dependency that is no list": [
+        ("deps= takes a list of datasets and featuresets; found Sale", "Write deps=[SomeDataset]."),
     ],
     "featureset: decimals of no scale, a wrong one, and a scale without decimals": [
         ("a Decimal feature has 0 to 18 digits after the point; found scale=None", "Write feature(scale=2)."),

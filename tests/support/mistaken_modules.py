@@ -183,6 +183,8 @@ RESTRICTIONS = {
     "min that is not a number": _column('y: float = field(min=float("nan"))  #! invalid_restriction'),
     "one_of of another type": _column('y: int = field(one_of=[1, "two"])  #! invalid_restriction'),
     "one_of as one text": _column('y: str = field(one_of="abc")  #! invalid_restriction'),
+    "one_of that is a number": _column("y: int = field(one_of=5)  #! invalid_restriction"),
+    "min beyond every number": _column("y: float = field(min=10**400)  #! invalid_restriction"),
     "one_of nothing": _column("y: str = field(one_of=[])  #! invalid_restriction"),
     "one_of for a list": _column("y: list[str] = field(one_of=['a'])  #! invalid_restriction"),
     "regex on a number": _column('y: int = field(regex="[0-9]+")  #! invalid_restriction'),
@@ -610,6 +612,9 @@ class Trend:
 )
 
 STEPS = {
+    "join that names its columns as one text": _chain(
+        '.join(Rate, on="shop", fields="rate")  #! invalid_column', _TOTAL
+    ),
     "transform by a lambda": _chain(".transform(lambda frame: frame)  #! invalid_function", _TOTAL),
     "transform by a name": _chain('.transform("doubled")  #! invalid_function', _TOTAL),
     "transform by a coroutine": _chain(".transform(later)  #! invalid_function", _TOTAL),
@@ -1012,6 +1017,14 @@ class F:
     @extractor_outputs("x")
     def f(cls, ts, x):
         return x
+"""),
+    "dependency that is no list": _features("""\
+    x: float = feature()
+    @extractor(deps=Sale)  #! invalid_dep
+    @extractor_inputs("shop")
+    @extractor_outputs("x")
+    def f(cls, ts, shop):
+        return 1.0
 """),
     "decimals of no scale, a wrong one, and a scale without decimals": _DECIMAL
     + HEAD

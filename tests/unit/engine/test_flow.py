@@ -75,7 +75,8 @@ Batch = Mapping[str, Sequence[dict[str, Any]]]
 
 def streamed(declared: Definitions, batches: Sequence[Batch]) -> dict[str, dict[str, Any] | None]:
     """Every key's row after the batches came one by one; keys that nobody knows are left out."""
-    program, graph = (make(declared.pipelines[-1], declared) for make in (Program.compile, Graph))
+    program = Program.compile(declared.pipelines[-1], declared)
+    graph = Graph(program.pipeline, declared)
     states: dict[str, KeyState] = {}
     for batch in batches:
         tables = {d.name: table(d, batch[d.name]) for d in declared.datasets if d.name in batch}
@@ -137,6 +138,13 @@ def test_the_sides_of_a_union_stay_apart_though_they_hold_the_same_rows() -> Non
     late = record(0, T0 - 5, rider="a", rate=7)
     # The rate changes the joined side alone.
     assert streamed(declared, [{"Ride": [ride(0, T0)]}, {"Rate": [late]}]) == {"a": {"n": 2, "rate": 8}}
+
+
+def test_a_table_may_hold_nothing_but_its_keys() -> None:
+    keys = DatasetDef(name="Out", fields=dataset("Out", "key").fields)
+    declared = definitions("append", pipeline(LatestStep(keys=("city",))))
+    bare = declared.model_copy(update={"datasets": (RIDE, keys)})
+    assert streamed(bare, [{"Ride": TIED}]) == at_once(bare, TIED) == {"x": {}, "y": {}}
 
 
 def test_a_row_goes_as_a_users_function_gave_it_whatever_that_says_by_now() -> None:

@@ -176,3 +176,10 @@ def test_an_empty_frame_is_not_shown_to_the_function(frame):
 def test_the_row_id_is_gone_afterwards():
     assert ROW_ID not in kept("def f(df): return df").frame.columns
     assert ROW_ID not in transformed("def f(df): return df").frame.columns
+
+
+def test_a_function_that_works_only_row_by_row_fails_all_its_rows():
+    result = transformed("def f(df): return df.head(1)")
+    assert [row for row, _ in result.failed] == [0, 1, 2, 3]
+    assert "rows" in result.failed[0][1]
+    assert result.frame.is_empty()

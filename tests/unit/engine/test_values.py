@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 
 from featurelib.clock import parse_instant, to_datetime
@@ -84,3 +87,14 @@ def test_user_code_sees_decimals_as_they_are_and_instants_as_datetimes():
 @pytest.mark.parametrize("type_name", ["int", "float", "str", "bool", "list[str]"])
 def test_other_types_are_shown_as_they_are(type_name):
     assert shown(type_name) is None
+
+
+@pytest.mark.parametrize("made", [np.array([1, 2]), pl.Series([1, 2]), pd.Series([1, 2]), (1, 2)])
+def test_an_array_or_a_series_is_a_list_of_its_values(made):
+    assert caster("list[int]")(made) == [1, 2]
+
+
+def test_half_of_a_surrogate_pair_is_no_text():
+    with pytest.raises(ValueError, match="text that no UTF-8 spells"):
+        caster("str")("a\ud800")
+    assert caster("str")("größe \U0001f600") == "größe \U0001f600"

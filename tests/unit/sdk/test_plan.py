@@ -343,6 +343,22 @@ def test_the_first_source_of_a_dataset_that_is_read_cannot_give_versions(compile
     assert plan(current, appended).changes.added == ("source:Rate",)
 
 
+def test_the_first_source_of_an_indexed_dataset_cannot_give_versions(compiled):
+    alone = f"""{HEAD}
+@dataset(index=True)
+class Shelf:
+    name: str = field(key=True)
+    at: datetime = field(timestamp=True)
+"""
+    fed = ("@dataset(index=True)", '@source(FileSource(path="/d/s.csv"), cdc="upsert")\n@dataset(index=True)')
+    current = _after(compiled(base=alone))
+    with pytest.raises(BreakingChange) as caught:
+        plan(current, compiled(fed, base=alone))
+    assert [problem.code for problem in caught.value.problems] == ["cdc_changed"]
+    newer = (fed[0], fed[1].replace("index=True", "index=True, version=2"))
+    assert "source:Shelf" in plan(current, compiled(newer, base=alone)).changes.added
+
+
 def test_the_window_of_a_break_is_told_with_all_its_options(compiled):
     current = _after(compiled(base=STEPS))
     shifted = compiled(('window="30d"', 'window=Continuous("30d", offset="1d", max_rows=5)'), base=STEPS)

@@ -220,3 +220,27 @@ def offline(**row):
 def test_a_mistaken_query_says_what_is_wrong(ctx, call, error, message):
     with pytest.raises(error, match=message):
         call(ctx)
+
+
+def test_an_extractor_that_hangs_is_interrupted_and_told(thyme, tmp_path):
+    module = tmp_path / "endless.py"
+    module.write_text(
+        """
+from featurelib import *
+
+
+@featureset
+class Endless:
+    user: str = feature()
+    out: float = feature()
+
+    @extractor
+    @extractor_inputs("user")
+    @extractor_outputs("out")
+    def turn(cls, ts, user):
+        while True:
+            pass
+"""
+    )
+    with pytest.raises(UserCodeError, match=r"endless\.py:\d+ in Endless\.turn: took longer than 2000 ms"):
+        thyme(module).query("Endless", "ann")
