@@ -112,9 +112,9 @@ def _first_is_the_last(patch: pytest.MonkeyPatch) -> None:
 def _late_records_count(patch: pytest.MonkeyPatch) -> None:
     right = operators.source_rows
 
-    def wrong(table: Any, sub: str = "") -> pl.DataFrame:
+    def wrong(table: Any) -> pl.DataFrame:
         timely = pa.array([False] * len(table), pa.bool_())
-        return right(table.set_column(table.column_names.index(records.LATE), records.LATE, timely), sub)
+        return right(table.set_column(table.column_names.index(records.LATE), records.LATE, timely))
 
     for module in (operators, flow):
         patch.setattr(module, "source_rows", wrong)
