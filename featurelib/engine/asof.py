@@ -14,11 +14,11 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import polars as pl
 
-from featurelib.engine.aggregators import Row
 from featurelib.engine.flow import polars_type
 from featurelib.engine.fold import KEY, Fold
 from featurelib.engine.operators import IDENTITY, UNTIL
 from featurelib.engine.panes import KeyState
+from featurelib.engine.partials import Row
 from featurelib.engine.program import Program
 from featurelib.engine.records import ACCEPTED_AT, DELETED, TIME
 from featurelib.engine.slices import Answers, Bools, Ints, Slices, SliceTree, SortedRows, codes_of

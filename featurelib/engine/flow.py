@@ -36,7 +36,6 @@ from featurelib.definitions import (
     TransformStep,
     UnionStep,
 )
-from featurelib.engine.aggregators import Row
 from featurelib.engine.batch import INSTANT
 from featurelib.engine.fold import Fold
 from featurelib.engine.keys import key_texts
@@ -52,6 +51,7 @@ from featurelib.engine.operators import (
     source_rows,
 )
 from featurelib.engine.panes import KeyState
+from featurelib.engine.partials import Row
 from featurelib.engine.records import DELETED, TIME, record_schema
 from featurelib.errors import ValueOverflow
 from featurelib.types import decimal_scale, element_type

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from featurelib.aggregates import result_type
 from featurelib.clock import Duration, Instant
 from featurelib.definitions import AggregateStep, NamedAggregate
-from featurelib.engine.aggregators import Aggregator, Input, Row, aggregator_for
+from featurelib.engine.aggregators import aggregator_for
 from featurelib.engine.batch import condition
 from featurelib.engine.codec import decode_rows
 from featurelib.engine.keys import key_texts
@@ -31,6 +31,7 @@ from featurelib.engine.panes import (
     read_panes,
     root_level,
 )
+from featurelib.engine.partials import Aggregator, Input, Row
 from featurelib.expr import columns_of
 from featurelib.types import Value
 from featurelib.windows import AnyWindow, Bounds

@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from featurelib.clock import Duration, Instant
-from featurelib.engine.aggregators import Aggregator, Partial, Row
 from featurelib.engine.codec import FIRST_FORMAT, Raw, decode, decode_part, decode_raw, decode_rows, encode
+from featurelib.engine.partials import Aggregator, Partial, Row
 from featurelib.errors import CorruptState
 from featurelib.windows import Bounds
 

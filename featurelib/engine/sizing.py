@@ -27,10 +27,10 @@ import polars as pl
 
 from featurelib.clock import DAY, SECOND, Duration, parse_instant, to_datetime
 from featurelib.definitions import AggregateStep
-from featurelib.engine.aggregators import Row
 from featurelib.engine.flow import CodeNode, EmitNode, FirstNode, JoinNode, LatestNode, Node, column_types
 from featurelib.engine.fold import Fold
 from featurelib.engine.operators import SUB
+from featurelib.engine.partials import Row
 from featurelib.engine.program import Program
 from featurelib.types import Value, decimal_scale, element_type
 

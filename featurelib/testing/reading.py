@@ -13,12 +13,12 @@ import pyarrow as pa
 from featurelib.clock import Instant
 from featurelib.declarations import did_you_mean
 from featurelib.definitions import Definitions, FeaturesetDef
-from featurelib.engine.aggregators import Row as StateRow
 from featurelib.engine.asof import KNOWN, evaluate
 from featurelib.engine.extractor import Inline, Row, Wanted
 from featurelib.engine.flow import polars_type
 from featurelib.engine.operators import UserFailure
 from featurelib.engine.panes import KeyState
+from featurelib.engine.partials import Row as StateRow
 from featurelib.engine.program import Program
 from featurelib.engine.read_plan import Entity, ReadPlan, View, compile_plan, compile_views
 from featurelib.engine.user_code import Guard, Limits

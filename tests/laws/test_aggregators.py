@@ -37,8 +37,10 @@ from featurelib.aggregates import (
     accepts,
 )
 from featurelib.clock import SECOND
-from featurelib.engine.aggregators import FIRST_VALUE, Aggregator, Input, Partial, Row, SumAggregator, aggregator_for
+from featurelib.engine.aggregators import aggregator_for
+from featurelib.engine.arithmetic import SumAggregator
 from featurelib.engine.codec import decode, decode_rows, encode
+from featurelib.engine.partials import FIRST_VALUE, Aggregator, Input, Partial, Row
 from featurelib.errors import ValueOverflow
 from featurelib.windows import AnyWindow, Continuous, Lifetime, Session
 

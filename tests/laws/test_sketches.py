@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurelib.aggregates import ApproxDistinct, ApproxPercentile, Quantile
-from featurelib.engine.aggregators import FIRST_VALUE, Input, aggregator_for
+from featurelib.engine.aggregators import aggregator_for
 from featurelib.engine.codec import decode, encode
+from featurelib.engine.partials import FIRST_VALUE, Input
 from featurelib.engine.sketches import (
     MOST_EXACT,
     Digest,

@@ -32,7 +32,8 @@ from featurelib.aggregates import (
     result_type,
 )
 from featurelib.clock import SECOND
-from featurelib.engine.aggregators import FIRST_VALUE, Input, Row, aggregator_for
+from featurelib.engine.aggregators import aggregator_for
+from featurelib.engine.partials import FIRST_VALUE, Input, Row
 from featurelib.errors import ValueOverflow
 from featurelib.expr import col
 from featurelib.windows import Continuous, Lifetime, Session
