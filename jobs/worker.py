@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 from featurelib.clock import Instant
 from featurelib.definitions import DatasetDef, ref
 from featurelib.engine.codec import decode_rows
-from featurelib.engine.flow import Delta, Graph
+from featurelib.engine.flow import Graph
 from featurelib.engine.fold import KEY
 from featurelib.engine.keys import key_group, key_groups, owner_of_group
+from featurelib.engine.nodes import Delta
 from featurelib.engine.operators import IDENTITY, PLACE, PLACE_BITS, RightTable, UserFailure, run_steps
 from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node, pane_field, pane_of
 from featurelib.engine.partials import Row

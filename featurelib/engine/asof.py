@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import polars as pl
 
-from featurelib.engine.flow import polars_type
+from featurelib.engine.column_types import polars_type
 from featurelib.engine.fold import KEY, Fold
 from featurelib.engine.operators import IDENTITY, UNTIL
 from featurelib.engine.panes import KeyState

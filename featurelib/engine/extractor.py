@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import polars as pl
-import pyarrow as pa
 
 from featurelib.clock import Instant, parse_instant, to_datetime
 from featurelib.definitions import DatasetDef, PyCode
+from featurelib.engine.column_types import polars_type
 from featurelib.engine.keys import instant_key, key_text
-from featurelib.engine.records import arrow_type
 from featurelib.engine.user_code import Guard, Passing, UserFunction, load
 from featurelib.engine.values import Cast, caster, handed, listed
 from featurelib.errors import UserCodeError
@@ -330,14 +328,6 @@ class _DatasetHandle:
 
 
 _scope: ContextVar[Scope] = ContextVar("extractor_scope")
-
-
-@lru_cache(maxsize=64)
-def polars_type(type_name: str) -> pl.DataType:
-    """The Polars type of a column type; that of its Arrow type."""
-    empty = pl.from_arrow(pa.nulls(0, arrow_type(type_name)))
-    assert isinstance(empty, pl.Series)
-    return empty.dtype
 
 
 def series(column: Typed, values: list[Value]) -> pl.Series:

@@ -41,8 +41,10 @@ from featurelib.definitions import (
     canonical_bytes,
     ref,
 )
-from featurelib.engine.flow import Batch, Delta, Graph, column_types
+from featurelib.engine.column_types import column_types
+from featurelib.engine.flow import Graph
 from featurelib.engine.fold import KEY, Fold, KeyRows
+from featurelib.engine.nodes import Batch, Delta
 from featurelib.engine.operators import (
     RightTable,
     UserFailure,

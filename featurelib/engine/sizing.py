@@ -27,8 +27,10 @@ import polars as pl
 
 from featurelib.clock import DAY, SECOND, Duration, parse_instant, to_datetime
 from featurelib.definitions import AggregateStep
-from featurelib.engine.flow import CodeNode, EmitNode, FirstNode, JoinNode, LatestNode, Node, column_types
+from featurelib.engine.column_types import column_types
+from featurelib.engine.emissions import EmitNode
 from featurelib.engine.fold import Fold
+from featurelib.engine.nodes import CodeNode, FirstNode, JoinNode, LatestNode, Node
 from featurelib.engine.operators import SUB
 from featurelib.engine.partials import Row
 from featurelib.engine.program import Program

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import polars as pl
 
 from featurelib.definitions import FilterCodeStep, TransformStep
-from featurelib.engine.extractor import polars_type
+from featurelib.engine.column_types import polars_type
 from featurelib.engine.user_code import TimeLimit, UserFunction
 from featurelib.errors import UserCodeError
 

@@ -14,8 +14,8 @@ from featurelib.clock import Instant
 from featurelib.declarations import did_you_mean
 from featurelib.definitions import Definitions, FeaturesetDef
 from featurelib.engine.asof import KNOWN, evaluate
+from featurelib.engine.column_types import polars_type
 from featurelib.engine.extractor import Inline, Row, Wanted
-from featurelib.engine.flow import polars_type
 from featurelib.engine.operators import UserFailure
 from featurelib.engine.panes import KeyState
 from featurelib.engine.partials import Row as StateRow

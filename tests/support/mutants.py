@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from featurelib import windows
-from featurelib.engine import aggregators, flow, fold, operators, panes, records
+from featurelib.engine import aggregators, fold, nodes, operators, panes, records
 from tests.support.paths import Path, from_states, streamed
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -103,7 +103,7 @@ def _cap_of_one_more(patch: pytest.MonkeyPatch) -> None:
 
 def _first_is_the_last(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        flow.FirstNode,
+        nodes.FirstNode,
         "_of_keys",
         lambda self, rows: rows.sort(operators.IDENTITY).unique(self._keys, keep="last", maintain_order=True),
     )
@@ -116,7 +116,7 @@ def _late_records_count(patch: pytest.MonkeyPatch) -> None:
         timely = pa.array([False] * len(table), pa.bool_())
         return right(table.set_column(table.column_names.index(records.LATE), records.LATE, timely))
 
-    for module in (operators, flow):
+    for module in (operators, nodes):
         patch.setattr(module, "source_rows", wrong)
 
 
