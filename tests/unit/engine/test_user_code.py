@@ -61,6 +61,15 @@ def test_whatever_is_raised_becomes_the_users_error_at_their_line(body, said):
     assert pickle.loads(pickle.dumps(error)).args == error.args
 
 
+@pytest.fixture
+def listening_to_ctrl_c():
+    """Started in the background, a process ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening_to_ctrl_c")
 def test_a_persons_ctrl_c_is_not_taken_for_an_error_of_the_function():
     function = load(code("def f(interrupt):\n    interrupt()"), "F.f")
     with pytest.raises(KeyboardInterrupt):
