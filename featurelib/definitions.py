@@ -410,6 +410,11 @@ class Definitions(Record):
         """The source that feeds the dataset."""
         return next((s for s in self.sources if s.dataset == dataset), None)
 
+    def cdc(self, dataset: str) -> Cdc:
+        """How the records of a dataset follow each other; ``append`` when no source says otherwise."""
+        source = self.source(dataset)
+        return source.cdc if source else "append"
+
     def producer(self, dataset: str) -> PipelineDef | None:
         """The newest pipeline whose output is the dataset."""
         made = (p for p in self.pipelines if p.output_dataset == dataset)

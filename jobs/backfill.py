@@ -27,7 +27,7 @@ from featurelib.clock import Instant, SystemClock, parse_instant
 from featurelib.definitions import DatasetDef, Definitions, PipelineDef
 from featurelib.engine.fold import KEY
 from featurelib.engine.keys import KEY_GROUPS, groups_of, key_groups
-from featurelib.engine.operators import RightTable
+from featurelib.engine.operators import RightTable, UserFailure
 from featurelib.engine.program import Program, pipelines_of
 from featurelib.errors import NotFound
 from featurelib.settings import Settings, load_settings
@@ -36,7 +36,7 @@ from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.online import Claim, GroupCommit, OnlineStore, StateName
 from featurelib.stores.registry import BackfillRecord, NewEvent, Registry
-from jobs.worker import InputPartition, PartitionWorker, input_partitions, newest_timely
+from jobs.worker import InputPartition, PartitionWorker, input_partitions, newest_timely, tells_failures
 
 _log = structlog.get_logger(__name__)
 # A key's rows enter its state in slices of this size, so that the buffer never holds a whole history.
@@ -62,6 +62,10 @@ class Built(NamedTuple):
     partition: int
     rows: int
     keys: int
+    failed: int
+    """Rows that the pipeline's own functions could not take; one partition says it for all."""
+    failure: str
+    """What the first of them failed with."""
 
 
 class PartitionBuilder:
@@ -84,24 +88,26 @@ class PartitionBuilder:
         claims = {claim.group: claim for claim in self._store.claim(self._order.state, groups)}
         # An earlier try of this partition may have left panes of records after the cut.
         self._store.clear(self._order.state, groups)
-        rows, keys = self._fold_history(groups, claims)
-        self._catch_up(groups)
-        return Built(partition, rows, keys)
+        failures: list[UserFailure] = []
+        rows, keys = self._fold_history(groups, claims, failures)
+        failures += self._catch_up(groups)
+        told = failures if tells_failures(groups) else []
+        return Built(partition, rows, keys, len(told), f"{told[0].function}(): {told[0].message}" if told else "")
 
     def close(self) -> None:
         """Close connections."""
         self._log.close()
         self._store.close()
 
-    def _fold_history(self, groups: range, claims: Mapping[int, Claim]) -> tuple[int, int]:
+    def _fold_history(self, groups: range, claims: Mapping[int, Claim], failures: list[UserFailure]) -> tuple[int, int]:
         program = self._program
         if program.plain:
             records = self._read(program.left, groups if program.keyed_like_its_dataset() else None)
-            shaped = program.prepare(records.select(program.left_columns()), self._rights())
+            shaped = program.prepare(records.select(program.left_columns()), self._rights(), failures)
             newest = newest_timely(records)
         else:
             inputs = {dataset.name: self._read(dataset, None) for dataset in program.sources}
-            shaped = program.shape_all(inputs)
+            shaped = program.shape_all(inputs, failures)
             known = [newest_timely(inputs[dataset.name]) for dataset in program.clocks]
             newest = max((instant for instant in known if instant is not None), default=None)
         grouped = shaped.with_columns(pl.Series("__group", key_groups(shaped[KEY]), dtype=pl.Int64))
@@ -124,7 +130,7 @@ class PartitionBuilder:
         self._store.commit(self._order.state, [commit])
         return len(changes)
 
-    def _catch_up(self, groups: range) -> None:
+    def _catch_up(self, groups: range) -> list[UserFailure]:
         worker = PartitionWorker(
             self._program,
             self._order.state,
@@ -139,6 +145,7 @@ class PartitionBuilder:
         behind = worker.lag()
         while behind > 0 and (read := worker.step().read):
             behind -= read
+        return worker.failures
 
     def _rights(self) -> dict[str, RightTable]:
         tables = self._program.right_tables()
@@ -191,6 +198,19 @@ def backfill(settings: Settings, name: str, version: int | None = None, since: I
     finally:
         registry.put_backfill(
             BackfillRecord(job_name=title, source_dataset=program.left.name, status=status, records_ingested=rows)
+        )
+    failed = sum(one.failed for one in built)
+    if failed:
+        first = next(one.failure for one in built if one.failed)
+        registry.record_event(
+            NewEvent(
+                event_type="dead_letter",
+                severity="error",
+                source="backfill",
+                subject=program.ref,
+                message=f"a function failed for {failed} rows, which are left out; the first: {first}",
+                detail={"rows": failed},
+            )
         )
     message = f"{rows} rows of {sum(one.keys for one in built)} keys rebuilt; generation {fresh.generation} is served"
     registry.record_event(

@@ -124,6 +124,7 @@ class PartitionWorker:
         self._right_tables: dict[str, RightTable] = {}
         self._graph: Graph | None = None
         self.failures: list[UserFailure] = []
+        """Rows that the pipeline's own functions could not take; whoever tells people of them empties it."""
         self._recent: list[pa.Table] = []
         self._uncovered_newest: Instant | None = None
 
@@ -221,7 +222,9 @@ class PartitionWorker:
         records = pa.concat_tables([table.select(columns) for table in batch.values()])
         if self._right_tables:
             self._remember(records)
-        shaped = self._unapplied(self._own(self._program.prepare(records, self._right_tables, self.failures)))
+        failures: list[UserFailure] = []
+        shaped = self._unapplied(self._own(self._program.prepare(records, self._right_tables, failures)))
+        self._note(failures)
         ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
         touched = dict(self._program.rows_by_key(shaped.drop(_GROUP)))
         states = self._states(touched, flushing=False)
@@ -261,7 +264,7 @@ class PartitionWorker:
         """Apply a batch whose rows may take others back: every key's state gets the difference."""
         records = self._by_dataset(batch)
         removed, added = self._program.shape_delta(graph.top.apply(records))
-        self.failures, graph.failures = [*self.failures, *graph.failures], []
+        self._note(graph.failures)
         removed, added = self._own(removed), self._own(added)
         gone = dict(self._program.rows_by_key(removed.drop(_GROUP)))
         come = dict(self._program.rows_by_key(added.drop(_GROUP)))
@@ -277,6 +280,12 @@ class PartitionWorker:
             self._rows[group] -= count
         self._commit(states, ends)
         return Step(sum(len(table) for table in batch.values()), len(added), len(removed))
+
+    def _note(self, failures: list[UserFailure]) -> None:
+        # Every worker of a pipeline with functions reads every record: one of them tells.
+        if tells_failures(self._groups):
+            self.failures.extend(failures)
+        failures.clear()
 
     def _replace(self, key: str, state: KeyState, gone: list[Row], come: list[Row]) -> None:
         if not state.whole and state.loses_its_oldest(gone, come):
@@ -483,6 +492,11 @@ def _held(state: KeyState, rows: list[Row], lowest: Mapping[int, int]) -> list[R
         return []
     offset_mask = (1 << PLACE_BITS) - 1
     return [row for row in rows if (row[2] & offset_mask) < applied[row[2] >> PLACE_BITS]]
+
+
+def tells_failures(groups: range) -> bool:
+    """Whether the worker of these key groups is the one that tells which rows a function could not take."""
+    return groups.start == 0
 
 
 def newest_timely(records: pa.Table) -> Instant | None:

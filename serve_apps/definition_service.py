@@ -13,7 +13,6 @@ import structlog
 
 from featurelib.definitions import Commit, Definitions, ref
 from featurelib.engine.extractor import INLINE, Runner
-from featurelib.engine.program import cdc_of
 from featurelib.errors import DefinitionError, InvalidRequest, MaybeTaken, NotFound, Problem, StoreUnavailable
 from featurelib.plan import CommitReceipt, Plan, plan
 from featurelib.settings import Settings
@@ -77,7 +76,7 @@ class DefinitionService:
         partitions = self._log.create(ref(found), self._settings.pipeline.partition_count)
         lateness = lateness_of(definitions.source(dataset), self._settings.ingest)
         try:
-            taken = Intake(self._log, found, partitions, lateness, cdc_of(found, definitions)).accept(events)
+            taken = Intake(self._log, found, partitions, lateness, definitions.cdc(found.name)).accept(events)
         except StoreUnavailable as error:
             text = f"{error}; some of the {len(events)} records may have been taken, and sent again would count twice"
             raise MaybeTaken(text) from error

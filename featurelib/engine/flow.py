@@ -8,7 +8,6 @@ from typing import Any
 from featurelib.aggregates import First, Last
 from featurelib.definitions import (
     AggregateStep,
-    Cdc,
     DatasetDef,
     DedupStep,
     Definitions,
@@ -74,8 +73,7 @@ class Graph:
         return DatasetNode(self._steps(producer.input_datasets[0], producer.steps), producer, dataset)
 
     def _source(self, dataset: DatasetDef) -> Node:
-        source = self._definitions.source(dataset.name)
-        cdc: Cdc = source.cdc if source else "append"
+        cdc = self._definitions.cdc(dataset.name)
         if dataset not in self.sources:
             self.sources.append(dataset)
         if not self._depth_of_rights and dataset not in self.clocks:

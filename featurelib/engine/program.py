@@ -318,7 +318,7 @@ def pipelines_of(definitions: Definitions) -> list[PipelineDef]:
     produced = {pipeline.output_dataset for pipeline in definitions.pipelines}
     newest = (d for d in definitions.datasets if definitions.dataset(d.name) is d)
     indexed = [dataset for dataset in newest if dataset.index and dataset.name not in produced]
-    return [*definitions.pipelines, *(index_pipeline(dataset, cdc_of(dataset, definitions)) for dataset in indexed)]
+    return [*definitions.pipelines, *(index_pipeline(dataset, definitions.cdc(dataset.name)) for dataset in indexed)]
 
 
 def needed_by(pipeline: PipelineDef, definitions: Definitions) -> Definitions:
@@ -342,7 +342,7 @@ def needed_by(pipeline: PipelineDef, definitions: Definitions) -> Definitions:
 
     visit(pipeline)
     plain = ConnectorDef(type="none", config={})
-    modes = [(name, cdc_of(dataset, definitions)) for name, dataset in datasets.items()]
+    modes = [(name, definitions.cdc(dataset.name)) for name, dataset in datasets.items()]
     sources = [SourceDef(dataset=name, connector=plain, cdc=cdc) for name, cdc in modes if cdc != "append"]
     return Definitions(
         datasets=tuple(datasets[name] for name in sorted(datasets)),
@@ -362,12 +362,6 @@ def datasets_named(steps: Sequence[Step]) -> set[str]:
     return named
 
 
-def cdc_of(dataset: DatasetDef, definitions: Definitions) -> Cdc:
-    """How the dataset's records follow each other; ``append`` when nothing says otherwise."""
-    source = definitions.source(dataset.name)
-    return source.cdc if source else "append"
-
-
 def _is_index(pipeline: PipelineDef) -> bool:
     # Declared names never end so (validation).
     return pipeline.name.endswith(INDEX_SUFFIX)
@@ -382,7 +376,7 @@ def _is_plain(pipeline: PipelineDef, definitions: Definitions) -> bool:
     raw = all(definitions.producer(name) is None for name in names)
     # A dataset joined with itself needs its records twice.
     apart = len(set(names)) == len(names)
-    return steps and raw and apart and cdc_of(left, definitions) == "append"
+    return steps and raw and apart and definitions.cdc(left.name) == "append"
 
 
 def _plain_columns(

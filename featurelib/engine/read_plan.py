@@ -16,7 +16,7 @@ from featurelib.definitions import DatasetDef, Definitions, FeatureDef, Features
 from featurelib.engine.extract import ExtractorGraph, Slot
 from featurelib.engine.extractor import INLINE, Row, Runner
 from featurelib.engine.keys import instant_key, key_text
-from featurelib.engine.program import Program, cdc_of, compiled, index_pipeline
+from featurelib.engine.program import Program, compiled, index_pipeline
 from featurelib.engine.values import Cast, caster, shown, text_caster
 from featurelib.errors import DefinitionError, InvalidRequest, Problem, ThymeError
 from featurelib.types import Value
@@ -249,7 +249,7 @@ def compile_view(dataset: DatasetDef, definitions: Definitions) -> View | None:
     producer = definitions.producer(dataset.name)
     if producer is None and not dataset.index:
         return None
-    program = compiled(producer or index_pipeline(dataset, cdc_of(dataset, definitions)), definitions)
+    program = compiled(producer or index_pipeline(dataset, definitions.cdc(dataset.name)), definitions)
     shows = {field.name: form for field in dataset.fields if (form := shown(field.type))}
     readable = {dataset.key.name, *program.outputs}
     return View(

@@ -11,7 +11,6 @@ import polars as pl
 from featurelib.clock import Clock, Instant, format_instant, parse_instant
 from featurelib.declarations import did_you_mean
 from featurelib.definitions import Cdc, Definitions
-from featurelib.engine.program import cdc_of
 from featurelib.engine.read_plan import Entity, KeyForm, ReadPlan
 from featurelib.errors import InvalidRequest, NotFound
 from featurelib.result import ThymeResult
@@ -254,7 +253,7 @@ def _log(name: str, definitions: Definitions, partitions: int) -> EventLog:
     assert dataset is not None
     if partitions < 1:
         raise InvalidRequest(f"partitions: expected a positive number, got {partitions}")
-    return EventLog(dataset, cdc_of(dataset, definitions), source.max_lateness_us if source else None, partitions)
+    return EventLog(dataset, definitions.cdc(dataset.name), source.max_lateness_us if source else None, partitions)
 
 
 def _named(reading: Reading, names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from featurelib.clock import DAY, MINUTE, format_instant, parse_instant
 from featurelib.definitions import DatasetDef, ref
 from featurelib.engine.keys import key_group, owner_of_group
 from featurelib.engine.panes import PanesMissing, pane_field
-from featurelib.engine.program import Program, cdc_of
+from featurelib.engine.program import Program
 from featurelib.engine.records import DELETED, TIME, dataset_schema
 from featurelib.settings import Settings
 from featurelib.stores.archive import Archive
@@ -96,7 +96,7 @@ class Scene:
         """The record as its source would send it."""
         row = {f.name: record[f.name] for f in dataset.fields} | {dataset.timestamp.name: format_instant(record[TIME])}
         row = {name: str(value) if name == "cost" and value is not None else value for name, value in row.items()}
-        mode = cdc_of(dataset, self.world.definitions)
+        mode = self.world.definitions.cdc(dataset.name)
         if mode == "debezium":
             return {"op": "d", "before": row, "at": row["at"]} if record[DELETED] else {"op": "u", "after": row}
         return row | ({DELETED: True} if record[DELETED] else {})

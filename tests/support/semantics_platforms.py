@@ -13,19 +13,15 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from featurelib import ThymeClient
-from featurelib.clock import Instant, SystemClock, format_instant, parse_instant
+from featurelib.clock import Instant, format_instant
 from featurelib.compile import compile_module
-from featurelib.definitions import Definitions
-from featurelib.engine.program import pipelines_of
-from featurelib.errors import DefinitionError, ThymeError
+from featurelib.errors import DefinitionError, NotFound, ThymeError
 from featurelib.testing import MockContext
 from tests.support.semantics_modules import NotOffered, first_line
 
-_SETTLE_S = 120.0
-_POLL_S = 0.2
+_PLANNED_S = 60.0
+_POLL_S = 0.1
 _ROWS_PER_CALL = 2_000
-_AGREEING = 2
-"""Job records in a row that must say that nothing is left to apply."""
 
 Row = dict[str, Any]
 
@@ -141,42 +137,37 @@ class Live:
         path = self._folder / f"live_{self._opened}.py"
         path.write_text(module, encoding="utf-8")
         try:
-            commit = compile_module(path)
-            self._client.commit(commit)
+            receipt = self._client.commit(compile_module(path))
         except DefinitionError as error:
             raise NotOffered(f"refused: {first_line(error)}") from error
-        return _LiveSession(self._client, commit)
+        self._await_plans(receipt.commit_id)
+        return _LiveSession(self._client)
+
+    def _await_plans(self, commit_id: str) -> None:
+        """Return once reads are answered with the plans of this commit, as the run of a probing read says."""
+        deadline = time.monotonic() + _PLANNED_S
+        while time.monotonic() < deadline:
+            run_id = self._client.lookup("Nothing", "nobody").query_run_id
+            try:
+                if run_id and self._client.query_run(run_id)["definition"] == commit_id:
+                    return
+            except NotFound:  # the run is written behind the answer
+                pass
+            time.sleep(_POLL_S)
+        raise TimeoutError(f"no replica reads by commit {commit_id} after {_PLANNED_S:.0f} s")
 
 
 class _LiveSession:
-    def __init__(self, client: ThymeClient, definitions: Definitions) -> None:
+    def __init__(self, client: ThymeClient) -> None:
         self._client = client
-        self._jobs = {f"{pipeline.name}_job" for pipeline in pipelines_of(definitions)}
-        self._sent_at = SystemClock().now()
 
     def send(self, dataset: str, events: Sequence[Mapping[str, Any]]) -> list[Any]:
         for start in range(0, len(events), _ROWS_PER_CALL):
             self._client.log(dataset, [dict(event) for event in events[start : start + _ROWS_PER_CALL]])
-        self._sent_at = SystemClock().now()
         return []
 
     def settle(self) -> None:
-        # A job's record is a copy, put at intervals: one from before the records came says nothing of them, and the
-        # first after it may be of a worker that was asked just before.
-        deadline = time.monotonic() + _SETTLE_S
-        seen: dict[str, set[str]] = {name: set() for name in self._jobs}
-        while any(len(stamps) < _AGREEING for stamps in seen.values()):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{', '.join(sorted(self._jobs))}: not applied after {_SETTLE_S:.0f} s")
-            time.sleep(_POLL_S)
-            for job in self._client.jobs():
-                if job["name"] in seen and self._is_settled(job):
-                    seen[job["name"]].add(str(job["updated_at"]))
-
-    def _is_settled(self, job: Mapping[str, Any]) -> bool:
-        stamp = job.get("updated_at")
-        fresh = stamp is not None and parse_instant(stamp) > self._sent_at
-        return fresh and job.get("state") == "running" and job.get("lag") == 0
+        """A read of an instant folds what the log has accepted: no worker need have applied it."""
 
     def read(self, featureset: str, key: str, at: Instant) -> Row:
         found = self._client.query(featureset, key, timestamp=format_instant(at)).to_dict()
