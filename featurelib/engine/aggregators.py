@@ -6,6 +6,8 @@ What an aggregator is stands in :mod:`featurelib.engine.partials`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from itertools import chain
 from typing import Any
 
 from featurelib.aggregates import (
@@ -83,13 +85,16 @@ class SessionAggregator(Aggregator):
             start -= 1
         return [rows[0][0], rows[-1][0], start > 0, self.inner.fold(rows[start:])]
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
-        """The newer session, with the older one when no longer pause parts them."""
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
+        """The newest session, with older ones as long as no longer pause parts them."""
+        return reduce(self._continued, partials)
+
+    def _continued(self, older: Partial, newer: Partial) -> Partial:
         first, end, broken, session = older
         start, last, newly_broken, newest = newer
         if newly_broken or start - end > self.gap_us:
             return [first, last, True, newest]
-        return [first, last, broken, self.inner.merge_all((session, newest))]
+        return [first, last, broken, self.inner.merge((session, newest))]
 
     def holds(self, partial: Partial) -> bool:
         """Whether the newest session has anything for the aggregate."""
@@ -132,9 +137,9 @@ class CappedAggregator(Aggregator):
             for row in rows[-self.max_rows :]
         ] or None
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
-        """The newest of both."""
-        return sorted([*older, *newer], key=_row_order)[-self.max_rows :]
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
+        """The newest of all."""
+        return sorted(chain.from_iterable(partials), key=_row_order)[-self.max_rows :]
 
     def holds(self, partial: Partial) -> bool:
         """Whether the newest rows have anything for the aggregate."""

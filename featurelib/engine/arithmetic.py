@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -31,9 +31,9 @@ class CountAggregator(Aggregator):
         """How many there are."""
         return len(values) or None
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
         """Add."""
-        return older + newer
+        return sum(partials)
 
     def remove(self, total: Partial, part: Partial) -> Partial:
         """Subtract."""
@@ -69,21 +69,12 @@ class SumAggregator(Aggregator):
             return None
         return [len(values), *(totals.total_of(values) if self._floats else (sum(values),))]
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
         """Add both members."""
+        size = sum(partial[0] for partial in partials)
         if not self._floats:
-            return [older[0] + newer[0], older[1] + newer[1]]
-        return [older[0] + newer[0], *totals.merged((older[1:], newer[1:]))]
-
-    def merge_all(self, partials: Iterable[Partial]) -> Partial:
-        """Add all at once."""
-        present = [partial for partial in partials if partial is not None]
-        if len(present) <= 1:
-            return present[0] if present else None
-        size = sum(partial[0] for partial in present)
-        if not self._floats:
-            return [size, sum(partial[1] for partial in present)]
-        return [size, *totals.merged(partial[1:] for partial in present)]
+            return [size, sum(partial[1] for partial in partials)]
+        return [size, *totals.merged(partial[1:] for partial in partials)]
 
     def remove(self, total: Partial, part: Partial) -> Partial:
         """Subtract both members."""
@@ -168,16 +159,9 @@ class VarianceAggregator(Aggregator):
             return [len(values), totals.total_of(values), totals.total_of_squares(values)]
         return [len(values), sum(values), sum(value * value for value in values)]
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
         """Add all three."""
-        return self.merge_all((older, newer))
-
-    def merge_all(self, partials: Iterable[Partial]) -> Partial:
-        """Add all at once."""
-        present = [partial for partial in partials if partial is not None]
-        if len(present) <= 1:
-            return present[0] if present else None
-        sizes, sums, squares = zip(*present, strict=True)
+        sizes, sums, squares = zip(*partials, strict=True)
         if self._floats:
             return [sum(sizes), totals.merged(sums), totals.merged(squares)]
         return [sum(sizes), sum(sums), sum(squares)]
@@ -187,7 +171,7 @@ class VarianceAggregator(Aggregator):
         if total[0] == part[0]:
             return None
         taken = map(totals.negated, part[1:]) if self._floats else (-member for member in part[1:])
-        return self.merge_all((total, [-part[0], *taken]))
+        return self.merge((total, [-part[0], *taken]))
 
     def finish(self, partial: Partial, at: Instant) -> Value:  # noqa: ARG002
         """The population variance; 0.0 when empty.
@@ -258,9 +242,9 @@ class MinAggregator(_ExtremeAggregator):
         """Smallest of them."""
         return min(values, default=None)
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
-        """The smaller."""
-        return min(older, newer)
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
+        """The smallest."""
+        return min(partials)
 
 
 class MaxAggregator(_ExtremeAggregator):
@@ -272,9 +256,9 @@ class MaxAggregator(_ExtremeAggregator):
         """Largest of them."""
         return max(values, default=None)
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
-        """The larger."""
-        return max(older, newer)
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
+        """The largest."""
+        return max(partials)
 
 
 class ExpDecaySumAggregator(Aggregator):
@@ -308,21 +292,14 @@ class ExpDecaySumAggregator(Aggregator):
         terms = [self._term(row[0], plain(row[column], kind) / unit, cell) for row in passed]
         return [cell, *totals.total_of(terms)]
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
-        """Both as of the newer cell."""
-        return self.merge_all((older, newer))
-
-    def merge_all(self, partials: Iterable[Partial]) -> Partial:
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
         """All as of the newest cell."""
-        present = [partial for partial in partials if partial is not None]
-        if len(present) <= 1:
-            return present[0] if present else None
-        cell = max(partial[0] for partial in present)
-        return [cell, *totals.merged(totals.halved(partial[1:], cell - partial[0]) for partial in present)]
+        cell = max(partial[0] for partial in partials)
+        return [cell, *totals.merged(totals.halved(partial[1:], cell - partial[0]) for partial in partials)]
 
     def remove(self, total: Partial, part: Partial) -> Partial:
         """Subtract it; what is left of nothing is a sum of zero."""
-        return self.merge_all((total, [part[0], *totals.negated(part[1:])]))
+        return self.merge((total, [part[0], *totals.negated(part[1:])]))
 
     def finish(self, partial: Partial, at: Instant) -> Value:
         """The sum as of ``at``; 0.0 when empty.

@@ -196,9 +196,7 @@ class Algebra:
         present = [pane for pane in panes if pane is not None]
         if len(present) == 1:
             return present[0]
-        return [
-            aggregator.merge_all([pane[slot] for pane in present]) for slot, aggregator in enumerate(self.aggregators)
-        ]
+        return [aggregator.merge([pane[slot] for pane in present]) for slot, aggregator in enumerate(self.aggregators)]
 
 
 @dataclass

@@ -92,17 +92,16 @@ class Aggregator:
         """The partial of what ``source.values(rows)`` gives; only where ``needs`` says so."""
         raise NotImplementedError
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
-        """Join two non-empty partials."""
-        raise NotImplementedError
+    def merge(self, partials: Iterable[Partial]) -> Partial:
+        """The partial of all rows behind some partials, oldest first; empty ones add nothing."""
+        present = [partial for partial in partials if partial is not None]
+        if len(present) <= 1:
+            return present[0] if present else None
+        return self._merged(present)
 
-    def merge_all(self, partials: Iterable[Partial]) -> Partial:
-        """Join partials, oldest first, skipping empty ones."""
-        total = None
-        for partial in partials:
-            if partial is not None:
-                total = partial if total is None else self.merge(total, partial)
-        return total
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
+        """Two or more partials as one, none of them empty."""
+        raise NotImplementedError
 
     def remove(self, total: Partial, part: Partial) -> Partial:
         """Take a non-empty part out of a total that holds it; ``None`` when nothing is left."""

@@ -62,20 +62,13 @@ class LastAggregator(Aggregator):
                     break
         return found or None
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
-        """The first ``k`` of both."""
-        return self.merge_all((older, newer))
-
-    def merge_all(self, partials: Iterable[Partial]) -> Partial:
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
         """The first ``k`` of all, in one pass."""
-        present = [partial for partial in partials if partial is not None]
-        if len(present) <= 1:
-            return present[0] if present else None
         if self.k == 1:
-            return max(present, key=_order) if self.newest else min(present, key=_order)
+            return max(partials, key=_order) if self.newest else min(partials, key=_order)
         found = []
         seen: set[Any] = set()
-        for entry in sorted(chain.from_iterable(present), key=_entry_order, reverse=self.newest):
+        for entry in sorted(chain.from_iterable(partials), key=_entry_order, reverse=self.newest):
             if self._takes(entry[-1], seen):
                 found.append(entry)
                 if len(found) == self.k:
@@ -129,16 +122,11 @@ class _FrequencyAggregator(Aggregator):
         """Count each value."""
         return _frequencies(Counter(values))
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
         """Add the counts."""
-        return self.merge_all((older, newer))
-
-    def merge_all(self, partials: Iterable[Partial]) -> Partial:
-        """Add all at once."""
         counts: Counter[Any] = Counter()
         for partial in partials:
-            if partial is not None:
-                counts.update(dict(zip(*partial, strict=True)))
+            counts.update(dict(zip(*partial, strict=True)))
         return _frequencies(counts)
 
     def remove(self, total: Partial, part: Partial) -> Partial:
@@ -182,14 +170,9 @@ class ApproxDistinctAggregator(Aggregator):
         """Summarize them."""
         return distinct_of(values) if values else None
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
         """The union."""
-        return merge_distinct((older, newer))
-
-    def merge_all(self, partials: Iterable[Partial]) -> Partial:
-        """One union of all."""
-        present = [partial for partial in partials if partial is not None]
-        return merge_distinct(present) if len(present) > 1 else next(iter(present), None)
+        return merge_distinct(partials)
 
     def finish(self, partial: Partial, at: Instant) -> Value:  # noqa: ARG002
         """How many there are; 0 when empty."""
@@ -214,14 +197,9 @@ class QuantileAggregator(Aggregator):
         """Digest them."""
         return digest_of(values) if values else None
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
-        """The digest of both."""
-        return merge_digests((older, newer))
-
-    def merge_all(self, partials: Iterable[Partial]) -> Partial:
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
         """One digest of all, compressed once."""
-        present = [partial for partial in partials if partial is not None]
-        return merge_digests(present) if present else None
+        return merge_digests(partials)
 
     def finish(self, partial: Partial, at: Instant) -> Value:  # noqa: ARG002
         """The value at the share; 0.0 when empty."""
@@ -244,16 +222,9 @@ class RankAggregator(Aggregator):
         values = [plain(row[column], self.source.type) for row in passed]
         return [digest_of(values), [*passed[-1][:IDENTITY], values[-1]]]
 
-    def merge(self, older: Partial, newer: Partial) -> Partial:
-        """The digest of both, and the newer entry."""
-        return self.merge_all((older, newer))
-
-    def merge_all(self, partials: Iterable[Partial]) -> Partial:
+    def _merged(self, partials: Sequence[Partial]) -> Partial:
         """One digest of all, and the newest entry."""
-        present = [partial for partial in partials if partial is not None]
-        if not present:
-            return None
-        digests, entries = zip(*present, strict=True)
+        digests, entries = zip(*partials, strict=True)
         return [merge_digests(digests), max(entries, key=_entry_order)]
 
     def finish(self, partial: Partial, at: Instant) -> Value:  # noqa: ARG002

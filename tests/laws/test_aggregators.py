@@ -174,7 +174,7 @@ def folded(algebra: Aggregator, rows: list[Row], cuts: list[int]) -> list[Partia
 @law()
 def test_any_cut_of_the_rows_finishes_the_same(cases: list[Case], data: Any) -> None:
     _, algebra, rows = drawn(data, cases)
-    merged, whole = algebra.merge_all(cut(data, algebra, rows)), algebra.fold(rows)
+    merged, whole = algebra.merge(cut(data, algebra, rows)), algebra.fold(rows)
     assert algebra.holds(merged) is algebra.holds(whole)
     assert same(algebra.finish(merged, AT), algebra.finish(whole, AT))
 
@@ -183,8 +183,8 @@ def test_any_cut_of_the_rows_finishes_the_same(cases: list[Case], data: Any) -> 
 def test_merging_is_associative(cases: list[Case], data: Any) -> None:
     _, algebra, rows = drawn(data, cases)
     a, b, c = cut(data, algebra, rows, least=2, most=2)
-    left = algebra.merge_all([algebra.merge_all([a, b]), c])
-    right = algebra.merge_all([a, algebra.merge_all([b, c])])
+    left = algebra.merge([algebra.merge([a, b]), c])
+    right = algebra.merge([a, algebra.merge([b, c])])
     assert same(algebra.finish(left, AT), algebra.finish(right, AT))
 
 
@@ -207,7 +207,7 @@ def test_rows_survive_storage_before_they_are_folded(cases: list[Case], data: An
 def test_the_empty_partial_changes_nothing(cases: list[Case], data: Any) -> None:
     _, algebra, rows = drawn(data, cases)
     partial = algebra.fold(rows)
-    assert algebra.merge_all([None, partial, algebra.fold([])]) == partial
+    assert algebra.merge([None, partial, algebra.fold([])]) == partial
 
 
 @law()
@@ -215,7 +215,7 @@ def test_merging_and_removing_leave_their_parts_as_they_were(cases: list[Case], 
     _, algebra, rows = drawn(data, cases)
     parts = cut(data, algebra, rows)
     before = [encode(part) for part in parts]
-    total = algebra.merge_all(parts)
+    total = algebra.merge(parts)
     if algebra.invertible and parts[-1] is not None:
         algebra.remove(total, parts[-1])
     assert [encode(part) for part in parts] == before
@@ -225,7 +225,7 @@ def test_merging_and_removing_leave_their_parts_as_they_were(cases: list[Case], 
 def test_parts_in_any_order_finish_the_same(cases: list[Case], data: Any) -> None:
     _, algebra, rows = drawn(data, cases)
     shuffled = data.draw(st.permutations(cut(data, algebra, rows)))
-    assert same(algebra.finish(algebra.merge_all(shuffled), AT), algebra.finish(algebra.fold(rows), AT))
+    assert same(algebra.finish(algebra.merge(shuffled), AT), algebra.finish(algebra.fold(rows), AT))
 
 
 @law(lambda algebra: algebra.invertible)
@@ -233,7 +233,7 @@ def test_removing_a_part_undoes_its_merge(cases: list[Case], data: Any) -> None:
     _, algebra, rows = drawn(data, cases)
     kept, gone = cut(data, algebra, rows, least=1, most=1)
     if gone is not None:
-        rest = algebra.remove(algebra.merge_all([kept, gone]), gone)
+        rest = algebra.remove(algebra.merge([kept, gone]), gone)
         assert algebra.finish(rest, AT) == algebra.finish(kept, AT)
 
 
@@ -270,20 +270,20 @@ def test_floats_of_any_size_and_order_give_the_same_bits(make: Any, values: list
         except ValueOverflow:
             return "overflow"
 
-    assert outcome(algebra.merge_all(parts)) == outcome(algebra.fold(rows))
+    assert outcome(algebra.merge(parts)) == outcome(algebra.fold(rows))
 
 
 @given(values=st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=60))
 def test_a_sum_of_floats_is_rounded_once(values: list[float]) -> None:
     algebra = SumAggregator(Input(FIRST_VALUE, "float", None))
     rows = [(place, 0, place, "", None, value, 0) for place, value in enumerate(values)]
-    assert algebra.finish(algebra.merge_all(folded(algebra, rows, [20, 40])), AT) == math.fsum(values)
+    assert algebra.finish(algebra.merge(folded(algebra, rows, [20, 40])), AT) == math.fsum(values)
 
 
 def test_an_integer_sum_may_leave_64_bits_on_the_way_but_not_at_the_end() -> None:
     algebra = SumAggregator(Input(FIRST_VALUE, "int", None))
     high = algebra.fold_values([2**63 - 1, 2**63 - 1])
-    total = algebra.merge(decode(encode(high)), algebra.fold_values([-(2**63 - 1)]))
+    total = algebra.merge([decode(encode(high)), algebra.fold_values([-(2**63 - 1)])])
     assert algebra.finish(total, AT) == 2**63 - 1
     with pytest.raises(ValueOverflow, match="does not fit 64 bits"):
         algebra.finish(high, AT)

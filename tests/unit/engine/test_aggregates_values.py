@@ -208,7 +208,7 @@ def test_a_decayed_sum_halves_each_half_life_and_stays_finite() -> None:
     assert value_of(ExpDecaySum("v", half_life="20s"), "float", held) == 9.0
     algebra = aggregator_for(ExpDecaySum("v", half_life="1s"), Input(FIRST_VALUE, "float", None))
     assert algebra.finish(algebra.fold(held), 10**15) == 0.0
-    far_apart = algebra.merge(algebra.fold(rows(1e300)), algebra.fold(rows(3.0, at=[10**7])))
+    far_apart = algebra.merge([algebra.fold(rows(1e300)), algebra.fold(rows(3.0, at=[10**7]))])
     assert algebra.finish(far_apart, 10**13) == 3.0
 
 
@@ -227,8 +227,8 @@ def test_a_session_is_made_of_all_rows_and_the_predicate_picks_among_them() -> N
 def test_a_row_that_closes_a_pause_joins_two_sessions_into_one() -> None:
     algebra = aggregator_for(Count(window=Session("30s")), Input(None, None, None))
     parts = [algebra.fold(rows(*[0] * len(at), at=at)) for at in ([0, 20], [50], [75, 90])]
-    assert algebra.finish(algebra.merge_all([parts[0], parts[2]]), AT) == 2
-    assert algebra.finish(algebra.merge_all(parts), AT) == 5
+    assert algebra.finish(algebra.merge([parts[0], parts[2]]), AT) == 2
+    assert algebra.finish(algebra.merge(parts), AT) == 5
 
 
 def test_of_a_capped_window_the_newest_rows_count_before_the_predicate() -> None:
