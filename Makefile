@@ -46,7 +46,8 @@ soak: install ## faults for SOAK_SECONDS (default 600) against a running load, c
 	@$(BIN)/python -m tests.load.soak
 
 lock: ## resolve requirements.lock anew
-	$(BIN)/uv pip compile pyproject.toml --extra platform --extra embedded --extra postgres --extra examples --group dev \
+	$(BIN)/uv pip compile pyproject.toml --extra platform --extra embedded --extra postgres --extra kafka --extra kinesis --extra s3 --extra iceberg \
+		--extra snowflake --extra bigquery --extra examples --group dev \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11 -o requirements.lock
 
 clean: ## forget the environment and everything built

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import structlog
 
 from featurelib.clock import Clock, SystemClock
-from featurelib.connectors import Malformed, SourceBatch, connect
+from featurelib.connectors import Malformed, Mark, SourceBatch, connect
 from featurelib.definitions import DatasetDef, ExpectationDef, SourceDef, ref
 from featurelib.errors import SourceError, StoreUnavailable
 from featurelib.settings import IngestSettings, Settings
+from featurelib.sources import STREAMING
 from featurelib.stores.intake import Intake, Taken, lateness_of
 from featurelib.stores.log import DeadLetter, Head, Identity, Log
 from featurelib.stores.registry import NewEvent, Registry
@@ -76,15 +77,20 @@ class SourceIngest:
                 self._close()
                 return StepReport(0, 0, 0, 0, 0, caught_up=True, cursor=self._cursor)
             self._cursor = self._newer(batch.cursor)
-            identity = Identity(batch.stream, batch.sequence)
             letters = [malformed_letter(bad) for bad in batch.malformed]
-            taken = self._intake.take(batch.records, identity, batch.through, letters, self._cursor)
+            taken = self._intake.take(batch.records, identity_of(batch), letters, self._cursor)
         except (SourceError, StoreUnavailable):
             self._close()
             raise
         self._tally.add(taken)
-        rows = len(batch.sequence) + len(batch.malformed)
+        for notice in batch.notices:
+            self._tally.say(notice)
+        rows = len(batch.records) + len(batch.malformed)
         return StepReport(rows, taken.accepted, taken.duplicates, taken.late, taken.dead, False, self._cursor)
+
+    def close(self) -> None:
+        """Give the source's connections back."""
+        self._source.close()
 
     def _open(self) -> Iterator[SourceBatch]:
         if self._batches is None:
@@ -103,15 +109,22 @@ class SourceIngest:
         return max(self._cursor, cursor, key=_cursor_order)
 
 
+def identity_of(batch: SourceBatch) -> Identity:
+    """Where a batch's records stand in their source, as the log keeps it."""
+    named = bool(batch.names or batch.floor)
+    return Identity(batch.stream, batch.through, None if named else batch.sequence, batch.names, batch.floor)
+
+
 def malformed_letter(bad: Malformed) -> DeadLetter:
     """The dead letter of a piece of input that is not a record."""
-    return DeadLetter({"text": bad.text}, "malformed", "", bad.message, bad.sequence)
+    sequence = None if bad.name else bad.sequence
+    return DeadLetter({"text": bad.text}, "malformed", "", bad.message, sequence, bad.name)
 
 
-def resume_position(heads: Sequence[Head]) -> dict[str, int]:
-    """Per stream the lowest sequence over all partitions; a stream that a partition never heard of starts anew."""
-    streams = set.intersection(*(set(head.sequences) for head in heads))
-    return {stream: min(head.sequences[stream] for head in heads) for stream in streams}
+def resume_position(heads: Sequence[Head]) -> dict[str, Mark]:
+    """Per stream the lowest mark over all partitions; a stream that a partition never heard of starts anew."""
+    streams = set.intersection(*(set(head.marks) for head in heads))
+    return {stream: min(head.marks[stream] for head in heads) for stream in streams}
 
 
 def _cursor_order(cursor: str) -> tuple[bool, float, str]:
@@ -141,6 +154,10 @@ class _Tally:
         for expectation, failed, total, _ in taken.violations:
             before_failed, before_total = self._violations.get(expectation, (0, 0))
             self._violations[expectation] = (before_failed + failed, before_total + total)
+
+    def say(self, notice: str) -> None:
+        """What the source itself says of its records, at once."""
+        self._send("source_error", "warn", notice, {})
 
     def publish(self) -> None:
         if self._accepted:
@@ -182,7 +199,9 @@ class SourceTask:
     def __init__(self, source: SourceDef, dataset: DatasetDef, settings: Settings) -> None:
         clock = SystemClock()
         self._dataset = dataset
-        self._every_s = (source.every_us or settings.ingest.default_every_ms * 1_000) / 1_000_000
+        # A source that pushes waits for records itself.
+        every_us = 0 if source.connector.type in STREAMING else settings.ingest.default_every_ms * 1_000
+        self._every_s = (source.every_us or every_us) / 1_000_000
         self._log = Log(settings.online.redis_url.get_secret_value(), clock)
         self._registry = Registry(settings.registry_url, clock)
         self._partitions = self._log.create(ref(dataset), settings.pipeline.partition_count)
@@ -221,6 +240,7 @@ class SourceTask:
 
     def close(self) -> None:
         """Close connections."""
+        self._ingest.close()
         self._log.close()
         self._registry.close()
 

@@ -27,7 +27,9 @@ import pyarrow.parquet
 from featurelib.clock import Clock
 from featurelib.connectors.contract import Position, SourceBatch
 from featurelib.connectors.lines import Block, Parsed, Parser, csv_parser, cut, parse_json
+from featurelib.definitions import SourceDef
 from featurelib.engine.coerce import RawRecords, raw_column
+from featurelib.engine.records import Mark
 from featurelib.errors import SourceError
 from featurelib.secrets import SecretRef
 
@@ -58,7 +60,8 @@ class _Place(NamedTuple):
 class FilesSource:
     """Reads what is new in a set of files. What it keeps between polls (offsets, sizes) are hints, not state."""
 
-    def __init__(self, config: Mapping[str, Setting], cursor: str, batch_rows: int, clock: Clock) -> None:
+    def __init__(self, source: SourceDef, batch_rows: int, clock: Clock) -> None:
+        config = source.connector.config
         self._path = _text(config, "path")
         if not self._path:
             raise SourceError("files source: path is required")
@@ -67,7 +70,7 @@ class FilesSource:
             raise SourceError(f"files source: format {self._format!r} is not one of csv, jsonl, parquet")
         null = _text(config, "null")
         self._nulls = ["", null] if null else [""]
-        self._cursor = cursor
+        self._cursor = source.cursor
         self._batch_rows = batch_rows
         self._clock = clock
         self._places: dict[str, _Place] = {}
@@ -82,11 +85,14 @@ class FilesSource:
         failures = []
         for file in self._files():
             try:
-                yield from self._read_new(file, position.get(file.stream, 0))
+                yield from self._read_new(file, position.get(file.stream, Mark(0)).sequence)
             except (OSError, pa.ArrowException, SourceError) as error:
                 failures.append(f"{file.stream}: {error}")
         if failures:
             raise SourceError("; ".join(failures))
+
+    def close(self) -> None:
+        """Nothing is held open between polls."""
 
     def _files(self) -> list[_File]:
         path = Path(self._path).expanduser()
@@ -115,7 +121,7 @@ class FilesSource:
         if self._exhausted.get(file.stream) == (stat.st_size, stat.st_mtime_ns, done):
             return
         for batch in self._read(file, done):
-            done = batch.through
+            done = batch.through.sequence
             yield batch._replace(cursor=self._cursor_of(batch))
         # An unfinished last line may count later though nothing changes: then the known place is before the end.
         if file.format == "parquet" or self._places.get(file.stream, _Place(0, 0)).byte == stat.st_size:
@@ -134,7 +140,7 @@ class FilesSource:
                 before += batch.num_rows
                 if len(table):
                     sequence = np.arange(before - len(table) + 1, before + 1, dtype=np.int64)
-                    yield SourceBatch(file.stream, sequence, table, before)
+                    yield SourceBatch(file.stream, sequence, table, Mark(before))
 
     def _read_text(self, file: _File, done: int) -> Iterator[SourceBatch]:
         with file.path.open("rb") as opened:
@@ -185,12 +191,12 @@ class FilesSource:
             first, last = np.searchsorted(parsed.numbers, (below, through), side="right").tolist()
             malformed = tuple(bad for bad in parsed.malformed if below < bad.sequence <= through)
             records = _rows(parsed.records, first, last)
-            yield SourceBatch(stream, parsed.numbers[first:last], records, through, malformed)
+            yield SourceBatch(stream, parsed.numbers[first:last], records, Mark(through), malformed)
             below = through
 
     def _cursor_of(self, batch: SourceBatch) -> str:
         if not self._cursor:
-            return f"{batch.stream}:{batch.through}"
+            return f"{batch.stream}:{batch.through.sequence}"
         values, _ = raw_column(batch.records, self._cursor)
         return "" if values is None else _newest(values)
 

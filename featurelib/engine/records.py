@@ -12,6 +12,8 @@ Columns beside the dataset's own:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -25,6 +27,18 @@ DELETED = "__deleted"
 SYSTEM_COLUMNS = (TIME, ACCEPTED_AT, PARTITION, OFFSET, LATE, DELETED)
 ORDER = (TIME, ACCEPTED_AT, PARTITION, OFFSET)
 """The total order of records (decision 8): "newest" and every tie follow it."""
+
+
+class Mark(NamedTuple):
+    """How far a stream of a source is read; marks of one stream order like tuples.
+
+    ``sequence`` counts records. ``token`` is what the source itself needs to go on from there; where records
+    are named rather than numbered it alone orders, and ``sequence`` stays 0.
+    """
+
+    sequence: int
+    token: str = ""
+
 
 _ARROW = {
     "int": pa.int64(),

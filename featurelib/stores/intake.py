@@ -5,6 +5,7 @@ Sources and ``POST /api/v1/log`` come through here, so a record means the same w
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,16 +49,13 @@ class Intake:
         self._lateness = lateness
         self._cdc = cdc
 
-    def take(
-        self, records: RawRecords, identity: Identity, through: int, malformed: Sequence[DeadLetter], cursor: str
-    ) -> Taken:
+    def take(self, records: RawRecords, identity: Identity, malformed: Sequence[DeadLetter], cursor: str) -> Taken:
         """Append records of a source stream. Every partition's position moves, also where it gets no record.
 
         Args:
             records: as they came.
-            identity: where each record stands in its source.
-            through: the last sequence of the stream that these records and ``malformed`` cover.
-            malformed: what stood between the records and is none; with its sequence.
+            identity: where each record stands in its source, and how far the stream is read with them.
+            malformed: what stood between the records and is none; with its sequence or name.
             cursor: the source's cursor, kept for display.
 
         Raises:
@@ -70,9 +68,8 @@ class Intake:
             self._append(
                 table.filter(pa.array(mine)),
                 part,
-                # The last element is not a row's: it says how far this append covers the stream.
-                Identity(identity.stream, np.append(identity.sequence[admitted.kept][mine], through)),
-                [letter for letter in dead if (letter.sequence or 0) % self._partitions == part],
+                _share(identity, admitted.kept[mine]),
+                [letter for letter in dead if _place(letter) % self._partitions == part],
                 cursor,
             )
             for part, mine in enumerate(shares)
@@ -136,12 +133,25 @@ def lateness_of(source: SourceDef | None, settings: IngestSettings) -> Lateness:
     return Lateness(source.max_lateness_us if source else None, settings.max_clock_skew_ms * 1_000)
 
 
+def _share(identity: Identity, rows: npt.NDArray[np.int64]) -> Identity:
+    """The identity of some of the rows; it covers as much of the stream."""
+    if identity.sequence is not None:
+        return identity._replace(sequence=identity.sequence[rows])
+    return identity._replace(names=[identity.names[row] for row in rows.tolist()])
+
+
 def _letters(admitted: Admitted, identity: Identity, malformed: Sequence[DeadLetter]) -> list[DeadLetter]:
-    rejected = [
-        DeadLetter(_storable(r.record), r.reason, r.field, r.message, int(identity.sequence[r.row]))
-        for r in admitted.rejected
-    ]
-    return sorted([*rejected, *malformed], key=lambda letter: letter.sequence or 0)
+    rejected = []
+    for row, record, reason, field, message in admitted.rejected:
+        sequence = int(identity.sequence[row]) if identity.sequence is not None else None
+        name = identity.names[row] if sequence is None else ""
+        rejected.append(DeadLetter(_storable(record), reason, field, message, sequence, name))
+    return sorted([*rejected, *malformed], key=lambda letter: (letter.sequence or 0, letter.name))
+
+
+def _place(letter: DeadLetter) -> int:
+    """A number that is the letter's for ever: it says which partition keeps it."""
+    return letter.sequence if letter.sequence is not None else zlib.crc32(letter.name.encode())
 
 
 def _storable(value: Any) -> Any:

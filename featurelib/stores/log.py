@@ -21,13 +21,15 @@ import pyarrow as pa
 import redis
 
 from featurelib.clock import Clock, Duration, Instant
-from featurelib.engine.records import ACCEPTED_AT, DELETED, LATE, OFFSET, PARTITION, TIME, mark_late
+from featurelib.engine.records import ACCEPTED_AT, DELETED, LATE, OFFSET, PARTITION, TIME, Mark, mark_late
 from featurelib.errors import CorruptState, StoreUnavailable
 
 _FORMAT = b"1"
 # Batches under this size are kept plain: LZ4's frame would cost more than it saves.
 _COMPRESS_ABOVE_BYTES = 4_096
 _ENTRIES_PER_TRIP = 32
+# Before any record: sequences begin at 0.
+_UNREAD = Mark(-1)
 
 _APPEND = """
 local head, log, dead = KEYS[1], KEYS[2], KEYS[3]
@@ -38,19 +40,30 @@ if ARGV[3] ~= '' then redis.call('HSET', head, 'schema:' .. ARGV[4], ARGV[5]) en
 if ARGV[3] ~= '' then
   redis.call('XADD', log, ARGV[3], 'f', '1', 's', ARGV[4], 'n', ARGV[6], 'a', ARGV[7], 'z', ARGV[8], 'b', ARGV[9])
 end
-local ids = tonumber(ARGV[11])
-for i = 12, 11 + ids do redis.call('ZADD', KEYS[4], ARGV[7], ARGV[i]) end
+local ids, names = tonumber(ARGV[11]), tonumber(ARGV[12])
+local first = 15
+for i = first, first + ids - 1 do redis.call('ZADD', KEYS[4], ARGV[7], ARGV[i]) end
 if ids > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', '(' .. ARGV[10]) end
-for i = 12 + ids, #ARGV do redis.call('XADD', dead, '*', 'letter', ARGV[i]) end
+first = first + ids
+for i = first, first + names - 1 do redis.call('ZADD', KEYS[5], 0, ARGV[i]) end
+if ARGV[14] ~= '' then redis.call('ZREMRANGEBYLEX', KEYS[5], ARGV[13], ARGV[14]) end
+for i = first + names, #ARGV do redis.call('XADD', dead, '*', 'letter', ARGV[i]) end
 return 1
 """
 
 
 class Identity(NamedTuple):
-    """Where each record stands in its source: rows ascending by ``sequence`` within ``stream``."""
+    """Where records stand in their source, and how far its stream is read with them.
+
+    A *numbered* stream has a ``sequence`` per record, ascending: what lies at or below the partition's mark is held.
+    A *named* one has ``names``, ascending: what the partition holds by name, or lies below its ``floor``, is held.
+    """
 
     stream: str
-    sequence: npt.NDArray[np.int64]
+    through: Mark
+    sequence: npt.NDArray[np.int64] | None = None
+    names: Sequence[str] = ()
+    floor: str = ""
 
 
 class EventIds(NamedTuple):
@@ -70,7 +83,7 @@ class Lateness(NamedTuple):
 class DeadLetter(NamedTuple):
     """A record that could not be accepted, as it came, and why.
 
-    ``sequence`` is its position in the source stream: a letter the partition already holds is not kept twice.
+    ``sequence`` or ``name`` is its place in the source stream: a letter the partition already holds is not kept twice.
     """
 
     record: Mapping[str, Any]
@@ -78,6 +91,7 @@ class DeadLetter(NamedTuple):
     field: str
     message: str
     sequence: int | None = None
+    name: str = ""
 
 
 class StoredDeadLetter(NamedTuple):
@@ -104,7 +118,8 @@ class Head(NamedTuple):
     next_offset: int
     newest_us: Instant | None
     accepted_at_us: Instant
-    sequences: dict[str, int]
+    marks: dict[str, Mark]
+    floors: dict[str, str]
     cursor: str
     records_late: int
     records_dead: int
@@ -117,13 +132,29 @@ class _Entry(NamedTuple):
     payload: bytes
 
 
-class _Append(NamedTuple):
+class _Request(NamedTuple):
+    """The arguments of one append."""
+
+    dataset: str
+    partition: int
+    records: pa.Table
     lateness: Lateness
     identity: Identity | None
     dead: Sequence[DeadLetter]
     cursor: str | None
+    event_ids: EventIds | None
+
+    def key(self, part: str) -> str:
+        return _key(self.dataset, self.partition, part)
+
+
+class _Append(NamedTuple):
+    """What is written: only what the partition does not hold."""
+
+    records: pa.Table
+    dead: Sequence[DeadLetter]
     ids: list[str]
-    keep_us: Duration
+    names: list[str]
 
 
 class Log:
@@ -169,8 +200,8 @@ class Log:
             partition: log partition, 0-based.
             records: the dataset's columns and ``__time``; may be empty, which moves the position alone.
             lateness: how late marks are decided.
-            identity: position of each row in its source; rows already held are skipped. For an append without
-                rows that must still move the position, ``sequence`` holds the single last sequence covered.
+            identity: where each row stands in its source; rows already held are skipped. Without rows and letters it
+                still moves the position.
             dead: rejected records of the same rows.
             cursor: the source's cursor, kept for display.
             event_ids: one id per record, where the dataset declares ``event_id=``.
@@ -178,18 +209,15 @@ class Log:
         Raises:
             StoreUnavailable: nothing is known to be written; append again, rows already held are skipped.
         """
+        request = _Request(dataset, partition, records, lateness, identity, dead, cursor, event_ids)
         while True:
             head = self.head(dataset, partition)
-            fresh, duplicates = _unheld(records, identity, head)
-            ids: list[str] = []
-            if event_ids is not None:
-                fresh, ids, repeated = self._unseen(dataset, partition, fresh, event_ids.ids[duplicates:])
-                duplicates += repeated
-            if identity is not None and not len(fresh) and not _moves(identity, head):
+            # Read after the head: the append is refused should another writer have added some since.
+            what = self._unheld(request, head)
+            duplicates = len(records) - len(what.records)
+            if identity is not None and not (len(what.records) or what.dead or _moves(identity, head)):
                 return Appended(0, duplicates, 0, head.next_offset)
-            keep_us = event_ids.keep_us if event_ids else 0
-            what = _Append(lateness, identity, dead, cursor, ids, keep_us)
-            appended = self._try_append(dataset, partition, head, fresh, what)
+            appended = self._try_append(request, head, what)
             if appended is not None:
                 return appended._replace(duplicates=duplicates)
 
@@ -265,32 +293,44 @@ class Log:
             if holding:
                 self._redis.xtrim(key, minid=holding[0][0], approximate=False)
 
-    def _unseen(
-        self, dataset: str, partition: int, records: pa.Table, ids: Sequence[str]
-    ) -> tuple[pa.Table, list[str], int]:
-        """The first record of each id the partition does not hold, these ids, and how many were left."""
-        if not ids:
-            return records, [], 0
-        with _unavailable():
-            # Read after the head: the append is refused should another writer have added ids since.
-            held = cast("list[Any]", self._redis.zmscore(_key(dataset, partition, "ids"), list(ids)))
-        fresh: dict[str, int] = {}
-        for row, (event_id, score) in enumerate(zip(ids, held, strict=True)):
-            if score is None:
-                fresh.setdefault(event_id, row)
-        rows = list(fresh.values())
-        return records.take(rows), list(fresh), len(ids) - len(rows)
+    def _unheld(self, request: _Request, head: Head) -> _Append:
+        """What of an append the partition does not hold."""
+        records, dead, identity, event_ids = request.records, request.dead, request.identity, request.event_ids
+        rows, ids, names = np.arange(len(records)), [], []
+        if identity is not None and identity.sequence is not None:
+            held = _mark(identity, head).sequence
+            rows = rows[int(np.searchsorted(identity.sequence, held, side="right")) :]
+            dead = [letter for letter in dead if letter.sequence is None or letter.sequence > held]
+        elif identity is not None:
+            mine = [identity.names[row] for row in rows.tolist()] + [letter.name for letter in dead]
+            fresh = self._fresh(request.key("names"), [_member(identity.stream, name) for name in mine])
+            # Names below the floor are settled: they were kept once and are forgotten.
+            floor = head.floors.get(identity.stream, "")
+            kept = [place for place in fresh if mine[place] >= floor]
+            names = [_member(identity.stream, mine[place]) for place in kept]
+            dead = [dead[place - len(rows)] for place in kept if place >= len(rows)]
+            rows = np.array([place for place in kept if place < len(rows)], dtype=np.int64)
+        if event_ids is not None:
+            mine = [event_ids.ids[row] for row in rows.tolist()]
+            fresh = self._fresh(request.key("ids"), mine)
+            rows, ids = rows[fresh], [mine[place] for place in fresh]
+        return _Append(records if len(rows) == len(records) else records.take(rows), dead, ids, names)
 
-    def _try_append(
-        self,
-        dataset: str,
-        partition: int,
-        head: Head,
-        records: pa.Table,
-        what: _Append,
-    ) -> Appended | None:
-        lateness, identity, dead, cursor, ids, keep_us = what
-        dead = _unheld_letters(dead, identity, head)
+    def _fresh(self, key: str, members: Sequence[str]) -> list[int]:
+        """Places of the first of each member that a sorted set does not hold."""
+        if not members:
+            return []
+        with _unavailable():
+            held = cast("list[Any]", self._redis.zmscore(key, list(members)))
+        first: dict[str, int] = {}
+        for place, (member, score) in enumerate(zip(members, held, strict=True)):
+            if score is None:
+                first.setdefault(member, place)
+        return list(first.values())
+
+    def _try_append(self, request: _Request, head: Head, what: _Append) -> Appended | None:
+        records, lateness, identity = what.records, request.lateness, request.identity
+        keep_us = request.event_ids.keep_us if request.event_ids else 0
         now = max(self._clock.now(), head.accepted_at_us)
         times = records[TIME].to_numpy() if len(records) else np.zeros(0, dtype=np.int64)
         late, newest = mark_late(times, head.newest_us, lateness.max_lateness_us, now + lateness.max_clock_skew_us)
@@ -299,14 +339,18 @@ class Log:
         move: dict[str, str] = {"next": str(following), "accepted": str(now)}
         if newest is not None:
             move["newest"] = str(newest)
-        if identity is not None and len(identity.sequence):
-            move[f"seq:{identity.stream}"] = str(int(identity.sequence[-1]))
-        if cursor is not None:
-            move["cursor"] = cursor
+        if identity is not None and _moves(identity, head):
+            move[f"seq:{identity.stream}"] = _mark_text(identity.through)
+        forgotten = ("", "")
+        if identity is not None and identity.floor > head.floors.get(identity.stream, ""):
+            move[f"floor:{identity.stream}"] = identity.floor
+            forgotten = (f"[{_member(identity.stream, '')}", f"({_member(identity.stream, identity.floor)}")
+        if request.cursor is not None:
+            move["cursor"] = request.cursor
         if late_count:
             move["late"] = str(head.records_late + late_count)
-        if dead:
-            move["dead"] = str(head.records_dead + len(dead))
+        if what.dead:
+            move["dead"] = str(head.records_dead + len(what.dead))
         entry = _encode(records, late) if len(records) else _Entry("", b"", 0, b"")
         arguments: list[str | bytes] = [
             str(head.revision),
@@ -319,11 +363,14 @@ class Log:
             str(entry.plain_bytes),
             entry.payload,
             str(now - keep_us),
-            str(len(ids)),
-            *ids,
-            *(json.dumps(letter._asdict(), default=str) for letter in dead),
+            str(len(what.ids)),
+            str(len(what.names)),
+            *forgotten,
+            *what.ids,
+            *what.names,
+            *(json.dumps(letter._asdict(), default=str) for letter in what.dead),
         ]
-        keys = [_key(dataset, partition, part) for part in ("head", "log", "dead", "ids")]
+        keys = [request.key(part) for part in ("head", "log", "dead", "ids", "names")]
         with _unavailable():
             written = self._append(keys=keys, args=cast("Any", arguments))
         return Appended(len(records), 0, late_count, following) if written else None
@@ -379,31 +426,34 @@ def _head(fields: Mapping[bytes, bytes]) -> Head:
         next_offset=int(fields.get(b"next", b"0")),
         newest_us=int(newest) if newest is not None else None,
         accepted_at_us=int(fields.get(b"accepted", b"0")),
-        sequences={name[4:].decode(): int(value) for name, value in fields.items() if name.startswith(b"seq:")},
+        marks={name[4:].decode(): _read_mark(value) for name, value in fields.items() if name.startswith(b"seq:")},
+        floors={name[6:].decode(): value.decode() for name, value in fields.items() if name.startswith(b"floor:")},
         cursor=fields.get(b"cursor", b"").decode(),
         records_late=int(fields.get(b"late", b"0")),
         records_dead=int(fields.get(b"dead", b"0")),
     )
 
 
-def _unheld(records: pa.Table, identity: Identity | None, head: Head) -> tuple[pa.Table, int]:
-    if identity is None or not len(records):
-        return records, 0
-    held = head.sequences.get(identity.stream, -1)
-    skip = int(np.searchsorted(identity.sequence, held, side="right"))
-    skip = min(skip, len(records))
-    return records.slice(skip), skip
-
-
-def _unheld_letters(dead: Sequence[DeadLetter], identity: Identity | None, head: Head) -> Sequence[DeadLetter]:
-    if identity is None:
-        return dead
-    held = head.sequences.get(identity.stream, -1)
-    return [letter for letter in dead if letter.sequence is None or letter.sequence > held]
+def _mark(identity: Identity, head: Head) -> Mark:
+    return head.marks.get(identity.stream, _UNREAD)
 
 
 def _moves(identity: Identity, head: Head) -> bool:
-    return bool(len(identity.sequence)) and int(identity.sequence[-1]) > head.sequences.get(identity.stream, -1)
+    return identity.through > _mark(identity, head)
+
+
+def _mark_text(mark: Mark) -> str:
+    return f"{mark.sequence} {mark.token}" if mark.token else str(mark.sequence)
+
+
+def _read_mark(stored: bytes) -> Mark:
+    sequence, _, token = stored.decode().partition(" ")
+    return Mark(int(sequence), token)
+
+
+def _member(stream: str, name: str) -> str:
+    """A name in the partition's sorted set; no stream's members begin with another's."""
+    return f"{len(stream)}:{stream}:{name}"
 
 
 def _encode(records: pa.Table, late: npt.NDArray[np.bool_]) -> _Entry:

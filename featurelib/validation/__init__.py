@@ -37,7 +37,9 @@ __all__ = [
     "validate",
 ]
 
-SUPPORTED_CONNECTORS: frozenset[str] = frozenset({"files"})
+SUPPORTED_CONNECTORS: frozenset[str] = frozenset(
+    {"bigquery", "files", "iceberg", "kafka", "kinesis", "postgres", "s3_json", "snowflake", "webhook"}
+)
 """Connector types this platform can read."""
 
 

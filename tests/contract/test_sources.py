@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurelib.clock import SystemClock
-from featurelib.connectors import Source, SourceBatch, connect
+from featurelib.connectors import Mark, Source, SourceBatch, connect
 from featurelib.definitions import ConnectorDef, SourceDef
 from featurelib.errors import SourceError
 
@@ -82,7 +82,7 @@ def records(batches: list[SourceBatch]) -> dict[tuple[str, int], dict]:
     return found
 
 
-def position(batches: list[SourceBatch]) -> dict[str, int]:
+def position(batches: list[SourceBatch]) -> dict[str, Mark]:
     return {batch.stream: batch.through for batch in batches}
 
 
@@ -99,7 +99,7 @@ def test_sequences_ascend_over_the_batches_of_a_stream(case):
     batches = list(case.connect().poll({}))
     sequence = np.concatenate([batch.sequence for batch in batches])
     assert (np.diff(sequence) > 0).all()
-    assert [batch.through for batch in batches] == [batch.sequence[-1] for batch in batches]
+    assert [batch.through.sequence for batch in batches] == [batch.sequence[-1] for batch in batches]
 
 
 def test_a_second_poll_from_the_reached_position_gives_nothing(case):
@@ -232,7 +232,7 @@ def test_a_quote_that_is_never_closed_costs_one_record(tmp_path):
     (growing,) = source.poll({})
     assert growing.through == 2  # the quoted cell may still go on
     os.utime(path, (0, 0))
-    (settled,) = source.poll({"a.csv": 2})
+    (settled,) = source.poll({"a.csv": Mark(2)})
     assert settled.records.to_pylist() == [{"id": "c", "n": "3"}]
     assert [bad.sequence for bad in settled.malformed] == [3]
 
@@ -250,7 +250,7 @@ def test_an_unfinished_last_line_waits_until_it_is_finished(tmp_path, name, whol
     (second,) = source.poll({name: first.through})
     given = second.records.to_pylist() if isinstance(second.records, pa.Table) else second.records
     assert given == [{"id": "bc"}]
-    assert second.sequence.tolist() == [first.through + 1]
+    assert second.sequence.tolist() == [first.through.sequence + 1]
 
 
 def test_a_file_left_alone_needs_no_last_line_end(tmp_path):
@@ -260,13 +260,13 @@ def test_a_file_left_alone_needs_no_last_line_end(tmp_path):
     source = files(tmp_path)
     read = records_ids(source, {})
     assert read == {2: "a", 3: "b"}
-    assert list(source.poll({"a.csv": 3})) == []
+    assert list(source.poll({"a.csv": Mark(3)})) == []
     with path.open("a") as opened:
         opened.write("\nc\n")
-    assert records_ids(source, {"a.csv": 3}) == {4: "c"}
+    assert records_ids(source, {"a.csv": Mark(3)}) == {4: "c"}
 
 
-def records_ids(source: Source, reached: dict[str, int]) -> dict[int, str]:
+def records_ids(source: Source, reached: dict[str, Mark]) -> dict[int, str]:
     return {
         sequence: row["id"]
         for batch in source.poll(reached)
@@ -308,12 +308,12 @@ def test_a_file_read_to_its_end_is_not_opened_again_until_it_changes(tmp_path, m
     opened = []
     real = Path.open
     monkeypatch.setattr(Path, "open", lambda self, *args: opened.append(self) or real(self, *args))
-    assert list(source.poll({"a.csv": 2})) == []
+    assert list(source.poll({"a.csv": Mark(2)})) == []
     assert opened == []
     assert records_ids(source, {}) == {2: "x"}
     os.truncate(path, 4)
     with pytest.raises(SourceError):
-        list(source.poll({"a.csv": 2}))
+        list(source.poll({"a.csv": Mark(2)}))
 
 
 def test_one_file_may_be_named_and_its_format_given(tmp_path):
