@@ -167,19 +167,24 @@ class Fold:
 
         Raises:
             PanesMissing: a read before the latest closing of a row needs these panes too.
+            Sealed: an edge falls where only partials are kept; history has the rows.
             ValueOverflow: a sum left the 64-bit range, or the finite floats.
             CorruptState: the bytes do not decode.
         """
-        if values[0] is None or not Header.decode(values[0]).known_at(at):
+        if values[0] is None:
+            return None
+        header = Header.decode(values[0])
+        if not header.known_at(at):
             return None
         stored = {**dict(zip(self.read_panes(at), values[2:], strict=True)), **(more or {})}
         nodes = {pane: read_node(data) if data is not None else None for pane, data in stored.items()}
         buffer = decode_rows(values[1]) if values[1] is not None else []
-        return self._finish(PaneReader(self.algebra, self.root, nodes, buffer, whole=False), at)
+        return self._finish(PaneReader(self.algebra, self.root, nodes, buffer, header.floor, whole=False), at)
 
     def finish_state(self, state: KeyState, at: Instant) -> dict[str, Value]:
         """The output row of a state held in memory, every pane loaded."""
-        return self._finish(PaneReader(self.algebra, self.root, state.nodes, state.buffer, whole=True), at)
+        floor = state.header.floor
+        return self._finish(PaneReader(self.algebra, self.root, state.nodes, state.buffer, floor, whole=True), at)
 
     def _finish(self, reader: PaneReader, at: Instant) -> dict[str, Value]:
         bounds = [window.bounds(at) for window in self.windows]

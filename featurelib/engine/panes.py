@@ -18,6 +18,11 @@ Every window edge lies on one root-to-leaf path whose names follow from the inst
 those paths in one round trip: O(levels) small fields however many events the window holds. The buffer
 spares a key that gets one event at a time from rewriting a leaf and its ancestors each time. The exception
 are thousands of events of one key in one microsecond: their leaf never splits and is rewritten whole.
+
+A pane that no window edge comes near may be *sealed*: it and all below it are gone, its partials stay in the branch
+above. A read of whole panes does not notice; one whose edge falls into it raises Sealed. A row that comes late
+is merged into the partials, and :meth:`KeyState.unseal` builds the pane again from its rows. Where every window ends,
+panes below the header's *floor* are gone altogether.
 """
 
 from __future__ import annotations
@@ -139,6 +144,10 @@ def read_node(data: bytes) -> Leaf | StoredBranch | Branch:
     return StoredBranch(children, closings or _NO_CLOSINGS)
 
 
+class Sealed(Exception):  # not a failure: the read goes to history instead
+    """A read needs rows of a pane that keeps only its partials, or reaches below the floor."""
+
+
 class PanesMissing(Exception):  # not a failure: what a read must fetch to go on
     """A read at an instant before the latest closing needs panes off the paths of its window edges."""
 
@@ -156,6 +165,8 @@ class Header:
     rows: int = 0
     oldest_us: Instant | None = None
     """Oldest event time ever folded: before it the key is not known."""
+    floor: Instant | None = None
+    """Nothing is stored of earlier rows; they are in no window any more."""
 
     def known_at(self, at: Instant) -> bool:
         """Whether the key had a record by then (decision 9)."""
@@ -163,7 +174,7 @@ class Header:
 
     def encode(self) -> bytes:
         """Stored bytes."""
-        return encode([self.applied, self.rows, self.oldest_us])
+        return encode([self.applied, self.rows, self.oldest_us, *([self.floor] if self.floor is not None else [])])
 
     @classmethod
     def decode(cls, data: bytes) -> Header:
@@ -228,6 +239,9 @@ class KeyState:
         """Move the buffer into the tree."""
         rows, self.buffer = self.buffer, []
         self.dirty.add(BUFFER)
+        floor = self.header.floor
+        if floor is not None:
+            rows = [row for row in rows if row[0] >= floor]
         for index, group in _by_pane(rows, self.root):
             self._insert((self.root, index), group)
 
@@ -304,6 +318,26 @@ class KeyState:
         self.dirty.clear()
         return fields
 
+    def forget(self, panes: Iterable[Pane]) -> None:
+        """These panes were sealed, or lie below the floor. Call it when nothing is dirty."""
+        assert not self.dirty
+        for pane in panes:
+            if pane in self.nodes:
+                self.nodes[pane] = None
+
+    def is_sealed(self, pane: Pane) -> bool:
+        """Whether the pane has rows and keeps only their partials; what is stored on its path must be loaded."""
+        if self.nodes.get(pane) is not None:
+            return False
+        level, index = pane
+        above = self.nodes.get((level + 1, index >> _BITS))
+        return isinstance(above, Branch) and above.children[index % _FANOUT] is not None
+
+    def unseal(self, pane: Pane, rows: Sequence[Row]) -> None:
+        """Build a sealed pane again from all of its rows that are applied; those in the buffer are left out."""
+        waiting = {row[:_IDENTITY] for row in self.buffer}
+        self._insert(pane, [row for row in rows if row[:_IDENTITY] not in waiting])
+
     def _unknown_below(self, instant: Instant) -> list[Pane]:
         # Walks down what is known; a branch with an empty child, a leaf or an absent pane end the path.
         path = [*path_of(instant, self.root), (0, instant)]
@@ -333,8 +367,13 @@ class KeyState:
     def _insert_below(self, pane: Pane, branch: Branch, rows: list[Row]) -> None:
         level, index = pane
         for child, group in _by_pane(rows, level - 1):
+            place = child - index * _FANOUT
+            held = branch.children[place]
+            if held is not None and self.nodes.get((level - 1, child)) is None:
+                branch.children[place] = self.algebra.merge([held, self.algebra.fold(sorted(group, key=_identity))])
+                continue
             self._insert((level - 1, child), group)
-            self._summarize(branch, child - index * _FANOUT, (level - 1, child))
+            self._summarize(branch, place, (level - 1, child))
         self._put(pane, branch)
 
     def _summarize(self, branch: Branch, place: int, child: Pane) -> None:
@@ -369,7 +408,11 @@ class KeyState:
         taken = 0
         for child, group in _by_pane(identities, level - 1):
             place = child - index * _FANOUT
-            if node.children[place] is not None and (count := self._remove_from((level - 1, child), group)):
+            if node.children[place] is None:
+                continue
+            if self.nodes.get((level - 1, child)) is None:
+                raise CorruptState(f"rows of pane {(level - 1, child)} are to be taken out, but it is sealed")
+            if count := self._remove_from((level - 1, child), group):
                 self._summarize(node, place, (level - 1, child))
                 taken += count
         if taken:
@@ -402,15 +445,24 @@ class PaneReader:
 
     Args:
         nodes: the panes at hand; ``None`` marks one known to be absent.
+        floor: the header's.
         whole: whether ``nodes`` is everything there is; else a pane that is needed and not at hand raises PanesMissing.
     """
 
     def __init__(
-        self, algebra: Algebra, root: int, nodes: Mapping[Pane, Readable | None], buffer: Sequence[Row], *, whole: bool
+        self,
+        algebra: Algebra,
+        root: int,
+        nodes: Mapping[Pane, Readable | None],
+        buffer: Sequence[Row],
+        floor: Instant | None,
+        *,
+        whole: bool,
     ) -> None:
         self._algebra = algebra
         self._root = root
         self._nodes = nodes
+        self._floor = floor
         self._buffer = buffer
         self._whole = whole
         self._missing: list[Pane] = []
@@ -420,7 +472,10 @@ class PaneReader:
 
         Raises:
             PanesMissing: fetch these panes and read again.
+            Sealed: some of these rows are not stored any more.
         """
+        if self._floor is not None and (low is None or low < self._floor):
+            raise Sealed
         loose = [row for row in self._buffer if (low is None or row[0] >= low) and row[0] <= high]
         parts: list[Partials] = []
         shift = _BITS * self._root
@@ -428,7 +483,7 @@ class PaneReader:
         floor = _OLDEST_ROOT << shift if low is None else low
         found: list[Partials | Leaf] = []
         for index in range(start, (high >> shift) + 1):
-            self._collect((self._root, index), Bounds(floor, high, as_of), found)
+            self._collect((self._root, index), Bounds(floor, high, as_of), found, holds=False)
         for part in found:
             if not isinstance(part, Leaf):
                 parts.append(part)
@@ -441,12 +496,14 @@ class PaneReader:
         loose = _counting(loose, as_of)
         return [*parts, self._algebra.fold(sorted(loose, key=_identity))] if loose else parts
 
-    def _collect(self, pane: Pane, bounds: Bounds, found: list[Partials | Leaf]) -> None:
-        """Add what a pane has within the bounds, oldest first."""
+    def _collect(self, pane: Pane, bounds: Bounds, found: list[Partials | Leaf], *, holds: bool) -> None:
+        """Add what a pane has within the bounds, oldest first; ``holds``: the branch above says it has rows."""
         node = self._nodes.get(pane)
         if node is None:
             if not self._whole and pane not in self._nodes:
                 self._missing.append(pane)
+            elif holds:
+                raise Sealed
             return
         low, high, as_of = bounds
         assert low is not None
@@ -468,7 +525,7 @@ class PaneReader:
             if low <= start and start + (1 << shift) - 1 <= high and (closing is None or closing <= as_of):
                 found.append(decode_part(partials) if isinstance(partials, Raw) else cast("Partials", partials))
             else:
-                self._collect((level - 1, base + place), bounds, found)
+                self._collect((level - 1, base + place), bounds, found, holds=True)
 
 
 def _counting(rows: list[Row], as_of: Instant) -> list[Row]:
