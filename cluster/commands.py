@@ -57,6 +57,8 @@ def up() -> None:
     if not console.is_terminal:
         console.print()  # what Live leaves out when it cannot move the cursor
     console.print("[green]already running[/]" if already else f"[green]up in {seconds:.1f} s[/]")
+    for warning in local.warnings(settings):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     _print_where(console, status)
 
 

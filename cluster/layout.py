@@ -186,7 +186,9 @@ def settings_environment(settings: Settings) -> dict[str, str]:
     variables: dict[str, str] = {}
     for group, value in settings:
         if isinstance(value, BaseModel):
-            variables |= {f"THYME_{group}__{field}".upper(): _text(inner) for field, inner in value}
+            # No text reads back to `None`; where it is the value, it is the default.
+            given = {field: inner for field, inner in value if inner is not None}
+            variables |= {f"THYME_{group}__{field}".upper(): _text(inner) for field, inner in given.items()}
         else:
             variables[f"THYME_{group}".upper()] = _text(value)
     return variables

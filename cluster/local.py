@@ -33,7 +33,7 @@ from cluster.processes import (
     wait_until,
 )
 from cluster.state import PartStatus, Workload, read_state, write_whole
-from featurelib.errors import ClusterError
+from featurelib.errors import ClusterError, StoreUnavailable
 from featurelib.settings import Settings
 
 PLATFORM = Workload(
@@ -109,6 +109,20 @@ def up(
 def status(settings: Settings) -> ClusterStatus:
     """What runs now."""
     return _status(Layout(settings))
+
+
+def warnings(settings: Settings) -> list[str]:
+    """How the running online store's server is set up otherwise than it should be; only a person can mend that."""
+    from featurelib.stores.budget import server_warnings  # loads the Redis client, which only this needs
+
+    layout = Layout(settings)
+    state = read_state(layout.state_file)
+    if state is None:
+        return []
+    try:
+        return server_warnings(layout.online_url(state.ports), settings.online)
+    except StoreUnavailable as error:
+        return [str(error)]
 
 
 def down(settings: Settings) -> Stopped:

@@ -32,6 +32,7 @@ JOB_PREFIX = "thyme-supervisor"
 
 _LEFTOVERS_S = 2.0
 _LOG_TAIL = 1_500
+_ONLINE_MEMORY_MB = 2_048
 
 
 class Scene:
@@ -186,8 +187,10 @@ class OnlineServer(RedisServer):
 
     @override
     def extra_config(self) -> list[str]:
+        online = self.layout.settings.online
         return [
-            f"appendfsync {self.layout.settings.online.append_fsync}",
+            f"appendfsync {online.append_fsync}",
+            f"maxmemory {online.memory_mb or _ONLINE_MEMORY_MB}mb",
             f'unixsocket "{self.layout.online_socket}"',
             "unixsocketperm 700",
         ]

@@ -99,7 +99,16 @@ def commands() -> str:
     from featurelib.cli import app
 
     group: Any = typer.main.get_command(app)
-    return "\n\n".join(_command(name, group.commands[name]) for name in sorted(group.commands))
+    return "\n\n".join(_command(name, command) for name, command in _named(group))
+
+
+def _named(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its whole name; those of a noun follow it."""
+    for name in sorted(group.commands):
+        command = group.commands[name]
+        if getattr(command, "invoke_without_command", True):
+            yield f"{before}{name}", command
+        yield from _named(command, f"{before}{name} ") if hasattr(command, "commands") else ()
 
 
 def _command(name: str, command: Any) -> str:
@@ -190,10 +199,15 @@ def metrics() -> str:
     """One row per metric of a replica."""
     from prometheus_client.parser import text_string_to_metric_families
 
+    from featurelib.stores.registry import DatasetStatus, JobRecord, WorkerStatus
+    from serve_apps.freshness import Shown
     from serve_apps.metrics import Metrics
 
     shown = Metrics()
     shown.answered("/features", "GET", 200, 0.001)
+    workers = (WorkerStatus(partition=0, state="running"),)
+    job = JobRecord(pipeline="p@1", partition_count=1, state="running", applied_us=0, workers=workers)
+    shown.freshness.shown = Shown([job], [DatasetStatus(dataset="D@1", newest_us=0, archive_lag=0)], 0, 0)
     rows = []
     for family in text_string_to_metric_families(shown.text().decode()):
         labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
@@ -238,6 +252,33 @@ def expressions() -> str:
     return "\n".join(_table(("expression", "takes", "gives", "a null makes it", "what it is"), rows))
 
 
+def coercion() -> str:
+    """The tables of ``featurelib/engine/coerce.py``, which its cells are read by."""
+    from featurelib.engine import coerce
+
+    rulers = re.compile(r"^( {4}-+(?:  -+)+)$", re.MULTILINE)
+    text = coerce.__doc__ or ""
+    parts = []
+    for found in rulers.finditer(text):
+        starts = [piece.start() for piece in re.finditer("-+", found[1])]
+        titles = text[: found.start()].rstrip("\n").rpartition("\n")[2]
+        rows: list[list[str]] = []
+        for line in text[found.end() + 1 :].partition("\n\n")[0].split("\n"):
+            cells = _cells(line, starts)
+            if cells[0]:
+                rows.append(cells)
+            else:  # a cell that goes on
+                rows[-1] = [f"{before} {more}".strip() for before, more in zip(rows[-1], cells, strict=True)]
+        parts.append("\n".join(_table(_cells(titles, starts), rows)))
+    last = text.rpartition("\n\n")[2]
+    return "\n\n".join([*parts, _cell(last.strip())])
+
+
+def _cells(line: str, starts: Sequence[int]) -> list[str]:
+    ends = [*starts[1:], len(line)]
+    return [line[start : max(start, end)].strip() for start, end in zip(starts, ends, strict=True)]
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "errors": errors,
@@ -245,6 +286,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "http": routes,
     "metrics": metrics,
     "expressions": expressions,
+    "coercion": coercion,
 }
 """Page of ``docs`` or ``docs/reference`` → the function that makes its generated part."""
 

@@ -43,6 +43,7 @@ from featurelib.sources import (
     PostgresSource,
     S3JsonSource,
     SnowflakeSource,
+    WebhookSource,
     source,
 )
 from featurelib.windows import Continuous, Hopping, Lifetime, Session, Tumbling
@@ -98,6 +99,7 @@ __all__ = [
     "TopK",
     "Tumbling",
     "Variance",
+    "WebhookSource",
     "clear_registry",
     "coalesce",
     "col",

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx2
 
@@ -37,7 +40,10 @@ _COMMIT = "/api/v1/commit"
 _TIMEOUT_S = 30.0
 # The service takes 10,000 ids at once; smaller chunks keep each answer well below a second.
 _IDS_PER_CALL = 2_000
+_LETTERS_PER_CALL = 1_000
 _OK = range(200, 300)
+# Before records are sent again: a store that is restarted by its watcher is back within a second.
+_PAUSES_S = (0.2, 1.0)
 
 
 @dataclass(frozen=True)
@@ -191,12 +197,108 @@ class ThymeClient:
         parameters = _with_instant({"entity_type": _name(dataset), "entity_id": str(entity_id)}, timestamp)
         return _one_row(self._send("GET", self._query_url("/features"), params=parameters))
 
-    def log(self, dataset: Any, data: Any) -> int:
-        """Append records to a dataset: a mapping, a row object, or a list of either. How many were taken."""
+    def log(self, dataset: Any, data: Any, *, idempotency_key: str = "") -> int:
+        """Append records to a dataset: a mapping, a row object, or a list of either. How many were taken.
+
+        A service that does not answer, or says that it cannot now, is asked again, twice: the records are taken once
+        however often they are sent.
+
+        Args:
+            dataset: its class or name.
+            data: the records.
+            idempotency_key: what identifies these records, 1 to 255 visible ASCII characters, for calls that you
+                repeat yourself; left out, each call makes one.
+
+        Raises:
+            IdempotencyConflict: the key was used before, for other records.
+        """
         rows = data if isinstance(data, list | tuple) else [data]
         body = {"dataset": _name(dataset), "events": [_plain(_record(row)) for row in rows]}
-        answer = self._send("POST", self._api_url("/api/v1/log"), json=body)
-        return _understood(answer, lambda tree: int(tree["events_sent"]))
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        for pause_s in (*_PAUSES_S, None):
+            try:
+                answer = self._send("POST", self._api_url("/api/v1/log"), json=body, headers=headers)
+            except (ServiceUnavailable, StoreUnavailable) as error:
+                if pause_s is None or not error.retryable:
+                    raise
+                time.sleep(pause_s)
+            else:
+                return _understood(answer, lambda tree: int(tree["events_sent"]) + int(tree.get("duplicates", 0)))
+        raise AssertionError  # the last round returns or raises
+
+    def dead_letters(self, dataset: Any, *, reason: str = "", limit: int = 100) -> list[dict[str, Any]]:
+        """Records a dataset could not take, as they came, and why; newest first.
+
+        Args:
+            dataset: its class or name.
+            reason: only those with this reason.
+            limit: most letters.
+        """
+        found: list[dict[str, Any]] = []
+        cursor: str | None = ""
+        while cursor is not None and len(found) < limit:
+            some = min(limit - len(found), _LETTERS_PER_CALL)
+            filters = {"dataset": _name(dataset), "reason": reason, "limit": some, "cursor": cursor}
+            page, cursor = self._get(
+                self._api_url("/api/v1/dead-letters"),
+                filters,
+                read=lambda tree: (_listed(tree["dead_letters"]), tree["cursor"]),
+            )
+            found += page
+        return found
+
+    def replay_dead_letters(
+        self, dataset: Any, ids: Sequence[str] | None = None, *, reason: str = ""
+    ) -> dict[str, int]:
+        """Pass dead letters through their dataset's door again, under the definition of today.
+
+        Args:
+            dataset: its class or name.
+            ids: which; left out, all of them.
+            reason: only those with this reason.
+
+        Returns:
+            How many were ``accepted``, were ``duplicates``, came ``late``, ``failed`` again, or were ``missing``.
+        """
+        answer = self._send("POST", self._api_url("/api/v1/dead-letters/replay"), json=_chosen(dataset, ids, reason))
+        return _understood(answer, lambda tree: {str(name): int(count) for name, count in tree.items()})
+
+    def drop_dead_letters(self, dataset: Any, ids: Sequence[str] | None = None, *, reason: str = "") -> int:
+        """Remove dead letters for good: those of ``ids``, or all, with the reason where one is given. How many."""
+        answer = self._send("POST", self._api_url("/api/v1/dead-letters/drop"), json=_chosen(dataset, ids, reason))
+        return _understood(answer, lambda tree: int(tree["dropped"]))
+
+    def erase(self, dataset: Any, entity_ids: Sequence[Any], *, block: bool = False) -> int:
+        """Erase everything accepted of some entities of a dataset; how many different ones were named.
+
+        Args:
+            dataset: its class or name.
+            entity_ids: values of its key, at most 10,000.
+            block: refuse records of these entities from now on.
+
+        Raises:
+            NotFound: there is no such dataset.
+            InvalidRequest: a pipeline makes the dataset, or an id does not fit its key.
+        """
+        return int(self.begin_erasure(dataset, entity_ids, block=block)["entities_erased"])
+
+    def begin_erasure(self, dataset: Any, entity_ids: Sequence[Any], *, block: bool = False) -> dict[str, Any]:
+        """Like :meth:`erase`; the answer whole, whose ``erasure_id`` :meth:`erasure` takes."""
+        ids = [each if isinstance(each, int) else str(each) for each in entity_ids]
+        body = {"dataset": _name(dataset), "entity_ids": ids, "block": block}
+        return _understood(self._send("POST", self._api_url("/api/v1/erase"), json=body), dict)
+
+    def erasure(self, erasure_id: str) -> dict[str, Any]:
+        """How far an erasure got.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        return self._get(self._api_url(f"/api/v1/erasures/{erasure_id}"), read=dict)
+
+    def erasures(self, *, limit: int = 100) -> list[dict[str, Any]]:
+        """The latest erasures, newest first."""
+        return self._get(self._api_url("/api/v1/erasures"), {"limit": limit}, read=_listed)
 
     def status(self) -> dict[str, Any]:
         """What is committed and how it runs."""
@@ -237,6 +339,16 @@ class ThymeClient:
     def jobs(self) -> list[dict[str, Any]]:
         """The pipelines that run, and how far behind their inputs they are."""
         return self._get(self._api_url("/api/v1/jobs"), read=_listed)
+
+    def scale_job(self, job: str, partition_count: int) -> dict[str, Any]:
+        """Give a pipeline another number of workers, 1 to 64; the job as it is known now.
+
+        Raises:
+            NotFound: there is no such job.
+            InvalidRequest: the number is out of range, or several versions have the name: ``by_rider@2`` names one.
+        """
+        url = self._api_url("/api/v1/jobs/" + quote(job, safe="@"))
+        return _understood(self._send("PATCH", url, json={"partition_count": partition_count}), dict)
 
     def input_types(self, featureset: Any) -> dict[str, str]:
         """The declared type of each request-time feature of a featureset; empty when there is no such featureset."""
@@ -377,6 +489,12 @@ def _row_of(tree: dict[str, Any], run_id: str) -> ThymeResult:
 
 def _name(thing: Any) -> str:
     return thing.__name__ if isinstance(thing, type) else str(thing)
+
+
+def _chosen(dataset: Any, ids: Sequence[str] | None, reason: str) -> dict[str, Any]:
+    """The body that says which dead letters."""
+    which: dict[str, Any] = {"all": True} if ids is None else {"ids": list(ids)}
+    return {"dataset": _name(dataset), "reason": reason, **which}
 
 
 def _chunks(ids: list[str]) -> Iterator[list[str]]:

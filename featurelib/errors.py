@@ -13,12 +13,16 @@
     │   ├── Unauthenticated        401
     │   ├── Forbidden              403
     │   ├── NotFound               404: unknown dataset, featureset, query run, …
+    │   ├── Erased                 410: what was asked for was erased
+    │   ├── IdempotencyConflict    409: an idempotency key came again with another body
     │   └── PayloadTooLarge        413
     ├── RecordError                one record cannot be accepted; it goes to the dead letters
     ├── UserCodeError              an exception raised inside an extractor or a transform
     ├── BrokenFeatureset           a committed featureset cannot be compiled for reading
     ├── ValueOverflow              an integer result does not fit 64 bits
     ├── StoreUnavailable           503, retryable: the online store, log or registry does not answer
+    │   ├── LogFull                503, retryable: the hot log or the online store is at its budget
+    │   ├── ArchiveUnavailable     503, retryable: the archive cannot be read or written
     │   ├── MaybeTaken             503, not retryable: part of an append may have been accepted
     │   └── Fenced                 terminal for this worker: another one owns the key group now
     ├── CorruptState               stored bytes have an unknown format version or do not decode
@@ -174,6 +178,22 @@ class NotFound(RequestError):
     remedy = "Check the name; `thyme status` lists what is committed."
 
 
+class IdempotencyConflict(RequestError):
+    """An idempotency key was used before, for a request with another body."""
+
+    code = "idempotency_conflict"
+    status = 409
+    remedy = "Send the same bytes under the key again, or give the new request a key of its own."
+
+
+class Erased(RequestError):
+    """What the call asks for again was about an entity that has been erased."""
+
+    code = "erased"
+    status = 410
+    remedy = "None: it cannot be had again."
+
+
 class PayloadTooLarge(RequestError):
     """The body is larger than the service takes."""
 
@@ -237,6 +257,23 @@ class StoreUnavailable(ThymeError):
     status = 503
     retryable = True
     remedy = "Retry; the platform brings its stores back by itself."
+
+
+class LogFull(StoreUnavailable):
+    """There is no room for more records within the declared budgets; none of those sent was taken."""
+
+    code = "log_full"
+    remedy = (
+        "Send the same records again later. If it lasts, see in `thyme logs` whether the archive can be written, "
+        "or raise online.log_budget_mb or online.memory_mb."
+    )
+
+
+class ArchiveUnavailable(StoreUnavailable):
+    """The archive's folder or object store did not take or give records."""
+
+    code = "archive_unavailable"
+    remedy = "Free space below archive.url, or make it writable; the archive copy goes on by itself."
 
 
 class MaybeTaken(StoreUnavailable):

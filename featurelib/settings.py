@@ -27,12 +27,28 @@ class OnlineSettings(_Group):
     append_fsync: str = "everysec"
     """Fsync policy of the embedded server: ``everysec`` loses at most a second on power loss, ``always`` nothing."""
 
+    memory_mb: PositiveInt | None = None
+    """Budget of the whole server: the embedded one is started with it as ``maxmemory`` (2048 when left out). For a
+    server given by URL, left out: its own ``maxmemory``. Appends are refused (503, ``log_full``) from 95 % on; the
+    rest is for workers' commits. Nothing is ever evicted."""
+
+    log_budget_mb: PositiveInt = 512
+    """Budget of the hot log of all datasets within it. Over it, all that is archived is trimmed at once; while that is
+    not enough, appends are refused (503, ``log_full``)."""
+
+    hot_log_ms: PositiveInt = 60_000
+    """How long a record stays in the hot log after it was accepted, when it is archived earlier; live workers find
+    theirs there. Records that are not archived stay in any case."""
+
 
 class RegistrySettings(_Group):
     """The SQL database of definitions, jobs, events, keys and query runs."""
 
     url: SecretStr = SecretStr("")
     """SQLAlchemy URL, SQLite or PostgreSQL; empty: SQLite (WAL) inside the data directory."""
+
+    query_runs_days: PositiveInt = 90
+    """How long the audit keeps query runs; older ones cannot be listed or replayed any more."""
 
 
 class ArchiveSettings(_Group):
@@ -47,6 +63,15 @@ class ArchiveSettings(_Group):
     batch_rows: PositiveInt = 200_000
     """Most rows in one archive commit of one dataset."""
 
+    compact_every_s: PositiveInt = 300
+    """How often small files of the archive are merged."""
+
+    vacuum_every_s: PositiveInt = 86_400
+    """How often files that no kept version needs are deleted; the first time with the first compaction after a start."""
+
+    history_hours: PositiveInt = 168
+    """How long the files of earlier table versions are kept, for readers that are at it and for time travel."""
+
 
 class PipelineSettings(_Group):
     """How pipelines run."""
@@ -59,6 +84,18 @@ class PipelineSettings(_Group):
 
     poll_interval_ms: PositiveInt = 20
     """How long an idle worker blocks on its log before it looks round."""
+
+    lease_ms: PositiveInt = 10_000
+    """A worker that gives no answer for this long is ended and another one started in its place."""
+
+    drain_ms: PositiveInt = 10_000
+    """How long a worker that is to end may take for the step it is in."""
+
+    stalled_after_ms: PositiveInt = 60_000
+    """A job is shown as ``stalled`` when one step of a worker takes longer than this."""
+
+    step_limit_ms: PositiveInt = 300_000
+    """A worker whose step takes longer than this is replaced; starting counts, and may read much history."""
 
     catch_up_rows: PositiveInt = 2_000_000
     """A pipeline this far behind its input catches up as a bounded Ray Data job first."""
@@ -75,6 +112,12 @@ class IngestSettings(_Group):
 
     default_every_ms: PositiveInt = 5_000
     """Poll interval of a source that names none."""
+
+    dead_letters_kept: PositiveInt = 10_000
+    """Dead letters each log partition of a dataset keeps; beyond it the oldest are dropped, counted, and told of."""
+
+    idle_after_ms: PositiveInt = 60_000
+    """A log partition that accepted nothing for this long is shown as idle; its watermark stays where it is."""
 
 
 class ServingSettings(_Group):

@@ -27,8 +27,10 @@ from featurelib.secrets import SecretRef
 
 C = TypeVar("C", bound=type)
 _CDC = ("append", "debezium", "upsert")
-STREAMING: frozenset[str] = frozenset({"kafka", "kinesis"})
+STREAMING: frozenset[str] = frozenset({"kafka", "kinesis", "webhook"})
 """Connector types that push records; a cursor or a poll interval has no meaning for them."""
+TABLES: frozenset[str] = frozenset({"bigquery", "postgres", "snowflake"})
+"""Connector types that poll a table; only a cursor column tells what is new in it."""
 
 
 @runtime_checkable
@@ -60,6 +62,15 @@ def _secret(variable: str) -> Any:
     return field(default_factory=lambda: os.environ.get(variable) or "", repr=False, metadata={"secret": True})
 
 
+def _extension(default: Any = "", variable: str = "", *, secret: bool = False) -> Any:
+    """A setting the stock SDK does not have: stored only where it is set, so that the same module stays the same."""
+    return field(
+        default_factory=lambda: os.environ.get(variable) or default,
+        repr=not secret,
+        metadata={"extension": True, "unset": default, "secret": secret},
+    )
+
+
 @dataclass(frozen=True)
 class _Described:
     """Shared by the connectors: keyword-only fields, checked and written out from one declaration."""
@@ -89,6 +100,7 @@ class _Described:
         return {
             each.name: _tagged(getattr(self, each.name)) if each.metadata.get("secret") else getattr(self, each.name)
             for each in fields(self)
+            if not each.metadata.get("extension") or getattr(self, each.name) != each.metadata["unset"]
         }
 
 
@@ -124,7 +136,12 @@ class FileSource(_Described):
 
 @dataclass(frozen=True)
 class PostgresSource(_Described):
-    """A PostgreSQL table, polled by a cursor column."""
+    """A PostgreSQL table or view, polled by a cursor column.
+
+    ``overlap`` is how far behind the newest cursor value each poll looks again for rows that were committed late:
+    ``"5m"`` where the cursor is a timestamp, a number where it is one. ``sslrootcert`` is the file of the authorities
+    that ``sslmode="verify-ca"`` and ``"verify-full"`` trust, on the machine that reads.
+    """
 
     _: KW_ONLY
     table: str = ""
@@ -135,14 +152,22 @@ class PostgresSource(_Described):
     password: str | SecretRef = _secret("THYME_POSTGRES_PASSWORD")
     schema: str = _env("THYME_POSTGRES_SCHEMA", "public")
     sslmode: str = _env("THYME_POSTGRES_SSLMODE", "prefer")
+    sslrootcert: str = _extension()
+    overlap: str | float = _extension()
 
     connector_type: ClassVar[str] = "postgres"
     required: ClassVar[tuple[str, ...]] = ("table",)
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+    }
 
 
 @dataclass(frozen=True)
 class KafkaSource(_Described):
-    """A Kafka topic."""
+    """A Kafka topic. Its place is kept with the records, so ``group_id`` is but a name shown to the brokers.
+
+    ``ssl_ca_location`` is the file of the authority that signed the brokers' certificates, on the machine that reads.
+    """
 
     _: KW_ONLY
     topic: str = ""
@@ -154,6 +179,7 @@ class KafkaSource(_Described):
     format: str = _env("THYME_KAFKA_FORMAT", "json")
     group_id: str = _env("THYME_KAFKA_GROUP_ID")
     schema_registry_url: str = _env("THYME_KAFKA_SCHEMA_REGISTRY_URL")
+    ssl_ca_location: str = _extension(variable="THYME_KAFKA_SSL_CA_LOCATION")
 
     connector_type: ClassVar[str] = "kafka"
     is_streaming: ClassVar[bool] = True
@@ -166,7 +192,11 @@ class KafkaSource(_Described):
 
 @dataclass(frozen=True)
 class KinesisSource(_Described):
-    """A Kinesis stream; ``init_position`` is ``latest``, ``trim_horizon`` or an ISO 8601 instant."""
+    """A Kinesis stream; ``init_position`` is ``latest``, ``trim_horizon`` or an ISO 8601 instant.
+
+    It says where the very first poll begins. ``role_arn`` is assumed with the credentials of the machine that reads;
+    ``endpoint_url`` replaces Amazon's addresses.
+    """
 
     _: KW_ONLY
     stream_arn: str = ""
@@ -184,12 +214,20 @@ class KinesisSource(_Described):
 
 @dataclass(frozen=True)
 class S3JsonSource(_Described):
-    """JSON objects in an S3 bucket."""
+    """JSON objects in an S3 bucket: ``.json`` holds one, ``.jsonl`` and ``.ndjson`` one per line, with ``.gz`` packed.
+
+    Without ``access_key_id`` and ``secret_access_key`` the machine that reads uses its own; ``anonymous=True`` reads a
+    public bucket. ``endpoint_url`` replaces Amazon's address.
+    """
 
     _: KW_ONLY
     bucket: str = ""
     prefix: str = ""
     region: str = _env("THYME_S3_REGION", "us-east-1")
+    endpoint_url: str = _extension(variable="THYME_S3_ENDPOINT_URL")
+    access_key_id: str | SecretRef = _extension(variable="THYME_S3_ACCESS_KEY_ID", secret=True)
+    secret_access_key: str | SecretRef = _extension(variable="THYME_S3_SECRET_ACCESS_KEY", secret=True)
+    anonymous: bool = _extension(default=False)
 
     connector_type: ClassVar[str] = "s3_json"
     required: ClassVar[tuple[str, ...]] = ("bucket",)
@@ -197,12 +235,18 @@ class S3JsonSource(_Described):
 
 @dataclass(frozen=True)
 class IcebergSource(_Described):
-    """An Iceberg table."""
+    """An Iceberg table.
+
+    ``catalog`` is the name of a catalog configured for pyiceberg on the machine that reads, or ``catalog_uri`` says
+    where it is, with ``warehouse`` where it keeps its tables. ``database`` is the table's namespace.
+    """
 
     _: KW_ONLY
     table: str = ""
     catalog: str = _env("THYME_ICEBERG_CATALOG")
     database: str = _env("THYME_ICEBERG_DATABASE")
+    catalog_uri: str | SecretRef = _extension(variable="THYME_ICEBERG_CATALOG_URI", secret=True)
+    warehouse: str = _extension(variable="THYME_ICEBERG_WAREHOUSE")
 
     connector_type: ClassVar[str] = "iceberg"
     required: ClassVar[tuple[str, ...]] = ("table",)
@@ -210,7 +254,10 @@ class IcebergSource(_Described):
 
 @dataclass(frozen=True)
 class SnowflakeSource(_Described):
-    """A Snowflake table."""
+    """A Snowflake table or view, polled by a cursor column; ``overlap`` as for :class:`PostgresSource`.
+
+    ``private_key`` is PEM text (PKCS#8) that belongs to ``user``. ``password`` is taken and not used.
+    """
 
     _: KW_ONLY
     table: str = ""
@@ -224,6 +271,7 @@ class SnowflakeSource(_Described):
     private_key: str | SecretRef = _secret("THYME_SNOWFLAKE_PRIVATE_KEY")
     private_key_passphrase: str | SecretRef = _secret("THYME_SNOWFLAKE_PRIVATE_KEY_PASSPHRASE")
     endpoint_url: str = _env("THYME_SNOWFLAKE_ENDPOINT_URL")
+    overlap: str | float = _extension()
 
     connector_type: ClassVar[str] = "snowflake"
     required: ClassVar[tuple[str, ...]] = ("table",)
@@ -231,16 +279,41 @@ class SnowflakeSource(_Described):
 
 @dataclass(frozen=True)
 class BigQuerySource(_Described):
-    """A BigQuery table; empty ``credentials_json`` means the machine's own credentials."""
+    """A BigQuery table or view, polled by a cursor column; ``overlap`` as for :class:`PostgresSource`.
+
+    ``credentials_json`` is the key of a service account; empty means the credentials of the machine that reads.
+    ``endpoint_url`` replaces Google's.
+    """
 
     _: KW_ONLY
     dataset_id: str = ""
     table: str = ""
     project_id: str = _env("THYME_BIGQUERY_PROJECT_ID")
     credentials_json: str | SecretRef = _secret("THYME_BIGQUERY_CREDENTIALS_JSON")
+    endpoint_url: str = _extension()
+    overlap: str | float = _extension()
 
     connector_type: ClassVar[str] = "bigquery"
     required: ClassVar[tuple[str, ...]] = ("dataset_id", "table")
+
+
+@dataclass(frozen=True)
+class WebhookSource(_Described):
+    """Records that another system pushes to ``POST /api/v1/webhooks/<dataset>``.
+
+    With a ``secret`` a delivery must carry the HMAC-SHA256 of its body under it, in hex, in ``signature_header``;
+    without one it needs a writer's key. ``path`` names the records inside the body: ``data.items``; left out, the body
+    is a record or a list of them.
+    """
+
+    _: KW_ONLY
+    secret: str | SecretRef = _secret("THYME_WEBHOOK_SECRET")
+    signature_header: str = "X-Signature-256"
+    path: str = ""
+
+    connector_type: ClassVar[str] = "webhook"
+    is_streaming: ClassVar[bool] = True
+    required: ClassVar[tuple[str, ...]] = ("signature_header",)
 
 
 def source(
@@ -250,7 +323,8 @@ def source(
 
     Args:
         connector: the outside system.
-        cursor: a column that never decreases; each poll fetches what lies beyond the newest seen.
+        cursor: a column that never decreases; each poll fetches what lies at or beyond the newest seen. SQL tables need
+            one.
         every: poll interval, ``<int><d|h|m|s>``.
         max_lateness: how far an event may lie behind the newest one and still count; empty: nothing is late.
         cdc: ``append``, ``upsert`` or ``debezium``.

@@ -29,14 +29,15 @@ from featurelib.engine.fold import KEY
 from featurelib.engine.keys import KEY_GROUPS, groups_of, key_groups
 from featurelib.engine.operators import RightTable, UserFailure
 from featurelib.engine.program import Program, pipelines_of
-from featurelib.errors import NotFound
+from featurelib.errors import Fenced, NotFound
 from featurelib.settings import Settings, load_settings
 from featurelib.stores.archive import Archive
 from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.online import Claim, GroupCommit, OnlineStore, StateName
 from featurelib.stores.registry import BackfillRecord, NewEvent, Registry
-from jobs.worker import InputPartition, PartitionWorker, input_partitions, newest_timely, tells_failures
+from jobs.inputs import InputPartition, input_partitions
+from jobs.worker import PartitionWorker, newest_timely, tells_failures
 
 _log = structlog.get_logger(__name__)
 # A key's rows enter its state in slices of this size, so that the buffer never holds a whole history.
@@ -193,6 +194,9 @@ def backfill(settings: Settings, name: str, version: int | None = None, since: I
     status, rows = "failed", 0
     try:
         built = _run(order, settings.pipeline.partition_count)
+        if store.progress(fresh).positions is None:
+            # An erasure cleared what was built: some of it came from records that are erased now.
+            raise Fenced(f"the new state of {program.ref} was cleared while it was built; start the backfill again")
         store.switch_generation(program.ref, fresh.generation)
         status, rows = "completed", sum(one.rows for one in built)
     finally:

@@ -7,12 +7,15 @@ becomes its report, which the supervisor turns into a job status and an event. N
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import structlog
 
-from featurelib.errors import Fenced, StoreUnavailable
+from cluster.processes import Owned
+from featurelib.errors import Fenced
 
 _log = structlog.get_logger(__name__)
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 5.0
@@ -36,7 +39,7 @@ class Task(Protocol):
         ...
 
     def facts(self) -> Mapping[str, Any]:
-        """Numbers a person or a metric wants: plain values only."""
+        """Numbers a person or a metric wants: plain values only. Called from another thread; asks no store."""
         ...
 
     def close(self) -> None:
@@ -45,13 +48,26 @@ class Task(Protocol):
 
 
 class Report(NamedTuple):
-    """What a task's driver says of it. ``failures`` counts starts after a failure; ``detail`` is the last failure."""
+    """What a task's driver says of it.
+
+    ``failures`` counts starts after a failure; ``detail`` is the last failure; ``facts`` are the task's own, as they
+    were when it last ran; ``step_s``: how long the step under way, or the start, has taken; 0 between steps.
+    """
 
     digest: str
     state: State
     detail: str
     failures: int
     facts: dict[str, Any]
+    step_s: float = 0.0
+
+
+class Answer(NamedTuple):
+    """A task's report and the process it comes from."""
+
+    report: Report
+    host: str
+    process: Owned
 
 
 class Driver:
@@ -61,9 +77,12 @@ class Driver:
         name: for logs.
         digest: of the specification the task was made from; a supervisor compares it.
         make: builds the task; its failure is handled like any other.
+        seconds: a clock that only ever moves forward.
     """
 
-    def __init__(self, name: str, digest: str, make: Callable[[], Task]) -> None:
+    def __init__(
+        self, name: str, digest: str, make: Callable[[], Task], *, seconds: Callable[[], float] = time.monotonic
+    ) -> None:
         self._name = name
         self._digest = digest
         self._make = make
@@ -71,6 +90,9 @@ class Driver:
         self._state: State = "starting"
         self._detail = ""
         self._failures = 0
+        self._facts: dict[str, Any] = {}
+        self._seconds = seconds
+        self._busy_since: float | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -78,19 +100,26 @@ class Driver:
         """Start the thread."""
         self._thread.start()
 
+    def ask_to_stop(self) -> None:
+        """Have the task end after the current step; returns at once, a later report says ``stopped``."""
+        self._stopping.set()
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """Let the current step end, then stop."""
-        self._stopping.set()
+        self.ask_to_stop()
         self._thread.join(timeout_s)
 
+    def wait_ended(self) -> None:
+        """Block until the task has ended for good: it was fenced, or asked to stop."""
+        self._thread.join()
+
     def report(self) -> Report:
-        """How the task is doing now."""
-        task = self._task
-        try:
-            facts = dict(task.facts()) if task is not None and self._state == "running" else {}
-        except StoreUnavailable:
-            facts = {}  # the step itself is about to fail, and will say so
-        return Report(self._digest, self._state, self._detail, self._failures, facts)
+        """How the task is doing now. Asks no store, so that it answers while the task waits for one."""
+        task, since = self._task, self._busy_since
+        if task is not None and self._state == "running":
+            self._facts = dict(task.facts())
+        step_s = 0.0 if since is None else max(0.0, self._seconds() - since)
+        return Report(self._digest, self._state, self._detail, self._failures, dict(self._facts), step_s)
 
     def _run(self) -> None:
         backoff = _FIRST_BACKOFF_S
@@ -106,12 +135,16 @@ class Driver:
         """Returns whether at least one step succeeded."""
         stepped = False
         try:
-            self._task = self._make()
+            with self._busy():
+                self._task = self._make()
             try:
-                self._task.start()
+                with self._busy():
+                    self._task.start()
                 self._state = "running"
                 while not self._stopping.is_set():
-                    if not self._task.step():
+                    with self._busy():
+                        more = self._task.step()
+                    if not more:
                         self._task.wait(self._stopping)
                     stepped = True
                 self._state = "stopped"
@@ -124,3 +157,21 @@ class Driver:
             self._state, self._detail = "retrying", f"{type(error).__name__}: {error}"
             _log.warning("task_failed", task=self._name, failures=self._failures, exc_info=error)
         return stepped
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._busy_since = self._seconds()
+        try:
+            yield
+        finally:
+            self._busy_since = None
+
+
+def leave(driver: Driver, after_s: float, end_process: Callable[[int], object]) -> None:
+    """End the process a while after its task ended, should no supervisor do it.
+
+    One that was replaced while it was paused, say, and wakes up when nobody knows it any more.
+    """
+    driver.wait_ended()
+    threading.Event().wait(after_s)
+    end_process(0)

@@ -13,17 +13,21 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from featurelib.clock import Clock, SystemClock
+from featurelib.clock import SECOND, Clock, Duration, Instant, SystemClock
 from featurelib.connectors import Malformed, Mark, SourceBatch, connect
 from featurelib.definitions import DatasetDef, ExpectationDef, SourceDef, ref
-from featurelib.errors import SourceError, StoreUnavailable
+from featurelib.errors import LogFull, SourceError, StoreUnavailable
 from featurelib.settings import IngestSettings, Settings
 from featurelib.sources import STREAMING
+from featurelib.stores.budget import Budget
 from featurelib.stores.intake import Intake, Taken, lateness_of
+from featurelib.stores.intake_events import drift_event, dropped_event
 from featurelib.stores.log import DeadLetter, Head, Identity, Log
-from featurelib.stores.registry import NewEvent, Registry
+from featurelib.stores.registry import NewEvent, Registry, Severity
+from featurelib.stores.shapes import Shapes
 
 _log = structlog.get_logger(__name__)
+_PAUSE_AFTER_FAILURE_US = SECOND
 
 Report = Callable[[NewEvent], None]
 
@@ -58,27 +62,41 @@ class SourceIngest:
         self._partitions = partitions
         self._log = log
         self._source = connect(source, settings.batch_rows, clock)
-        self._intake = Intake(log, dataset, partitions, lateness_of(source, settings), source.cdc)
+        self._intake = Intake(
+            log,
+            dataset,
+            partitions,
+            lateness_of(source, settings),
+            source.cdc,
+            shapes=Shapes(log, clock),
+            dead_kept=settings.dead_letters_kept,
+        )
         self._ordered_cursor = bool(source.cursor)
         self._batches: Iterator[SourceBatch] | None = None
+        self._untaken: SourceBatch | None = None
         self._cursor = ""
-        self._tally = _Tally(dataset, report)
+        self._tally = _Tally(dataset, settings.dead_letters_kept, report)
 
     def step(self) -> StepReport:
         """Take one batch.
 
         Raises:
             SourceError: the source failed; a later step polls it again from the log's position.
-            StoreUnavailable: the log does not answer; likewise.
+            LogFull: the log has no room; the source is not read on, and a later step offers it the same batch again.
+            StoreUnavailable: the log does not answer; a later step polls the source again from the log's position.
         """
         try:
-            batch = next(self._open(), None)
+            batch = self._untaken or next(self._open(), None)
             if batch is None:
                 self._close()
                 return StepReport(0, 0, 0, 0, 0, caught_up=True, cursor=self._cursor)
             self._cursor = self._newer(batch.cursor)
+            self._untaken = batch
             letters = [malformed_letter(bad) for bad in batch.malformed]
             taken = self._intake.take(batch.records, identity_of(batch), letters, self._cursor)
+            self._untaken = None
+        except LogFull:
+            raise
         except (SourceError, StoreUnavailable):
             self._close()
             raise
@@ -100,7 +118,7 @@ class SourceIngest:
         return self._batches
 
     def _close(self) -> None:
-        self._batches = None
+        self._batches = self._untaken = None
         self._tally.publish()
 
     def _newer(self, cursor: str) -> str:
@@ -138,10 +156,11 @@ def _cursor_order(cursor: str) -> tuple[bool, float, str]:
 class _Tally:
     """Collects what people should hear of, one event per kind and poll rather than one per batch."""
 
-    def __init__(self, dataset: DatasetDef, report: Report) -> None:
+    def __init__(self, dataset: DatasetDef, dead_kept: int, report: Report) -> None:
         self._dataset = dataset
+        self._dead_kept = dead_kept
         self._report = report
-        self._accepted = self._late = self._dead = 0
+        self._accepted = self._late = self._dead = self._dropped = 0
         self._example = ""
         self._violations: dict[ExpectationDef, tuple[int, int]] = {}
 
@@ -149,6 +168,9 @@ class _Tally:
         self._accepted += taken.accepted
         self._late += taken.late
         self._dead += taken.dead
+        self._dropped += taken.dropped
+        if taken.drift:
+            self._report(drift_event(self._dataset.name, "ingest", taken.drift))
         for rejected in taken.rejected[:1]:
             self._example = self._example or rejected.message
         for expectation, failed, total, _ in taken.violations:
@@ -167,6 +189,8 @@ class _Tally:
         if self._dead:
             example = f"; the first: {self._example}" if self._example else ""
             self._send("dead_letter", "warn", f"{self._dead} records rejected{example}", {"dead": self._dead})
+        if self._dropped:
+            self._report(dropped_event(self._dataset.name, "ingest", self._dropped, self._dead_kept))
         for expectation, (failed, total) in self._violations.items():
             rule = expectation.model_dump(mode="json", exclude_defaults=True)
             message = f"{expectation.column}: {failed} of {total} values fail {expectation.type}"
@@ -188,9 +212,34 @@ class _Tally:
         )
 
     def _clear(self) -> None:
-        self._accepted = self._late = self._dead = 0
+        self._accepted = self._late = self._dead = self._dropped = 0
         self._example = ""
         self._violations = {}
+
+
+class Pace:
+    """When the next poll of a source begins: so long after the last one began, or at once if that has passed.
+
+    Args:
+        every_us: the pace; 0 for a source that waits for records itself.
+        clock: the wall clock. One that jumps never makes a pause longer than the pace.
+    """
+
+    def __init__(self, every_us: Duration, clock: Clock) -> None:
+        self._every_us = every_us
+        self._clock = clock
+        self._began: Instant | None = None
+
+    def begin(self) -> None:
+        """A step begins; it is a poll's first unless a poll goes on."""
+        if self._began is None:
+            self._began = self._clock.now()
+
+    def left_us(self, at_least_us: Duration = 0) -> Duration:
+        """The poll is over: how long to wait before the next."""
+        began, self._began = self._began, None
+        left = self._every_us - (self._clock.now() - began) if began is not None else self._every_us
+        return max(min(left, self._every_us), at_least_us, 0)
 
 
 class SourceTask:
@@ -201,13 +250,14 @@ class SourceTask:
         self._dataset = dataset
         # A source that pushes waits for records itself.
         every_us = 0 if source.connector.type in STREAMING else settings.ingest.default_every_ms * 1_000
-        self._every_s = (source.every_us or every_us) / 1_000_000
-        self._log = Log(settings.online.redis_url.get_secret_value(), clock)
+        self._pace = Pace(source.every_us or every_us, clock)
+        self._log = Log(settings.online.redis_url.get_secret_value(), clock, Budget.of(settings.online))
         self._registry = Registry(settings.registry_url, clock)
         self._partitions = self._log.create(ref(dataset), settings.pipeline.partition_count)
         self._ingest = SourceIngest(
             source, dataset, self._partitions, self._log, report=self._record, settings=settings.ingest, clock=clock
         )
+        self._is_waiting = False
         self._facts: dict[str, Any] = {"caught_up": False, "error": ""}
 
     def start(self) -> None:
@@ -215,12 +265,19 @@ class SourceTask:
         self._facts |= self._totals()
 
     def step(self) -> bool:
-        """Take one batch; False when the source has no more for now."""
+        """Take one batch; False when the source has no more for now, failed, or the log has no room."""
+        self._pace.begin()
         try:
             done = self._ingest.step()
         except SourceError as error:
-            self._failed(str(error))
+            self._failed(self._event("source_error", "error", str(error)))
             return False
+        except LogFull as error:
+            self._failed(self._event("source_waiting", "warn", f"the source is not read on: {error}"))
+            self._is_waiting = True
+            return False
+        if self._is_waiting:
+            self._facts["error"], self._is_waiting = "", False
         if done.caught_up:
             # Not the sum of the steps: after a crash a step counts again what was held already.
             self._facts |= {**self._totals(), "caught_up": True, "error": ""}
@@ -232,7 +289,8 @@ class SourceTask:
 
     def wait(self, stopping: threading.Event) -> None:
         """Until the next poll is due."""
-        stopping.wait(self._every_s)
+        # A source that failed, and a log that is full, are left alone for a while also where no pace says so.
+        stopping.wait(self._pace.left_us(_PAUSE_AFTER_FAILURE_US if self._facts["error"] else 0) / SECOND)
 
     def facts(self) -> Mapping[str, Any]:
         """Totals of the dataset's log, the cursor, and what the source last failed with."""
@@ -253,14 +311,15 @@ class SourceTask:
             "cursor": max((head.cursor for head in heads), key=_cursor_order),
         }
 
-    def _failed(self, message: str) -> None:
+    def _failed(self, event: NewEvent) -> None:
         # A source that stays broken fails at every poll: one event says so until the message changes.
-        if message != self._facts["error"]:
-            subject = self._dataset.name
-            self._record(
-                NewEvent(event_type="source_error", severity="error", source="ingest", subject=subject, message=message)
-            )
-        self._facts["error"] = message
+        if event.message != self._facts["error"]:
+            self._record(event)
+        self._facts["error"] = event.message
+
+    def _event(self, event_type: str, severity: Severity, message: str) -> NewEvent:
+        name = self._dataset.name
+        return NewEvent(event_type=event_type, severity=severity, source="ingest", subject=name, message=message)
 
     def _record(self, event: NewEvent) -> None:
         try:

@@ -1,7 +1,10 @@
-"""The archive copy: what the hot log holds on disk goes to the archive, in few commits, once.
+"""The archiver: what the hot log holds on disk goes to the archive, in few commits, once; then the log is trimmed.
 
-Order of each step: note where the logs end, wait until the server confirms its disk up to there, copy up to there.
+Order of each copy: note where the logs end, wait until the server confirms its disk up to there, copy up to there.
 So the archive never holds a record that a power loss can still take from the log (its offset would be given again).
+
+Only the archive gates trimming, never a consumer: one that stood still for long reads what it missed from the archive
+(jobs/inputs.py). What is young is kept although archived, so that those who keep up never do.
 """
 
 from __future__ import annotations
@@ -14,14 +17,18 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import structlog
 
-from featurelib.clock import Clock, Duration, Instant, SystemClock
+from featurelib.clock import DAY, HOUR, SECOND, Clock, Duration, Instant, SystemClock
 from featurelib.definitions import DatasetDef, ref
 from featurelib.engine.records import OFFSET, record_schema
-from featurelib.errors import CorruptState
-from featurelib.settings import Settings
+from featurelib.errors import ArchiveUnavailable, CorruptState, StoreUnavailable
+from featurelib.settings import ArchiveSettings, Settings
 from featurelib.stores.archive import Archive, with_schema
+from featurelib.stores.audit import Audit
+from featurelib.stores.budget import Budget, LogRoom, open_room, server_warnings
 from featurelib.stores.fsync import FsyncFence
 from featurelib.stores.log import Log
+from featurelib.stores.registry import NewEvent, Registry
+from jobs.episodes import Episode
 
 _log = structlog.get_logger(__name__)
 
@@ -30,7 +37,8 @@ _FENCE_TIMEOUT_MS = 3_000
 # `appendfsync everysec` may postpone a slow fsync to 2 s; what is older than this is on disk without being asked for.
 _EVERYSEC_BOUND: Duration = 3_000_000
 _READ_ROWS = 65_536
-_COMPACT_EVERY_COMMITS = 64
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+_PRUNE_EVERY_US = HOUR
 
 Ends = dict[tuple[str, int], int]
 """Per dataset ref and partition, the offset where its log ends."""
@@ -67,7 +75,6 @@ class ArchiveCopy:
         self._archive = archive
         self._durable = _Durable(fence, clock)
         self._batch_rows = batch_rows
-        self._commits: dict[str, int] = {}
 
     def step(self) -> CopyReport:
         """Copy at most ``batch_rows`` records of every dataset.
@@ -111,8 +118,6 @@ class ArchiveCopy:
             return 0, 0
         records = self._read(dataset, start, {part: durable.get((name, part), 0) for part in mine})
         copied = self._archive.append(dataset, records) if len(records) else 0
-        if copied:
-            self._after_commit(dataset)
         return copied, behind - copied
 
     def _refuse_lost_log(self, dataset: DatasetDef, start: Mapping[int, int], ends: Mapping[int, int]) -> None:
@@ -136,14 +141,6 @@ class ArchiveCopy:
                 found.append(with_schema(batch, schema))
                 offset = batch[OFFSET][-1].as_py() + 1
         return pa.concat_tables(found)
-
-    def _after_commit(self, dataset: DatasetDef) -> None:
-        done = self._commits.get(ref(dataset), 0) + 1
-        if done >= _COMPACT_EVERY_COMMITS:
-            self._archive.compact(dataset)
-            self._archive.vacuum(dataset)
-            done = 0
-        self._commits[ref(dataset)] = done
 
 
 class _Durable:
@@ -180,37 +177,178 @@ class _Durable:
         return self._confirmed
 
 
+class LogTrimming:
+    """Forgets what the hot log no longer needs: what is archived, and older than ``keep_us`` by accepted-at."""
+
+    def __init__(
+        self, datasets: Sequence[DatasetDef], log: Log, archive: Archive, *, keep_us: Duration, clock: Clock
+    ) -> None:
+        self._datasets = tuple(datasets)
+        self._log = log
+        self._archive = archive
+        self._keep_us = keep_us
+        self._clock = clock
+        self._ends: dict[tuple[str, int], deque[tuple[Instant, int]]] = {}
+        self._trimmed: Ends = {}
+
+    def step(self, *, everything: bool) -> int:
+        """Trim what may go; with ``everything`` all that is archived, however young. Returns how many offsets went.
+
+        Raises:
+            StoreUnavailable: log or archive does not answer.
+        """
+        gone = 0
+        for dataset in self._datasets:
+            old = self._old(dataset)
+            if not everything and all(end <= self._trimmed.get((ref(dataset), part), 0) for part, end in old.items()):
+                continue
+            # Opened now: what this snapshot ends with is committed, so whoever misses it in the log will find it.
+            snapshot = self._archive.snapshot(dataset)
+            for part, end in old.items():
+                archived = snapshot.archived_offset(part)
+                gone += self._trim(dataset, part, archived if everything else min(archived, end))
+        return gone
+
+    def _trim(self, dataset: DatasetDef, part: int, below: int) -> int:
+        before = self._trimmed.get((ref(dataset), part), 0)
+        if below <= before:
+            return 0
+        self._log.trim(ref(dataset), part, below)
+        self._trimmed[ref(dataset), part] = below
+        return below - before
+
+    def _old(self, dataset: DatasetDef) -> dict[int, int]:
+        """Per partition the offset below which everything was accepted long ago."""
+        now = self._clock.now()
+        old = {}
+        for part, head in enumerate(self._log.heads(ref(dataset), self._log.partitions(ref(dataset)))):
+            ends = self._ends.setdefault((ref(dataset), part), deque([(0, 0)]))
+            if head.next_offset > ends[-1][1]:
+                # Accepted-at never falls within a partition: the newest record's is the latest of all below the end.
+                ends.append((head.accepted_at_us, head.next_offset))
+            while len(ends) > 1 and ends[1][0] <= now - self._keep_us:
+                ends.popleft()
+            old[part] = ends[0][1]
+        return old
+
+
+class Upkeep:
+    """On a schedule: merges small files of the archive, deletes those of forgotten versions, forgets old query runs."""
+
+    def __init__(
+        self, datasets: Sequence[DatasetDef], archive: Archive, audit: Audit, *, settings: Settings, clock: Clock
+    ) -> None:
+        self._datasets = tuple(datasets)
+        self._archive = archive
+        self._audit = audit
+        self._settings: ArchiveSettings = settings.archive
+        self._runs_kept_us = settings.registry.query_runs_days * DAY
+        self._clock = clock
+        now = clock.now()
+        self._compacted: dict[str, Instant] = {ref(dataset): now for dataset in datasets}
+        self._vacuumed: dict[str, Instant] = {}
+        self._pruned: Instant | None = None
+
+    def step(self) -> bool:
+        """Do one thing that is due, the longest overdue first; False when nothing is.
+
+        Raises:
+            StoreUnavailable: the archive does not answer; it stays due.
+        """
+        now = self._clock.now()
+        if self._pruned is None or _due(self._pruned, _PRUNE_EVERY_US, now):
+            self._pruned = now
+            self._prune(now)
+            return True
+        for dataset in sorted(self._datasets, key=lambda dataset: self._compacted[ref(dataset)]):
+            if _due(self._compacted[ref(dataset)], self._settings.compact_every_s * SECOND, now):
+                self._archive.compact(dataset)
+                self._compacted[ref(dataset)] = now
+                self._vacuum(dataset, now)
+                return True
+        return False
+
+    def _prune(self, now: Instant) -> None:
+        try:
+            self._audit.forget_before(now - self._runs_kept_us)
+        except StoreUnavailable as error:  # the archive copy does not wait for the registry
+            _log.warning("query_runs_not_pruned", detail=str(error))
+
+    def _vacuum(self, dataset: DatasetDef, now: Instant) -> None:
+        done = self._vacuumed.get(ref(dataset))
+        if done is None or _due(done, self._settings.vacuum_every_s * SECOND, now):
+            self._archive.vacuum(dataset, self._settings.history_hours)
+            self._vacuumed[ref(dataset)] = now
+
+
+def _due(last: Instant, every_us: Duration, now: Instant) -> bool:
+    # A clock that was set back makes it due at once rather than not for as long as it was set back.
+    return not last <= now < last + every_us
+
+
 class ArchiveTask:
-    """The archive copy as a task, for all datasets that have a log."""
+    """Copy, trimming and upkeep as a task, for all datasets that have a log."""
 
     def __init__(self, datasets: Sequence[DatasetDef], settings: Settings) -> None:
+        clock = SystemClock()
         url = settings.online.redis_url.get_secret_value()
-        self._log = Log(url, SystemClock())
+        archive = Archive(settings.archive_url)
+        self._url, self._online = url, settings.online
+        self._log = Log(url, clock)
         self._fence = FsyncFence(url)
-        self._interval_s = settings.archive.interval_ms / 1_000
+        self._registry = Registry(settings.registry_url, clock)
+        self._interval_s = self._pause_s = settings.archive.interval_ms / 1_000
+        self._room: LogRoom = open_room(url, Budget.of(settings.online), clock)
         self._copy = ArchiveCopy(
-            datasets,
-            self._log,
-            Archive(settings.archive_url),
-            fence=self._fence,
-            clock=SystemClock(),
-            batch_rows=settings.archive.batch_rows,
+            datasets, self._log, archive, fence=self._fence, clock=clock, batch_rows=settings.archive.batch_rows
         )
+        keep_us = settings.online.hot_log_ms * 1_000
+        self._trimming = LogTrimming(datasets, self._log, archive, keep_us=keep_us, clock=clock)
+        self._upkeep = Upkeep(datasets, archive, Audit(self._registry.database), settings=settings, clock=clock)
+        self._outage = Episode("archive_unavailable", "error", "archive", self._say)
+        self._full = Episode("log_full", "error", "log", self._say)
+        self._batch_rows = settings.archive.batch_rows
         self._rows = self._commits = 0
         self._lag: dict[str, int] = {}
 
     def start(self) -> None:
         """Nothing to claim: the archive itself says where to go on, and refuses a second writer."""
+        for warning in server_warnings(self._url, self._online):
+            self._say(
+                NewEvent(
+                    event_type="online_store_setup",
+                    severity="warn",
+                    source="archive",
+                    subject="online store",
+                    message=warning,
+                )
+            )
 
     def step(self) -> bool:
-        """Copy one batch; False when the interval may pass."""
-        done = self._copy.step()
+        """Copy one batch and trim; False when the interval may pass.
+
+        An archive that cannot be written is waited for here, longer each time: what is accepted meanwhile stays in
+        the log, until that is at its budget and takes no more.
+        """
+        try:
+            done = self._copy.step()
+            self._trimming.step(everything=self._room.usage().log_is_over)
+            # Room in the log comes first: an archive that has much to catch up with does nothing else.
+            upkept = sum(done.lag.values()) < self._batch_rows and self._upkeep.step()
+        except ArchiveUnavailable as error:
+            self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            self._outage.goes_on(f"{error}; accepted records wait in the log")
+            self._judge_room()
+            return False
+        self._pause_s = self._interval_s
+        self._outage.is_over("the archive takes records again")
+        self._judge_room()
         self._rows, self._commits, self._lag = self._rows + done.rows, self._commits + done.commits, done.lag
-        return done.rows > 0 and not done.caught_up
+        return upkept or (done.rows > 0 and not done.caught_up)
 
     def wait(self, stopping: threading.Event) -> None:
         """Let records gather: fewer, larger files."""
-        stopping.wait(self._interval_s)
+        stopping.wait(self._pause_s)
 
     def facts(self) -> Mapping[str, Any]:
         """Rows and commits of this task so far, and records each dataset is behind."""
@@ -220,3 +358,19 @@ class ArchiveTask:
         """Close connections."""
         self._log.close()
         self._fence.close()
+        self._room.close()
+        self._registry.close()
+
+    def _judge_room(self) -> None:
+        usage = self._room.usage()
+        if usage.problem:
+            self._full.goes_on(usage.problem)
+        elif usage.is_easy:
+            self._full.is_over("there is room again; records are taken")
+
+    def _say(self, event: NewEvent) -> None:
+        _log.info(event.event_type, subject=event.subject, message=event.message)
+        try:
+            self._registry.record_event(event)
+        except StoreUnavailable as error:
+            _log.warning("event_not_recorded", event_type=event.event_type, detail=str(error))

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from featurelib.clock import SystemClock, format_instant
+from featurelib.clock import SECOND, SystemClock, format_instant
 from featurelib.definitions import Definitions, PipelineDef
 from featurelib.engine.keys import groups_of
 from featurelib.engine.program import Program
@@ -19,6 +19,7 @@ from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.online import OnlineStore, StateName
 from featurelib.stores.registry import NewEvent, Registry
+from jobs.sealing import Sealer
 from jobs.worker import PartitionWorker
 
 _log = structlog.get_logger(__name__)
@@ -38,16 +39,20 @@ class PipelineTask:
         settings: Settings,
     ) -> None:
         url = settings.online.redis_url.get_secret_value()
+        self._clock = SystemClock()
         self._wait_ms = settings.pipeline.poll_interval_ms
         self._log = Log(url, SystemClock())
         self._store = OnlineStore(url)
         self._registry = Registry(settings.registry_url, SystemClock())
         self._failed = 0
         program = Program.compile(pipeline, definitions)
+        state = StateName(program.ref, generation)
         self._pipeline = program.ref
+        self._sealer = Sealer(program, state, self._store)
+        self._sealed_us = self._clock.now()
         self._worker = PartitionWorker(
             program,
-            StateName(program.ref, generation),
+            state,
             groups_of(partition, partitions),
             log=self._log,
             store=self._store,
@@ -64,7 +69,15 @@ class PipelineTask:
         read = self._worker.step().read
         if self._worker.failures:
             self._say_failures()
-        return read > 0
+        return self._spared(busy=read > 0) or read > 0
+
+    def _spared(self, *, busy: bool) -> bool:
+        """Seal a little: whenever there is nothing to fold, and once a second when there is."""
+        now = self._clock.now()
+        if busy and now - self._sealed_us < SECOND:
+            return False
+        self._sealed_us = now
+        return self._sealer.step(self._worker, now) is not None
 
     def _say_failures(self) -> None:
         """Rows that a user's function could not take are left out, counted, and told of in one event per function."""
@@ -92,9 +105,15 @@ class PipelineTask:
             self._worker.wait(self._wait_ms)
 
     def facts(self) -> Mapping[str, Any]:
-        """Rows folded, newest event time, records behind, rows that users' functions could not take."""
+        """Rows folded, newest event time, rows that users' functions could not take, and what is applied of which log.
+
+        ``applied``: dataset ref → log partition → the offset below which all is applied.
+        """
         worker = self._worker
-        return {"rows": worker.rows, "newest_us": worker.newest_us, "lag": worker.lag(), "failed": self._failed}
+        applied: dict[str, dict[int, int]] = {}
+        for (dataset, partition), offset in worker.applied().items():
+            applied.setdefault(dataset, {})[partition] = offset
+        return {"rows": worker.rows, "newest_us": worker.newest_us, "failed": self._failed, "applied": applied}
 
     def close(self) -> None:
         """Close connections."""

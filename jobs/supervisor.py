@@ -1,8 +1,8 @@
 """The supervisor: keeps every wanted task running as a named Ray actor, and says how they do.
 
-What is wanted follows from the registry's definitions alone (jobs/wanted.py); the supervisor
-compares it with the actors that answer and starts, replaces or ends the difference. Actors are detached:
-they outlive a supervisor or a Ray head that dies, and the next supervisor adopts them by name.
+What is wanted follows from the registry alone (jobs/wanted.py); what to do about it is decided in jobs/reconcile.py
+and done here. Actors are detached: they outlive a supervisor or a Ray head that dies, and the next supervisor finds
+them by name, those that nobody wants any more included.
 
 Run as one Ray job: ``python -m jobs.supervisor``.
 """
@@ -10,30 +10,40 @@ Run as one Ray job: ``python -m jobs.supervisor``.
 from __future__ import annotations
 
 import gc
+import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import psutil
 import ray
 import structlog
 from ray.actor import ActorHandle
 
 from cluster.launcher import Launcher, connect
+from cluster.processes import Owned
 from featurelib.clock import SystemClock
-from featurelib.definitions import Definitions, PipelineDef, ref
+from featurelib.definitions import Definitions, ref
 from featurelib.errors import StoreUnavailable, ThymeError
 from featurelib.settings import Settings, load_settings
 from featurelib.stores.log import Log
 from featurelib.stores.online import OnlineStore, StateName
-from featurelib.stores.registry import JobRecord, NewEvent, Registry, SourceStatus
-from jobs.driver import Driver, Report, Task
+from featurelib.stores.registry import NewEvent, Registry
+from jobs.board import Board
+from jobs.driver import Answer, Driver, Report, Task, leave
+from jobs.reconcile import Drain, End, Limits, Seen, Start, absence, caught_up, decide
 from jobs.wanted import Kind, TaskSpec, log_datasets, wanted_tasks
 
 _log = structlog.get_logger(__name__)
 NAMESPACE = "thyme"
 _ROUND_S = 0.4
-_ANSWER_S = 5.0
+# Actors that nobody started here: of a supervisor before this one.
+_LOOK_FOR_OTHERS_S = 15.0
+# A task that ended, and that no supervisor ends, is a process for nothing.
+_LEAVE_AFTER_S = 60.0
 # Workers mostly wait; a hundredth of a logical CPU each places them on the raylet that has any (the head's has none).
 _ACTOR_CPUS = 0.01
 _GC_THRESHOLDS = (100_000, 50, 100)
@@ -47,16 +57,18 @@ class TaskActor:
         # third of the time of folding.
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
+        self._process = Owned.of(os.getpid())
         self._driver = Driver(spec.name, spec.digest, lambda: _make_task(spec, load_settings()))
         self._driver.begin()
+        threading.Thread(target=leave, args=(self._driver, _LEAVE_AFTER_S, os._exit), daemon=True).start()
 
-    def report(self) -> Report:
+    def report(self) -> Answer:
         """How the task is doing."""
-        return self._driver.report()
+        return Answer(self._driver.report(), socket.gethostname(), self._process)
 
     def stop(self) -> None:
-        """Let the current step end."""
-        self._driver.stop()
+        """Have the task end after its current step."""
+        self._driver.ask_to_stop()
 
 
 def _make_task(spec: TaskSpec, settings: Settings) -> Task:
@@ -80,6 +92,40 @@ def _make_task(spec: TaskSpec, settings: Settings) -> Task:
     return ArchiveTask(spec.definitions.datasets, settings)
 
 
+class _Held:
+    """An actor: its handle, the question it has not answered yet, and what is known of it."""
+
+    def __init__(self, handle: ActorHandle[Any], name: str, now: float) -> None:
+        self.handle = handle
+        self.seen = Seen(name, now)
+        self.asked: Any = None
+        self.answer: Answer | None = None
+
+    def ask(self) -> Any:
+        """The question that is open; one that is not answered is not asked again."""
+        if self.asked is None:
+            self.asked = self.handle.report.remote()
+        return self.asked
+
+    def answered(self, answer: Answer, now: float) -> None:
+        """Note an answer."""
+        self.asked, self.answer = None, answer
+        self.seen = Seen(self.seen.name, now, answer.report, self.seen.ending_since)
+
+    def kill(self) -> None:
+        """End its process, one that is stopped included."""
+        ray.kill(self.handle)
+        if self.answer is None or self.answer.report.state in ("fenced", "stopped"):
+            return
+        # Ray first asks the process to end, which takes it five seconds of one that is stopped.
+        process = self.answer.process.process() if self.answer.host == socket.gethostname() else None
+        if process is not None:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                _log.debug("already_gone", task=self.seen.name)
+
+
 class Supervisor:
     """Compares wanted with running, round after round."""
 
@@ -88,11 +134,16 @@ class Supervisor:
         self._registry = registry
         self._log = log
         self._store = store
-        self._actors: dict[str, ActorHandle[Any]] = {}
-        self._reports: dict[str, Report] = {}
+        limits = settings.pipeline
+        self._limits = Limits(limits.lease_ms / 1_000, limits.step_limit_ms / 1_000, limits.drain_ms / 1_000)
+        self._actors: dict[str, _Held] = {}
         self._failures: dict[str, int] = {}
+        self._board = Board(settings, registry, log)
         self._version: int | None = None
         self._definitions = Definitions()
+        self._counts: dict[str, int] = {}
+        self._looked = time.monotonic()
+        self._others_at = float("-inf")
 
     def round(self) -> None:
         """One comparison. Stores that do not answer leave everything as it is until the next round."""
@@ -101,26 +152,37 @@ class Supervisor:
         except StoreUnavailable as error:
             _log.warning("store_unavailable", detail=str(error))
             return
-        for name in [name for name in self._actors if name not in wanted]:
-            self._end(name, "no longer wanted")
-        for name, spec in wanted.items():
-            if name not in self._actors:
-                self._start(spec)
-        self._collect(wanted)
-        self._publish(wanted)
+        self._find_others()
+        self._collect()
+        for action in decide(wanted, [held.seen for held in self._actors.values()], self._look(), self._limits):
+            match action:
+                case Start(spec):
+                    self._start(spec)
+                case Drain(name, why):
+                    self._drain(name, why)
+                case End(name, why, outcome):
+                    self._end(name, why, outcome)
+        try:
+            self._board.publish(self._definitions, wanted, self._answers())
+        except StoreUnavailable as error:
+            _log.warning("store_unavailable", detail=str(error))
 
     def _wanted(self) -> dict[str, TaskSpec]:
         version = self._registry.version()
         if version != self._version:
             self._definitions = self._registry.definitions()
+            self._counts = self._registry.partition_counts()
             for dataset in log_datasets(self._definitions):
                 self._log.create(ref(dataset), self._settings.pipeline.partition_count)
             self._version = version
-        wanted = wanted_tasks(self._definitions, self._settings.pipeline.partition_count, self._store.generation)
+        wanted = wanted_tasks(self._definitions, self._workers_of, self._store.generation)
         behind = self._far_behind(wanted)
         return {
             name: spec for name, spec in wanted.items() if spec.pipeline is None or ref(spec.pipeline) not in behind
         }
+
+    def _workers_of(self, pipeline: str) -> int:
+        return self._counts.get(pipeline, self._settings.pipeline.partition_count)
 
     def _far_behind(self, wanted: Mapping[str, TaskSpec]) -> set[str]:
         """Pipelines that have no state yet and more input than live workers should fold: a bounded job goes first."""
@@ -150,86 +212,98 @@ class Supervisor:
         assert dataset is not None
         return sum(head.next_offset for head in self._log.heads(ref(dataset), self._log.partitions(ref(dataset))))
 
-    def _start(self, spec: TaskSpec) -> None:
-        try:
-            self._actors[spec.name] = ray.get_actor(spec.name, namespace=NAMESPACE)
-            _log.info("adopted", task=spec.name)
-        except ValueError:
-            options = {"name": spec.name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": _ACTOR_CPUS}
-            self._actors[spec.name] = _actor_class(spec.kind).options(**options, max_concurrency=2).remote(spec)
-            restarted = spec.name in self._failures
-            self._failures.setdefault(spec.name, 0)
-            self._event("job_restarted" if restarted else "job_started", spec.name, "started")
+    def _find_others(self) -> None:
+        """Take up actors that another supervisor started; those that nobody wants are then ended like any other."""
+        if time.monotonic() - self._others_at < _LOOK_FOR_OTHERS_S:
+            return
+        for name in ray.util.list_named_actors():
+            if name not in self._actors:
+                self._adopt(name)
+        self._others_at = time.monotonic()
 
-    def _end(self, name: str, why: str) -> None:
-        actor = self._actors.pop(name)
-        self._reports.pop(name, None)
-        # The epoch keeps a worker that is still in a step from writing after its successor has begun.
-        ray.kill(actor)
+    def _adopt(self, name: str) -> None:
+        try:
+            handle = ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            return  # it ended meanwhile
+        self._actors[name] = _Held(handle, name, time.monotonic())
+        _log.info("adopted", task=name)
+
+    def _collect(self) -> None:
+        asked = {held.ask(): name for name, held in self._actors.items()}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ROUND_S) if asked else ([], [])
+        for reply in answered:
+            self._take(asked[reply], reply)
+
+    def _take(self, name: str, reply: Any) -> None:
+        held = self._actors[name]
+        try:
+            answer: Answer = ray.get(reply)
+        except ray.exceptions.ActorUnavailableError as error:
+            # A connection broke; whether the actor is gone is for its next answer, or its lease, to say.
+            held.asked = None
+            _log.warning("no_report", task=name, detail=str(error).splitlines()[0][:200])
+        except ray.exceptions.RayActorError as error:
+            del self._actors[name]
+            why = f"its process died: {str(error).splitlines()[0][:200]}"
+            if held.seen.ending_since is None:
+                self._event("job_failed", name, why, severity="error")
+        except ray.exceptions.RayError as error:
+            held.asked = None
+            _log.warning("no_report", task=name, detail=str(error)[-300:])
+        else:
+            held.answered(answer, time.monotonic())
+            self._note_failure(name, answer.report)
+
+    def _look(self) -> float:
+        """The time to decide at. What this process was itself stopped or starved for is not held against actors."""
+        before, self._looked = self._looked, time.monotonic()
+        lost_s = absence(before, self._looked)
+        for held in self._actors.values():
+            held.seen = caught_up(held.seen, min(lost_s, self._looked - held.seen.heard))
+        return self._looked
+
+    def _start(self, spec: TaskSpec) -> None:
+        options = {"name": spec.name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": _ACTOR_CPUS}
+        try:
+            handle = _actor_class(spec.kind).options(**options, max_concurrency=2).remote(spec)
+        except ValueError:
+            self._adopt(spec.name)  # the name is taken
+            return
+        self._actors[spec.name] = _Held(handle, spec.name, time.monotonic())
+        restarted = spec.name in self._failures
+        self._failures[spec.name] = 0
+        self._event("job_restarted" if restarted else "job_started", spec.name, "started")
+
+    def _drain(self, name: str, why: str) -> None:
+        held = self._actors[name]
+        held.handle.stop.remote()
+        held.seen = Seen(name, held.seen.heard, held.seen.report, time.monotonic())
+        _log.info("draining", task=name, why=why)
         self._event("job_stopped", name, why)
 
-    def _collect(self, wanted: Mapping[str, TaskSpec]) -> None:
-        asked: dict[Any, str] = {actor.report.remote(): name for name, actor in self._actors.items()}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
-        for reply in answered:
-            name = asked[reply]
-            try:
-                report: Report = ray.get(reply)
-            except ray.exceptions.RayActorError as error:
-                self._actors.pop(name)
-                self._reports.pop(name, None)
-                self._event(
-                    "job_failed", name, f"its process died: {str(error).splitlines()[0][:200]}", severity="error"
-                )
-                continue
-            except ray.exceptions.RayTaskError as error:
-                _log.warning("no_report", task=name, detail=str(error.cause)[:300])
-                continue
-            self._note_failure(name, report)
-            self._reports[name] = report
-            if report.digest != wanted[name].digest or report.state in ("fenced", "stopped"):
-                self._end(name, "replaced by a newer definition" if report.state != "fenced" else report.detail)
+    def _end(self, name: str, why: str, outcome: Literal["stopped", "failed"]) -> None:
+        held = self._actors.pop(name)
+        # The epoch keeps a worker that is still in a step from writing after its successor has begun.
+        held.kill()
+        if outcome == "failed":
+            self._event("job_failed", name, f"{why}; its process was ended", severity="error")
+        elif held.seen.ending_since is None:
+            self._event("job_stopped", name, why)
+        else:
+            _log.info("ended", task=name, why=why)
 
     def _note_failure(self, name: str, report: Report) -> None:
         if report.failures > self._failures.get(name, 0):
             self._event("job_failed", name, f"{report.detail}; retrying", severity="warn")
         self._failures[name] = report.failures
 
-    def _publish(self, wanted: Mapping[str, TaskSpec]) -> None:
-        try:
-            for pipeline in {ref(s.pipeline): s.pipeline for s in wanted.values() if s.pipeline is not None}.values():
-                self._registry.put_job(self._job_record(pipeline, wanted))
-            for spec in wanted.values():
-                if spec.source is not None and spec.name in self._reports:
-                    self._registry.put_source(self._source_status(spec.source.dataset, self._reports[spec.name]))
-        except StoreUnavailable as error:
-            _log.warning("registry_unavailable", detail=str(error))
-
-    def _job_record(self, pipeline: PipelineDef, wanted: Mapping[str, TaskSpec]) -> JobRecord:
-        names = [s.name for s in wanted.values() if s.pipeline is not None and ref(s.pipeline) == ref(pipeline)]
-        reports = [self._reports[name] for name in names if name in self._reports]
-        states = {report.state for report in reports} if len(reports) == len(names) else {"starting"}
-        newest = [r.facts["newest_us"] for r in reports if r.facts.get("newest_us") is not None]
-        return JobRecord(
-            pipeline=ref(pipeline),
-            partition_count=len(names),
-            state=next(iter(states)) if len(states) == 1 else "degraded",
-            detail="; ".join(report.detail for report in reports if report.state != "running" and report.detail),
-            applied_us=max(newest, default=None),
-            rows=sum(report.facts.get("rows", 0) for report in reports),
-            lag=sum(report.facts.get("lag", 0) for report in reports),
-        )
-
-    def _source_status(self, dataset: str, report: Report) -> SourceStatus:
-        facts = report.facts
-        return SourceStatus(
-            dataset=dataset,
-            cursor_value=facts.get("cursor") or None,
-            rows_in=facts.get("accepted", 0),
-            rows_dead=facts.get("dead", 0),
-            rows_late=facts.get("late", 0),
-            last_error=facts.get("error") or (report.detail if report.state == "retrying" else None),
-        )
+    def _answers(self) -> dict[str, Answer]:
+        return {
+            name: held.answer
+            for name, held in self._actors.items()
+            if held.answer is not None and held.seen.ending_since is None
+        }
 
     def _event(
         self, event_type: str, subject: str, message: str, severity: Literal["info", "warn", "error"] = "info"

@@ -40,19 +40,26 @@ def log_datasets(definitions: Definitions) -> list[DatasetDef]:
 
 
 def wanted_tasks(
-    definitions: Definitions, partition_count: int, generation_of: Callable[[str], int]
+    definitions: Definitions, workers_of: Callable[[str], int], generation_of: Callable[[str], int]
 ) -> dict[str, TaskSpec]:
-    """Every task that should run, by actor name."""
-    specs = [
-        _pipeline_spec(pipeline, definitions, partition, generation_of(ref(pipeline))).model_copy(
-            update={"partitions": partition_count}
-        )
-        for pipeline in pipelines_of(definitions)
-        for partition in range(partition_count)
-    ]
+    """Every task that should run, by actor name.
+
+    Args:
+        definitions: what is committed.
+        workers_of: how many workers the pipeline of a ref shall have.
+        generation_of: which build of its state they fold into.
+    """
+    specs = []
+    for pipeline in pipelines_of(definitions):
+        workers, generation = workers_of(ref(pipeline)), generation_of(ref(pipeline))
+        specs += [
+            _pipeline_spec(pipeline, definitions, partition, generation).model_copy(update={"partitions": workers})
+            for partition in range(workers)
+        ]
     for source in definitions.sources:
         dataset = definitions.dataset(source.dataset)
-        if dataset is not None:
+        # Nobody reads a webhook: its records come over HTTP.
+        if dataset is not None and source.connector.type != "webhook":
             kept = Definitions(datasets=(dataset,))
             specs.append(TaskSpec(name=f"source:{source.dataset}", kind="source", definitions=kept, source=source))
     datasets = log_datasets(definitions)

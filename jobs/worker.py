@@ -23,17 +23,17 @@ from featurelib.definitions import DatasetDef, ref
 from featurelib.engine.codec import decode_rows
 from featurelib.engine.flow import Graph
 from featurelib.engine.fold import KEY
-from featurelib.engine.keys import key_group, key_groups, owner_of_group
+from featurelib.engine.keys import key_group, key_groups
 from featurelib.engine.nodes import Delta
 from featurelib.engine.operators import IDENTITY, PLACE, PLACE_BITS, RightTable, UserFailure, run_steps
 from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node, pane_field, pane_of
 from featurelib.engine.partials import Row
 from featurelib.engine.program import Program
-from featurelib.engine.records import LATE, OFFSET, TIME, record_schema
-from featurelib.errors import CorruptState
-from featurelib.stores.archive import with_schema
-from featurelib.stores.log import Log
+from featurelib.engine.records import LATE, OFFSET, PARTITION, TIME, record_schema
+from featurelib.stores.log import Log, texts_of
 from featurelib.stores.online import GroupCommit, OnlineStore, StateName
+from jobs.inputs import ArchivedRecords, InputReader, end_of
+from jobs.tombstones import Erasure, up_to_tombstones
 
 _GROUP = "__group"
 # Keys whose state is kept in memory between steps; beyond it the oldest are loaded again when touched.
@@ -44,7 +44,7 @@ _CACHED_PANES = 512
 _RECENT_ROWS = 500_000
 
 
-class LeftHistory(Protocol):
+class LeftHistory(ArchivedRecords, Protocol):
     """Accepted records of a dataset, read back (stores/history.py)."""
 
     def read(
@@ -62,33 +62,12 @@ class LeftHistory(Protocol):
         ...
 
 
-class InputPartition(NamedTuple):
-    """One log partition a pipeline reads; its index in the pipeline's list names it in positions."""
-
-    dataset: DatasetDef
-    partition: int
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """``(dataset ref, partition)``."""
-        return ref(self.dataset), self.partition
-
-
 class Step(NamedTuple):
     """What one step did: records read, rows folded, rows replaced by a late right side."""
 
     read: int
     folded: int
     replaced: int
-
-
-def input_partitions(program: Program, log: Log) -> list[InputPartition]:
-    """Every input partition of a pipeline, left dataset first: the order of positions."""
-    return [
-        InputPartition(dataset, partition)
-        for dataset in program.sources
-        for partition in range(log.partitions(ref(dataset)))
-    ]
 
 
 class PartitionWorker:
@@ -111,10 +90,8 @@ class PartitionWorker:
         self._log = log
         self._store = store
         self._history = history
-        self._batch_rows = batch_rows
-        self._inputs = input_partitions(program, log)
-        self._lefts = self._left_inputs()
-        self._rights = [i for i, source in enumerate(self._inputs) if source.dataset != program.left]
+        self._reader = InputReader(program, groups, log=log, archive=history, batch_rows=batch_rows)
+        self._inputs, self._lefts, self._rights = self._reader.partitions, self._reader.lefts, self._reader.rights
         self._epochs: dict[int, int] = {}
         self._positions: dict[int, list[int]] = {}
         self._ahead: dict[int, list[int]] = {}
@@ -164,19 +141,15 @@ class PartitionWorker:
 
     def lag(self) -> int:
         """Records of its inputs not applied yet."""
-        mine = (*self._lefts, *self._rights)
-        names = {self._inputs[index].address[0] for index in mine}
-        ends = {name: self._log.heads(name, self._log.partitions(name)) for name in names}
-        behind = 0
-        for index in mine:
-            name, partition = self._inputs[index].address
-            behind += max(0, ends[name][partition].next_offset - self._lowest(index))
-        return behind
+        return self._reader.lag(self._positions)
+
+    def applied(self) -> dict[tuple[str, int], int]:
+        """Per ``(dataset ref, log partition)`` it reads, the offset below which all is applied. Asks no store."""
+        return self._reader.applied(self._positions)
 
     def wait(self, timeout_ms: int) -> bool:
         """Block until an input has something new; False on time-out."""
-        wanted = {self._inputs[i].address: self._lowest(i) for i in (*self._lefts, *self._rights)}
-        return self._log.wait(wanted, timeout_ms)
+        return self._reader.wait(self._positions, timeout_ms)
 
     def step(self) -> Step:
         """Apply one batch: right records while there are any, then left ones.
@@ -186,36 +159,74 @@ class PartitionWorker:
             StoreUnavailable: call :meth:`start` before the next step.
         """
         if self._graph is not None:
-            batch = self._read([*self._lefts, *self._rights])
+            batch, erasure = self._read([*self._lefts, *self._rights])
+            if erasure is not None:
+                return self._erase_from_graph(erasure)
             return self._apply_graph(self._graph, batch) if batch else Step(0, 0, 0)
-        batch = self._read(self._rights)
+        batch, erasure = self._read(self._rights)
+        if erasure is not None:
+            return self._erase_right(erasure)
         if batch:
             return self._apply_right(batch)
-        batch = self._read(self._lefts)
+        batch, erasure = self._read(self._lefts)
+        if erasure is not None:
+            return self._erase_left(erasure)
         return self._apply_left(batch) if batch else Step(0, 0, 0)
 
-    def _left_inputs(self) -> list[int]:
-        lefts = [i for i, source in enumerate(self._inputs) if source.dataset == self._program.left]
-        if not self._program.keyed_like_its_dataset():
-            return lefts
-        owned = {owner_of_group(group, len(lefts)) for group in self._groups}
-        return [i for i in lefts if self._inputs[i].partition in owned]
+    @property
+    def groups(self) -> range:
+        """Its key groups."""
+        return self._groups
+
+    def applied_rows(self, groups: range, since: Instant, until: Instant) -> dict[str, list[Row]]:
+        """Rows of some of its groups within both instants that are in the states, by key, read back from history.
+
+        Only for a pipeline keyed like its dataset, without a right side.
+        """
+        cut = {self._inputs[i].partition: max(p[i] for p in self._positions.values()) for i in self._lefts}
+        records = self._history.read(
+            self._program.left,
+            self._log.partitions(ref(self._program.left)),
+            groups=groups,
+            since=since,
+            until=until,
+            cut=cut,
+        )
+        shaped = self._own(self._program.prepare(records.select(self._program.left_columns()), {}))
+        return dict(self._program.rows_by_key(self._applied(shaped).drop(_GROUP)))
+
+    def loaded(self, rows: Mapping[str, Sequence[Row]]) -> dict[str, KeyState]:
+        """The states of some keys, with the panes on the paths of these rows."""
+        return self._states(rows, flushing=True)
+
+    def cached(self, key: str) -> KeyState | None:
+        """The state of a key, if it is in memory."""
+        return self._keys.get(key)
+
+    def write(self, changes: Mapping[str, Mapping[bytes, bytes | None]]) -> None:
+        """Commit changes of state that no record made: positions stay.
+
+        Raises:
+            Fenced: another worker owns the groups.
+            StoreUnavailable: call :meth:`start` before the next step.
+        """
+        by_group: dict[int, dict[str, Mapping[bytes, bytes | None]]] = {}
+        for key, fields in changes.items():
+            by_group.setdefault(key_group(key), {})[key] = fields
+        self._store.commit(
+            self._state,
+            [
+                GroupCommit(g, self._epochs[g], self._positions[g], self._newest[g], self._rows[g], of_group)
+                for g, of_group in by_group.items()
+            ],
+        )
 
     def _lowest(self, index: int) -> int:
-        return min(positions[index] for positions in self._positions.values())
+        return self._reader.lowest(index, self._positions)
 
-    def _read(self, indexes: Sequence[int]) -> dict[int, pa.Table]:
-        batch: dict[int, pa.Table] = {}
-        rows = max(1, self._batch_rows // max(1, len(indexes)))
-        for index in indexes:
-            lowest = self._lowest(index)
-            table = self._log.read(*self._inputs[index].address, lowest, rows)
-            if table is None:
-                continue
-            if table[OFFSET][0].as_py() != lowest:
-                raise CorruptState(f"the log of {self._inputs[index].address} no longer holds offset {lowest}")
-            batch[index] = with_schema(table, record_schema(self._inputs[index].dataset))
-        return batch
+    def _read(self, indexes: Sequence[int]) -> tuple[dict[int, pa.Table], Erasure | None]:
+        """The next records, or the next tombstones: what comes before one is committed before it is applied."""
+        return up_to_tombstones(self._reader.read(indexes, self._positions), self._inputs)
 
     def _apply_left(self, batch: Mapping[int, pa.Table]) -> Step:
         columns = self._program.left_columns()
@@ -225,7 +236,7 @@ class PartitionWorker:
         failures: list[UserFailure] = []
         shaped = self._unapplied(self._own(self._program.prepare(records, self._right_tables, failures)))
         self._note(failures)
-        ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
+        ends = {index: end_of(table) for index, table in batch.items()}
         touched = dict(self._program.rows_by_key(shaped.drop(_GROUP)))
         states = self._states(touched, flushing=False)
         lowest = {index: self._lowest(index) for index in ends}
@@ -248,17 +259,89 @@ class PartitionWorker:
         for index, table in batch.items():
             name = self._inputs[index].dataset.name
             after[name] = after[name].with_records(table)
-        removed, added = self._changed_rows(batch, before, after)
+        since = min(pc.min(table[TIME]).as_py() for table in batch.values())
+        ends = {index: end_of(table) for index, table in batch.items()}
+        replaced = self._change_rights(since, after, ends)
+        return Step(sum(len(table) for table in batch.values()), 0, replaced)
+
+    def _change_rights(self, since: Instant, after: Mapping[str, RightTable], ends: Mapping[int, int]) -> int:
+        """Join with other right sides from now on; how many left rows dated at or after ``since`` were replaced."""
+        removed, added = self._changed_rows(since, self._right_tables, after)
         replaced = dict(self._program.rows_by_key(added))
         gone = dict(self._program.rows_by_key(removed))
         touched = {key: [*gone.get(key, []), *replaced.get(key, [])] for key in {*gone, *replaced}}
         states = self._states(touched, flushing=True)
         for key in touched:
             self._replace(key, states[key], gone.get(key, []), replaced.get(key, []))
-        ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
-        self._right_tables = after
+        self._right_tables = dict(after)
         self._commit(states, ends)
-        return Step(sum(len(table) for table in batch.values()), 0, len(added))
+        return len(added)
+
+    def _erase_left(self, erasure: Erasure) -> Step:
+        """Take erased left records out again, from the keys whose rows they became."""
+        dataset, partition = self._inputs[erasure.place]
+        # A group beyond the tombstones has applied them, and may hold records of the key that came after.
+        due = {g for g in self._groups if self._positions[g][erasure.place] < erasure.end}
+        if self._program.keyed_like_its_dataset():
+            self._recent = [_without_keys(table, dataset, erasure) for table in self._recent]
+            states = self._states({key: [] for key in erasure.keys if key_group(key) in due}, flushing=False)
+            self._commit_rest({}, states, erasure)
+            return Step(len(erasure.keys), 0, 0)
+        # Read as it was before: the rows to take out are made of what is erased.
+        records = self._history.read(
+            dataset, self._log.partitions(ref(dataset)), keys=erasure.keys, cut={partition: erasure.first}
+        )
+        self._recent = [_without_offsets(table, partition, records[OFFSET]) for table in self._recent]
+        shaped = self._program.prepare(records.select(self._program.left_columns()), self._right_tables)
+        gone = dict(self._program.rows_by_key(self._own(shaped).drop(_GROUP)))
+        states = self._states(gone, flushing=True)
+        for key, state in states.items():
+            self._replace(key, state, gone[key], [])
+            if key_group(key) in due:
+                self._rows[key_group(key)] -= len(gone[key])
+        self._commit_rest(states, {}, erasure)
+        return Step(len(erasure.keys), 0, 0)
+
+    def _erase_right(self, erasure: Erasure) -> Step:
+        """Go on without erased right records; left rows that were joined with one are joined with what is left."""
+        dataset, partition = self._inputs[erasure.place]
+        kept, since = self._right_tables[dataset.name].without(erasure.keys, partition, erasure.first)
+        ends = {erasure.place: erasure.end}
+        if since is None:
+            self._commit({}, ends)
+            return Step(len(erasure.keys), 0, 0)
+        replaced = self._change_rights(since, {**self._right_tables, dataset.name: kept}, ends)
+        return Step(len(erasure.keys), 0, replaced)
+
+    def _erase_from_graph(self, erasure: Erasure) -> Step:
+        """Build the graph anew without the erased records; every key's state gets the difference.
+
+        What one record did to a graph is not kept apart, so this reads the whole history twice.
+        """
+        before = [self._lowest(index) for index in range(len(self._inputs))]
+        after = list(before)
+        before[erasure.place], after[erasure.place] = erasure.first, erasure.end
+        held = self._rows_at(self._program.new_graph(), before)
+        self._graph = self._program.new_graph()
+        difference = _difference(held, self._rows_at(self._graph, after), list(self._groups))
+        states = self._take_back([difference])
+        for rows, sign in ((difference.removed, -1), (difference.added, 1)):
+            for group in key_groups(rows[KEY]).tolist():
+                self._rows[group] += sign
+        self._commit_rest(states, {}, erasure)
+        return Step(len(erasure.keys), len(difference.added), len(difference.removed))
+
+    def _commit_rest(
+        self, changed: Mapping[str, KeyState], removed: Mapping[str, KeyState], erasure: Erasure
+    ) -> None:
+        """Commit what an erasure left; of a key without rows nothing stays, since its text may name who is erased."""
+        gone = {**removed, **{key: state for key, state in changed.items() if not state.header.rows}}
+        for key in gone:
+            if key in removed:
+                self._rows[key_group(key)] -= removed[key].header.rows
+            self._keys.pop(key, None)
+        kept = {key: state for key, state in changed.items() if key not in gone}
+        self._commit(kept, {erasure.place: erasure.end}, removed=gone)
 
     def _apply_graph(self, graph: Graph, batch: Mapping[int, pa.Table]) -> Step:
         """Apply a batch whose rows may take others back: every key's state gets the difference."""
@@ -270,7 +353,7 @@ class PartitionWorker:
         come = dict(self._program.rows_by_key(added.drop(_GROUP)))
         touched = {key: [*gone.get(key, []), *come.get(key, [])] for key in {*gone, *come}}
         states = self._states(touched, flushing=True)
-        ends = {index: self._lowest(index) + len(table) for index, table in batch.items()}
+        ends = {index: end_of(table) for index, table in batch.items()}
         for key, state in states.items():
             self._replace(key, state, gone.get(key, []), come.get(key, []))
             self._add(state, [], ends)
@@ -333,12 +416,14 @@ class PartitionWorker:
         graph.failures.clear()
         return self._own(self._program.shape(added))
 
-    def _take_back(self, differences: Sequence[Delta]) -> None:
+    def _take_back(self, differences: Sequence[Delta]) -> dict[str, KeyState]:
         gone = dict(self._program.rows_by_key(pl.concat([delta.removed for delta in differences]).unique()))
         come = dict(self._program.rows_by_key(pl.concat([delta.added for delta in differences]).unique()))
         touched = {key: [*gone.get(key, []), *come.get(key, [])] for key in {*gone, *come}}
-        for key, state in self._states(touched, flushing=True).items():
+        states = self._states(touched, flushing=True)
+        for key, state in states.items():
             self._replace(key, state, gone.get(key, []), come.get(key, []))
+        return states
 
     def _move_back(self, rows: pl.DataFrame, lowest: Sequence[int], groups: Collection[int]) -> None:
         counts = dict(rows.group_by(_GROUP).agg(pl.len()).iter_rows())
@@ -348,10 +433,10 @@ class PartitionWorker:
         self._commit(self._keys, {}, back=True)
 
     def _changed_rows(
-        self, batch: Mapping[int, pa.Table], before: Mapping[str, RightTable], after: Mapping[str, RightTable]
+        self, since: Instant, before: Mapping[str, RightTable], after: Mapping[str, RightTable]
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Rows to take out and rows to put in, because their right side changed."""
-        left = self._left_rows(min(pc.min(table[TIME]).as_py() for table in batch.values()))
+        """Rows dated at or after ``since`` to take out and to put in, because their right side changed."""
+        left = self._left_rows(since)
         steps = self._program.pipeline.steps[:-1]
         old = self._applied(self._own(self._program.shape(run_steps(left, steps, before)))).drop(_GROUP)
         new = self._applied(self._own(self._program.shape(run_steps(left, steps, after)))).drop(_GROUP)
@@ -406,8 +491,7 @@ class PartitionWorker:
         return shaped.filter(self._is_applied(shaped))
 
     def _even(self) -> bool:
-        first, *others = self._positions.values()
-        return all(positions == first for positions in others)
+        return self._reader.even(self._positions)
 
     def _is_applied(self, shaped: pl.DataFrame) -> pl.Series:
         # Left partitions come first in the list of inputs, so a log partition is its own index there.
@@ -456,7 +540,14 @@ class PartitionWorker:
         for group, count in shaped.group_by(_GROUP).agg(pl.len()).iter_rows():
             self._rows[group] += count
 
-    def _commit(self, states: Mapping[str, KeyState], ends: Mapping[int, int], *, back: bool = False) -> None:
+    def _commit(
+        self,
+        states: Mapping[str, KeyState],
+        ends: Mapping[int, int],
+        *,
+        back: bool = False,
+        removed: Collection[str] = (),
+    ) -> None:
         by_group: dict[int, dict[str, dict[bytes, bytes]]] = {group: {} for group in self._groups}
         for key, state in states.items():
             changes = state.changes()
@@ -464,13 +555,25 @@ class PartitionWorker:
                 by_group[key_group(key)][key] = changes
             if len(state.nodes) > _CACHED_PANES:
                 state.forget_panes()
+        removed_of: dict[int, list[str]] = {}
+        for key in removed:
+            removed_of.setdefault(key_group(key), []).append(key)
         for positions in self._positions.values():
             for index, end in ends.items():
                 positions[index] = max(positions[index], end)
         self._store.commit(
             self._state,
             [
-                GroupCommit(g, self._epochs[g], self._positions[g], self._newest[g], self._rows[g], changes, back)
+                GroupCommit(
+                    group=g,
+                    epoch=self._epochs[g],
+                    positions=self._positions[g],
+                    newest_us=self._newest[g],
+                    rows=self._rows[g],
+                    changes=changes,
+                    back=back,
+                    removed=removed_of.get(g, ()),
+                )
                 for g, changes in by_group.items()
             ],
         )
@@ -483,6 +586,19 @@ def _difference(held: pl.DataFrame, wanted: pl.DataFrame, groups: Sequence[int])
         held.join(wanted, on=[KEY, *IDENTITY], how="anti"),
         wanted.join(held, on=wanted.columns, how="anti", nulls_equal=True),
     )
+
+
+def _without_keys(records: pa.Table, dataset: DatasetDef, erasure: Erasure) -> pa.Table:
+    """Recent left records without the erased ones. A key's records are all in one log partition."""
+    texts = pl.Series(texts_of(records[dataset.key.name]), dtype=pl.String)
+    theirs = pa.array(texts.is_in(list(erasure.keys)).to_numpy())
+    return records.filter(pc.invert(pc.and_(theirs, pc.less(records[OFFSET], erasure.first))))
+
+
+def _without_offsets(records: pa.Table, partition: int, offsets: pa.ChunkedArray) -> pa.Table:
+    """Recent left records without those at some offsets of a log partition: the key may not be among their columns."""
+    theirs = pc.and_(pc.equal(records[PARTITION], partition), pc.is_in(records[OFFSET], offsets.combine_chunks()))
+    return records.filter(pc.invert(theirs))
 
 
 def _held(state: KeyState, rows: list[Row], lowest: Mapping[int, int]) -> list[Row]:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from featurelib.errors import ThymeError
 from serve_apps.messages import Answer, ErrorBody, internal_error, refuse, refuse_status
-from serve_apps.routes import definitions, features, health, query_runs
+from serve_apps.routes import definitions, erase, features, health, intake, query_runs
 
 _DESCRIPTION = """A real-time feature platform. Both services answer every route on both ports: 8081 is the fast
 listener of the query server, 8080 the definition service's. Every failure has the one error body."""
@@ -51,7 +51,7 @@ def build_api() -> FastAPI:
             Exception: _on_unforeseen,
         },
     )
-    for module in (definitions, query_runs, health):
+    for module in (definitions, intake, erase, query_runs, health):
         api.include_router(module.router)
     api.openapi = lambda: _document(api)  # type: ignore[method-assign]
     return api

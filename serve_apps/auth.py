@@ -19,19 +19,30 @@ _SCHEME = b"bearer "
 
 
 class Caller(NamedTuple):
-    """Who sent a request. ``fingerprint`` is ``None`` for a caller without a key."""
+    """Who sent a request. ``fingerprint`` is ``None`` for a caller without a key.
+
+    ``admitted``: whether what they sent in place of a key is enough; only a webhook's delivery comes so far without.
+    """
 
     fingerprint: str | None
     key: KeyRecord | None
+    admitted: bool = True
 
     def require(self, role: Role) -> None:
         """Refuse a caller whose key does not include the role.
 
         Raises:
+            Unauthenticated: the caller is not admitted.
             Forbidden: names the role needed.
         """
+        if not self.admitted:
+            raise Unauthenticated("the bearer key is missing, unknown, expired or revoked")
         if self.key is not None and not self.key.allows(role):
             raise Forbidden(f"this needs the role {role!r}; the key {self.fingerprint} has {self.key.role!r}")
+
+
+STRANGER = Caller(None, None, admitted=False)
+"""A caller that must show in another way who they are."""
 
 
 class KeyRing:

@@ -5,27 +5,26 @@ Knows no HTTP. Methods block (SQL, log appends): the routes call them in threads
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-import structlog
-
-from featurelib.definitions import Commit, Definitions, ref
+from featurelib.clock import Instant
+from featurelib.connectors import missing_driver
+from featurelib.definitions import Commit, Definitions, PipelineDef, SourceDef, ref
 from featurelib.engine.extractor import INLINE, Runner
-from featurelib.errors import DefinitionError, InvalidRequest, MaybeTaken, NotFound, Problem, StoreUnavailable
+from featurelib.engine.program import pipelines_of
+from featurelib.errors import DefinitionError, InvalidRequest, NotFound, Problem, StoreUnavailable
 from featurelib.plan import CommitReceipt, Plan, plan
 from featurelib.settings import Settings
 from featurelib.stock import read_commit
-from featurelib.stores.intake import Intake, Taken, lateness_of
 from featurelib.stores.log import Log
-from featurelib.stores.registry import EventRecord, NewEvent, Registry
+from featurelib.stores.registry import EventRecord, Registry, SourceStatus
+from featurelib.stores.shapes import Shapes, as_detail
 from featurelib.validation import merged
 from serve_apps import shapes
 from serve_apps.current import compile_all
+from serve_apps.freshness import dataset_freshness, rules_of
 
 _RECENT_EVENTS = 20
-_log = structlog.get_logger("thyme.serve")
 
 
 class DefinitionService:
@@ -36,9 +35,13 @@ class DefinitionService:
         log: where records sent over HTTP go.
         settings: partition counts and lateness rules.
         runner: where a commit's extractors are tried.
+        drift: what is known of the columns that came to datasets.
     """
 
-    def __init__(self, registry: Registry, log: Log, settings: Settings, runner: Runner = INLINE) -> None:
+    def __init__(
+        self, registry: Registry, log: Log, settings: Settings, runner: Runner = INLINE, drift: Shapes | None = None
+    ) -> None:
+        self._drift = drift
         self._runner = runner
         self._registry = registry
         self._log = log
@@ -57,41 +60,6 @@ class DefinitionService:
             raise InvalidRequest("body: nested too deeply") from None
         return self._registry.commit(commit, partial(decide, runner=self._runner), committed_by)
 
-    def log(self, dataset: str, events: Sequence[Mapping[str, Any]]) -> Taken:
-        """Append records to a dataset; one that does not fit goes to its dead letters, the others continue.
-
-        Raises:
-            NotFound: no such dataset.
-            InvalidRequest: the dataset is made by a pipeline.
-            StoreUnavailable: nothing was taken.
-            MaybeTaken: some of the records may have been accepted.
-        """
-        definitions = self._registry.definitions()
-        found = definitions.dataset(dataset)
-        if found is None:
-            raise NotFound(f"dataset {dataset[:128]!r} is not committed")
-        if definitions.producer(dataset) is not None:
-            raise InvalidRequest(f"dataset: {dataset!r} is made by a pipeline; send records to its input")
-        # A log that no worker has made yet is made here: its number of partitions is fixed by whoever comes first.
-        partitions = self._log.create(ref(found), self._settings.pipeline.partition_count)
-        lateness = lateness_of(definitions.source(dataset), self._settings.ingest)
-        try:
-            taken = Intake(self._log, found, partitions, lateness, definitions.cdc(found.name)).accept(events)
-        except StoreUnavailable as error:
-            text = f"{error}; some of the {len(events)} records may have been taken, and sent again would count twice"
-            raise MaybeTaken(text) from error
-        self._report(_events_of(found.name, taken))
-        return taken
-
-    def _report(self, events: Iterator[NewEvent]) -> None:
-        for event in events:
-            try:
-                self._registry.record_event(event)
-            except StoreUnavailable as error:
-                # The records are in the log: an error now would have them sent twice.
-                _log.warning("event_lost", event_type=event.event_type, subject=event.subject, error=str(error))
-                return
-
     def featuresets(self) -> list[shapes.Json]:
         """Every featureset."""
         return [shapes.featureset_record(featureset) for featureset in self._registry.definitions().featuresets]
@@ -105,14 +73,63 @@ class DefinitionService:
         return [shapes.pipeline_record(pipeline) for pipeline in self._registry.definitions().pipelines]
 
     def sources(self) -> list[shapes.Json]:
-        """Every source and how far it got."""
+        """Every source, how far it got, and how the columns that come differ; null where the log does not answer."""
         progress = shapes.by_dataset(self._registry.source_statuses())
-        sources = self._registry.definitions().sources
-        return [shapes.source_record(source, progress.get(source.dataset)) for source in sources]
+        definitions = self._registry.definitions()
+        records = []
+        for source in definitions.sources:
+            status = progress.get(source.dataset)
+            try:
+                if source.connector.type == "webhook":
+                    status = self._pushed(source, definitions)
+                drift = self._drift_of(source, definitions)
+            except StoreUnavailable:
+                drift = None
+            records.append({**shapes.source_record(source, status), "schema_drift": drift})
+        return records
 
-    def jobs(self) -> list[shapes.Json]:
-        """Every job and how far it got."""
-        return self._jobs(self._registry.definitions())
+    def _pushed(self, source: SourceDef, definitions: Definitions) -> SourceStatus | None:
+        """How far a source got that nobody reads: what the log says of it."""
+        dataset = definitions.dataset(source.dataset)
+        partitions = self._log.partitions(ref(dataset)) if dataset is not None else 0
+        if dataset is None or not partitions:
+            return None
+        heads = self._log.heads(ref(dataset), partitions)
+        return SourceStatus(
+            dataset=source.dataset,
+            rows_in=sum(head.next_offset for head in heads),
+            rows_dead=sum(head.records_dead for head in heads),
+            rows_late=sum(head.records_late for head in heads),
+        )
+
+    def _drift_of(self, source: SourceDef, definitions: Definitions) -> shapes.Json | None:
+        dataset = definitions.dataset(source.dataset)
+        return as_detail(self._drift.drift(dataset)) if self._drift is not None and dataset is not None else None
+
+    def jobs(self, now: Instant) -> list[shapes.Json]:
+        """Every job, how far it got and how fresh it is at ``now``."""
+        return self._jobs(self._registry.definitions(), now)
+
+    def scale(self, name: str, partition_count: int, now: Instant) -> shapes.Json:
+        """Give a pipeline another number of workers; they are replaced while records go on arriving.
+
+        Args:
+            name: ``by_rider`` or ``by_rider_job``, with ``@2`` where there are several versions.
+            partition_count: 1 to 64.
+            now: what ages are counted from.
+
+        Raises:
+            NotFound: no such job.
+            InvalidRequest: the count is out of range, or the name fits several versions.
+        """
+        definitions = self._registry.definitions()
+        pipeline = _job_named(name, definitions)
+        self._registry.scale(ref(pipeline), partition_count)
+        return next(
+            job
+            for job in self._jobs(definitions, now)
+            if (job["name"], job["version"], job["job_type"]) == (f"{pipeline.name}_job", pipeline.version, "pipeline")
+        )
 
     def commits(self, limit: int) -> list[shapes.Json]:
         """The latest commits, newest first."""
@@ -127,45 +144,42 @@ class DefinitionService:
         )
         return [shapes.event_record(event) for event in found]
 
-    def status(self) -> shapes.Json:
-        """Everything at a glance."""
+    def status(self, now: Instant) -> shapes.Json:
+        """Everything at a glance; ages are counted from ``now``."""
         definitions = self._registry.definitions()
         latest = self._registry.latest_commit()
+        jobs, fresh = self._jobs(definitions, now), self._fresh(definitions, now)
         return {
-            **shapes.status(definitions, self._jobs(definitions), self.sources(), self._registry.backfills()),
+            **shapes.status(definitions, jobs, self.sources(), self._registry.backfills(), fresh),
             "latest_commit": shapes.commit_record(latest) if latest else None,
             "recent_events": [shapes.event_record(e) for e in self._registry.events(limit=_RECENT_EVENTS)],
         }
 
-    def _jobs(self, definitions: Definitions) -> list[shapes.Json]:
-        return shapes.job_records(definitions, self._registry.jobs(), self._settings.pipeline.partition_count)
+    def _jobs(self, definitions: Definitions, now: Instant) -> list[shapes.Json]:
+        return shapes.job_records(definitions, self._registry.jobs(), self._settings.pipeline.partition_count, now)
+
+    def _fresh(self, definitions: Definitions, now: Instant) -> dict[str, shapes.Json]:
+        datasets = {ref(dataset): dataset for dataset in definitions.datasets}
+        idle_after_us = self._settings.ingest.idle_after_ms * 1_000
+        return {
+            status.dataset: dataset_freshness(
+                status, rules_of(datasets[status.dataset], definitions, idle_after_us), now
+            )
+            for status in self._registry.dataset_statuses()
+            if status.dataset in datasets
+        }
 
 
-def _events_of(dataset: str, taken: Taken) -> Iterator[NewEvent]:
-    if taken.dead:
-        first = taken.rejected[0]
-        message = f"{taken.dead} records sent to {dataset} were rejected; the first: {first.message}"
-        yield _event(
-            "dead_letter", dataset, message, {"dead": taken.dead, "reason": first.reason, "field": first.field}
-        )
-    if taken.late:
-        yield _event("late_records", dataset, f"{taken.late} records sent to {dataset} are late", {"late": taken.late})
-    for violation in taken.violations:
-        message = f"{violation.failed} of {violation.total} records sent to {dataset} break an expectation"
-        rule = violation.expectation.model_dump(mode="json", exclude_defaults=True)
-        detail = {"expectation": rule, "failed": violation.failed, "total": violation.total}
-        yield _event("expectation_violation", dataset, message, detail)
-
-
-def _event(event_type: str, dataset: str, message: str, detail: dict[str, Any]) -> NewEvent:
-    return NewEvent(
-        event_type=event_type,
-        severity="warn",
-        source="definition-service",
-        subject=dataset,
-        message=message,
-        detail=detail,
-    )
+def _job_named(name: str, definitions: Definitions) -> PipelineDef:
+    title, _, version = name.partition("@")
+    title = title.removesuffix("_job")
+    found = [p for p in pipelines_of(definitions) if p.name == title and version in ("", str(p.version))]
+    if not found:
+        raise NotFound(f"there is no job {name[:128]!r}")
+    if len(found) > 1:
+        versions = ", ".join(f"{title}@{pipeline.version}" for pipeline in found)
+        raise InvalidRequest(f"name: {name!r} has several versions: {versions}; name one of them")
+    return found[0]
 
 
 def decide(current: Definitions, commit: Commit, runner: Runner = INLINE) -> Plan:
@@ -176,8 +190,25 @@ def decide(current: Definitions, commit: Commit, runner: Runner = INLINE) -> Pla
         BreakingChange: listing every break.
     """
     decided = plan(current, commit)
+    _check_drivers(current, commit)
     _check_readable(current, commit, runner)
     return decided
+
+
+def _check_drivers(current: Definitions, commit: Commit) -> None:
+    # A source that is committed already runs or says why not: the rest of its module must not wait for it.
+    new = (source for source in commit.sources if source not in current.sources)
+    absent = ((source, missing_driver(source.connector.type)) for source in new)
+    problems = [_unread(commit, source, missing) for source, missing in absent if missing]
+    if problems:
+        raise DefinitionError(problems)
+
+
+def _unread(commit: Commit, source: SourceDef, missing: str) -> Problem:
+    where = commit.locate(f"source:{source.dataset}")
+    text, hint = f"this platform cannot read the source: {missing}", "Install it where the platform runs."
+    file, line = (where.file, where.line) if where else (None, None)
+    return Problem("missing_driver", source.dataset, text, hint, file=file, line=line)
 
 
 def _check_readable(current: Definitions, commit: Commit, runner: Runner) -> None:

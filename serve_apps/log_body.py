@@ -109,8 +109,9 @@ def _after_blank(text: str, position: int) -> int:
     return found.end() if found else position
 
 
-def _integer(digits: str) -> int | Decimal:
+def read_integer(digits: str) -> int | Decimal:
+    """An integer of JSON; one too long for Python to print stays a decimal."""
     return int(digits) if len(digits) <= _LONGEST_INTEGER else Decimal(digits)
 
 
-_JSON = json.JSONDecoder(parse_int=_integer)
+_JSON = json.JSONDecoder(parse_int=read_integer)

@@ -1,9 +1,14 @@
-"""What `/metrics` shows of one replica, in Prometheus text. Each application has a registry of its own."""
+"""What `/metrics` shows, in Prometheus text: of one replica, and what the registry holds of jobs and datasets.
+
+Each application has a collector registry of its own.
+"""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from serve_apps.freshness import Freshness
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -12,7 +17,7 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 
 class Metrics:
-    """Counters and histograms of the HTTP surface and of the audit behind it."""
+    """Counters and histograms of the HTTP surface and of the audit behind it; figures of jobs and datasets."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -38,6 +43,8 @@ class Metrics:
         self.plan_version = Gauge(
             "thyme_plan_version", "Registry version of the read plans being served.", registry=self._registry
         )
+        self.freshness = Freshness()
+        self._registry.register(self.freshness)
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from featurelib.clock import Clock, Instant, format_instant
 from featurelib.engine.extractor import Row, Wanted
 from featurelib.engine.read_plan import Entity, KeyForm, ReadPlan, View
-from featurelib.stores.online import Lookup
+from featurelib.stores.online import SEALED, Lookup, SealedRow
 from featurelib.types import Value
 from serve_apps.current import Current, Snapshot
 
@@ -32,8 +32,8 @@ _ANY_KEY = KeyForm("str")
 class Online(Protocol):
     """Reads the newest state."""
 
-    async def rows(self, lookups: Sequence[Lookup]) -> list[Row]:
-        """Rows in order, from one round trip; ``None`` for an unknown key."""
+    async def rows(self, lookups: Sequence[Lookup]) -> list[Row | SealedRow]:
+        """Rows in order, from one round trip; ``None`` for an unknown key, ``SEALED`` where only history has it."""
         ...
 
     async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:
@@ -210,9 +210,10 @@ class QueryServer:
         if at is not None or plan.clock == "wall":
             return self._wall(at)
         newest = await self._online.clocks(plan.clock_pipelines)
-        # A pipeline that has applied nothing has no clock of its own and nothing to read: the others decide.
+        # A pipeline that has applied nothing has no clock of its own and nothing to read: the others decide. Where
+        # none has applied anything there is no event clock, and the answer names the one that was read instead.
         known = [instant for instant in newest.values() if instant is not None]
-        return _Moment(min(known) if known else self._clock.now(), "event", is_past=False)
+        return _Moment(min(known), "event", is_past=False) if known else self._wall(None)
 
     def _wall(self, at: Instant | None) -> _Moment:
         if at is not None:
@@ -273,6 +274,15 @@ class QueryServer:
         return row
 
     async def _rows(self, lookups: Sequence[Lookup], moment: _Moment) -> list[Row]:
-        if not moment.is_past:
-            return await self._online.rows(lookups)
+        if moment.is_past:
+            return await self._past(lookups)
+        rows = await self._online.rows(lookups)
+        sealed = [index for index, row in enumerate(rows) if row is SEALED]
+        if sealed:
+            # An event clock far behind the wall's: right, and as slow as any read of the past.
+            found = dict(zip(sealed, await self._past([lookups[index] for index in sealed]), strict=True))
+            rows = [found.get(index, row) for index, row in enumerate(rows)]
+        return cast("list[Row]", rows)
+
+    async def _past(self, lookups: Sequence[Lookup]) -> list[Row]:
         return await asyncio.get_running_loop().run_in_executor(self._threads.history, self._history.rows, lookups)

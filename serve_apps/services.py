@@ -14,11 +14,13 @@ from featurelib.errors import ThymeError
 from featurelib.settings import Settings
 from featurelib.stores.archive import Archive
 from featurelib.stores.audit import Audit
+from featurelib.stores.budget import Budget
 from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.online import OnlineReader
 from featurelib.stores.point_in_time import PointInTime
 from featurelib.stores.registry import Registry
+from featurelib.stores.shapes import Shapes
 from serve_apps.audit import AuditWriter
 from serve_apps.current import Current, Generations
 from serve_apps.isolation import Isolation
@@ -63,6 +65,7 @@ class Services:
     isolation: Isolation
     current: Current
     query_server: QueryServer
+    shapes: Shapes
     threads: ThreadPoolExecutor
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     background: list[asyncio.Task[None]] = field(default_factory=list)
@@ -87,6 +90,7 @@ class Services:
             query_server=QueryServer(
                 current, stores.online, stores.history, clock, Threads(threads, isolation.threads)
             ),
+            shapes=Shapes(stores.log, clock),
             threads=threads,
         )
 
@@ -141,7 +145,7 @@ async def open_services(settings: Settings, clock: Clock) -> AsyncIterator[Servi
         StoreUnavailable: registry or online store did not answer.
     """
     redis_url = settings.online.redis_url.get_secret_value()
-    log = Log(redis_url, clock)
+    log = Log(redis_url, clock, Budget.of(settings.online))
     stores = Stores(
         registry=Registry(settings.registry_url, clock),
         online=OnlineReader(redis_url),

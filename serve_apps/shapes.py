@@ -44,6 +44,7 @@ from featurelib.expr import (
 from featurelib.secrets import SecretRef
 from featurelib.stores.audit import QueryRun
 from featurelib.stores.registry import BackfillRecord, CommitRecord, EventRecord, JobRecord, SourceStatus
+from serve_apps import freshness
 
 MASK = "***"
 
@@ -68,6 +69,7 @@ _SHOWN_SETTINGS = frozenset(
         "sasl_username",
         "group_id",
         "schema_registry_url",
+        "ssl_ca_location",
         "stream_arn",
         "region",
         "endpoint_url",
@@ -80,6 +82,7 @@ _SHOWN_SETTINGS = frozenset(
         "role",
         "dataset_id",
         "project_id",
+        "signature_header",
     }
 )
 # Credentials of a URL: before the host, and in the query.
@@ -179,17 +182,18 @@ def source_record(source: SourceDef, status: SourceStatus | None) -> Json:
     }
 
 
-def job_records(definitions: Definitions, jobs: Iterable[JobRecord], partitions: int) -> list[Json]:
+def job_records(definitions: Definitions, jobs: Iterable[JobRecord], partitions: int, now: Instant) -> list[Json]:
     """One job per pipeline, indexes of raw datasets included, and those of backfills."""
     pipelines = {ref(pipeline): pipeline for pipeline in pipelines_of(definitions)}
     known = {(job.pipeline, job.job_type): job for job in jobs}
     for name in pipelines:
         absent = JobRecord(pipeline=name, partition_count=partitions, state="pending")
         known.setdefault((name, "pipeline"), absent)
-    return [_job(pipelines[name], job, definitions) for (name, _), job in sorted(known.items()) if name in pipelines]
+    found = ((pipelines[name], job) for (name, _), job in sorted(known.items()) if name in pipelines)
+    return [_job(pipeline, job, definitions, now) for pipeline, job in found]
 
 
-def _job(pipeline: PipelineDef, job: JobRecord, definitions: Definitions) -> Json:
+def _job(pipeline: PipelineDef, job: JobRecord, definitions: Definitions, now: Instant) -> Json:
     name = f"{pipeline.name}_job"
     source = definitions.source(pipeline.input_datasets[0])
     spec = {
@@ -214,17 +218,25 @@ def _job(pipeline: PipelineDef, job: JobRecord, definitions: Definitions) -> Jso
         "applied_until": _instant(job.applied_us),
         "lag": job.lag,
         "rows": job.rows,
+        "freshness": freshness.job_freshness(job, now),
+        "workers": freshness.workers(job),
         "updated_at": _instant(job.updated_at or None),
         "spec": spec,
     }
 
 
 def status(
-    definitions: Definitions, jobs: list[Json], sources: list[Json], backfills: Iterable[BackfillRecord]
+    definitions: Definitions,
+    jobs: list[Json],
+    sources: list[Json],
+    backfills: Iterable[BackfillRecord],
+    fresh: Mapping[str, Json],
 ) -> Json:
-    """The parts of the status that follow from definitions, jobs and sources."""
+    """The parts of the status that follow from definitions, jobs, sources, and by ref how fresh the datasets are."""
     return {
-        "datasets": [{"name": d.name, "version": d.version} for d in definitions.datasets],
+        "datasets": [
+            {"name": d.name, "version": d.version, "freshness": fresh.get(ref(d))} for d in definitions.datasets
+        ],
         "pipelines": [
             {
                 "name": p.name,

@@ -17,9 +17,9 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 
-from featurelib.errors import InvalidRequest, PayloadTooLarge, ThymeError
+from featurelib.errors import InvalidRequest, PayloadTooLarge, ThymeError, Unauthenticated
 from serve_apps.api import build_api
-from serve_apps.auth import Caller
+from serve_apps.auth import STRANGER, Caller
 from serve_apps.messages import Answer, Call, Handler, internal_error, refuse, refuse_status
 from serve_apps.routes.features import FeatureRoutes
 from serve_apps.services import Services
@@ -31,6 +31,9 @@ Send = Callable[[Message], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/health", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 """Paths that need no key."""
+
+DELIVERIES = "/api/v1/webhooks/"
+"""Paths below it may be called without a key: a signature may stand in for it."""
 
 _CORRELATION_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 # A client that takes one setting for both base and full URL asks for this doubled prefix.
@@ -118,8 +121,7 @@ class Application:
             path = scope["path"] = path[len(_COMMIT_PATH) :]
         caller = Caller(None, None)
         if path not in OPEN_PATHS:
-            keys = services.current.snapshot.keys
-            caller = keys.caller(exchange.headers.get(b"authorization"), services.clock.now())
+            caller = _caller(path, exchange.headers, services)
         limit = services.settings.serving.max_body_bytes
         body = b"" if exchange.method in _WITHOUT_BODY else await _read_body(receive, exchange.headers, limit)
         methods = self._hot.get(path)
@@ -142,6 +144,17 @@ class Application:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _caller(path: str, headers: Mapping[bytes, bytes], services: Services) -> Caller:
+    keys = services.current.snapshot.keys
+    try:
+        return keys.caller(headers.get(b"authorization"), services.clock.now())
+    except Unauthenticated:
+        # A delivery is signed instead, where its webhook has a secret; the route finds out.
+        if not path.startswith(DELIVERIES):
+            raise
+        return STRANGER
 
 
 async def _hot_answer(

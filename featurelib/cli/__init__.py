@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from featurelib.cli import codegen, commit, events, plan, query, status, version
+from featurelib.cli import codegen, commit, dead_letters, erase, events, jobs, plan, query, status, version
 from featurelib.errors import ThymeError
 
 
@@ -50,7 +50,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
         add_completion=False,
     )
-    for noun in (commit, plan, codegen, status, query, events, version):
+    for noun in (commit, plan, codegen, status, jobs, query, events, dead_letters, version):
         noun.register(made)
     for point in entry_points(group="thyme.cli"):
         try:

@@ -6,10 +6,12 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from featurelib.cli.tables import print_json, print_table
+from featurelib.cli import jobs
+from featurelib.cli.tables import age, number, print_json, print_table
 from featurelib.errors import ThymeError
 
 _UP, _DOWN = "up", "down"
+_DATASET_COLUMNS = ("dataset", "event lag", "behind", "to archive", "in", "late, dead", "idle", "watermark")
 
 
 class Status(NamedTuple):
@@ -66,17 +68,43 @@ def show(found: Status) -> None:
     print(f"latest commit: {newest['id']} at {newest['created_at']}" if newest else "latest commit: none")
     names = [entry["name"] for entry in found.status.get("featuresets", [])]
     print(f"featuresets: {', '.join(names) or 'none'}")
-    _section("jobs", found.status, ("name", "state", "partition_count", "rows", "lag", "applied_until", "detail"))
+    if found.status.get("jobs"):
+        print("\njobs")
+        jobs.show(found.status["jobs"])
+    fresh = [entry for entry in found.status.get("datasets") or [] if entry.get("freshness")]
+    _table("datasets", _DATASET_COLUMNS, [_dataset(entry) for entry in fresh])
     _section("sources", found.status, ("dataset", "connector_type", "rows_in", "rows_dead", "last_error"))
     _section("backfills", found.status, ("job_name", "source_dataset", "status", "records_ingested"))
     _section("recent_events", found.status, ("created_at", "severity", "event_type", "message"))
 
 
+def _dataset(entry: dict[str, Any]) -> list[str]:
+    fresh = entry["freshness"]
+    partitions = fresh["partitions"]
+    idle = sum(partition["idle"] for partition in partitions)
+    # The lowest: what is dated before it is late in every partition.
+    watermarks = [partition["watermark"] for partition in partitions if partition["watermark"] is not None]
+    return [
+        f"{entry['name']}@{entry['version']}",
+        age(fresh["event_time_lag_s"]),
+        jobs.behind(fresh),
+        number(fresh["archive_records_behind"]),
+        number(fresh["rows_in"]),
+        f"{number(fresh['rows_late'])}, {number(fresh['rows_dead'])}",
+        f"{idle} of {len(partitions)}",
+        min(watermarks, default=""),
+    ]
+
+
 def _section(name: str, body: dict[str, Any], columns: tuple[str, ...]) -> None:
     entries = body.get(name) or []
-    if entries:
-        print(f"\n{name.replace('_', ' ')}")
-        print_table(columns, [[_text(entry.get(column)) for column in columns] for entry in entries])
+    _table(name.replace("_", " "), columns, [[_text(entry.get(column)) for column in columns] for entry in entries])
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
+    if rows:
+        print(f"\n{title}")
+        print_table(columns, rows)
 
 
 def _text(value: Any) -> str:

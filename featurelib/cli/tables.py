@@ -45,6 +45,21 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(markup=False, highlight=False).print(table)
 
 
+def age(seconds: float | None) -> str:
+    """A span of time in the unit people would use, rounded; empty for ``None``."""
+    if seconds is None:
+        return ""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def number(count: int | None) -> str:
+    """A count with its thousands apart; empty for ``None``."""
+    return "" if count is None else f"{count:,}"
+
+
 def print_json(value: Any) -> None:
     """Indented JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

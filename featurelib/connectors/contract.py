@@ -2,10 +2,11 @@
 
 A source is one or more *streams*, each of one of two kinds. A stream is
 
-* **numbered** when what it holds never changes its order (a file, a Kafka partition, a Kinesis shard, the snapshots of
-  an Iceberg table): every record has a ``sequence``, for ever, and a batch covers all up to its mark's;
+* **numbered** when what it holds never changes its order (a file, a Kafka partition, the snapshots of an
+  Iceberg table): every record has a ``sequence``, for ever, and a batch covers all up to its mark's;
 * **named** when more may turn up between what was read before (rows of a table ordered by a cursor, lines of the
-  objects in a bucket): every record has a name, for ever; names sort, byte by byte, in the order in which the source
+  objects in a bucket), or the source's own names are better kept than counted (a Kinesis shard, whose oldest
+  records expire): every record has a name, for ever; names sort, byte by byte, in the order in which the source
   is read, and a batch says below which ``floor`` it will never give a name again.
 
 The promises every connector keeps (tests/contract/test_sources.py):

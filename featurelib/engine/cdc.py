@@ -10,6 +10,9 @@
 The event time of an envelope is the first of these that is there: the dataset's time column in ``after``, a member of
 that name beside ``op``, ``source.ts_ms``, ``ts_ms`` (milliseconds). A delete does not look into a row: the time in
 ``before`` is that of the row it takes away.
+
+A message that only deletes has no row. A connector brings it to an ``upsert`` source as ``{"__key": …, "__time": …,
+"__deleted": true}``: the key by itself, or an object that names the key's column.
 """
 
 from __future__ import annotations
@@ -33,9 +36,11 @@ from featurelib.engine.coerce import (
     raw_column,
     raw_record,
 )
-from featurelib.engine.records import DELETED
+from featurelib.engine.records import DELETED, TIME
 from featurelib.errors import RecordError
 
+KEY = "__key"
+"""The key of a deletion that has no row."""
 _MILLI = 1_000
 _OPS = ("c", "r", "u", "d")  # not a set: what came may not be hashable
 _FLAG = FieldDef(name=DELETED, type="bool", optional=True)
@@ -77,7 +82,7 @@ def unwrap(records: RawRecords, dataset: DatasetDef, cdc: Cdc) -> Unwrapped:
     if cdc == "append":
         return _kept(records, np.zeros(len(records), dtype=np.bool_), [])
     if cdc == "upsert":
-        return _flagged(records)
+        return _flagged(records if isinstance(records, pa.Table) else _with_rows(records, dataset))
     changes = records.to_pylist() if isinstance(records, pa.Table) else records
     return _opened(changes, lambda change: _opened_envelope(change, dataset))
 
@@ -92,6 +97,19 @@ def _kept(records: RawRecords, deleted: npt.NDArray[np.bool_], rejected: list[Re
 
 
 # Upsert: rows with a mark.
+
+
+def _with_rows(records: Sequence[Mapping[str, Any]], dataset: DatasetDef) -> Sequence[Mapping[str, Any]]:
+    """The records, those that hold a bare key written as rows."""
+    if not any(KEY in record for record in records):
+        return records
+    return [_row_of_key(record, dataset) if KEY in record else record for record in records]
+
+
+def _row_of_key(record: Mapping[str, Any], dataset: DatasetDef) -> dict[str, Any]:
+    key = record[KEY]
+    named = key if isinstance(key, Mapping) else {dataset.key.name: key}
+    return {**named, dataset.timestamp.name: record.get(TIME), DELETED: record.get(DELETED)}
 
 
 def _flagged(records: RawRecords) -> Unwrapped:

@@ -19,7 +19,8 @@ column kernels below it only decide the common cells at once, and hand every oth
                                                            ``out_of_range``; digits that its scale has no room for:
                                                            ``not_exact``; a float is what its shortest text says
     list[T]   list of what T takes                         the list; a null inside is kept
-    numbers, datetime                                      a bool: ``wrong_type`` (bool is not a number)
+    number    a bool                                       ``wrong_type`` (a bool is no number)
+    datetime  a bool                                       ``wrong_type``
     any       anything else                                ``wrong_type``
     key       empty text                                   ``empty_key``
 

@@ -13,9 +13,9 @@ The first four are its identity and its place in the total order (decision 8).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import polars as pl
 import pyarrow as pa
@@ -35,7 +35,8 @@ from featurelib.definitions import (
     TransformStep,
 )
 from featurelib.engine.batch import condition, evaluate
-from featurelib.engine.records import ACCEPTED_AT, DELETED, LATE, OFFSET, PARTITION, TIME, record_schema
+from featurelib.engine.keys import key_texts
+from featurelib.engine.records import ACCEPTED_AT, DELETED, ERASED, LATE, OFFSET, PARTITION, TIME, record_schema
 
 if TYPE_CHECKING:
     from featurelib.engine.user_code import Guard, UserFunction
@@ -67,6 +68,7 @@ def source_rows(records: pa.Table) -> pl.DataFrame:
             deleted.alias(DELETED),
         )
         .drop(LATE, PARTITION, OFFSET)
+        .drop(ERASED, strict=False)
     )
 
 
@@ -114,6 +116,17 @@ class RightTable:
         if len(added):
             frame = pl.concat([frame, self.select(added)]).sort(_RIGHT_ORDER)
         return RightTable(self.step, self._key, frame)
+
+    def without(self, keys: Sequence[str], partition: int, below: int) -> tuple[RightTable, int | None]:
+        """The table without what a log partition holds of some keys below an offset, and its earliest event time.
+
+        ``None``: there is nothing of theirs.
+        """
+        first = partition << PLACE_BITS
+        erased = key_texts([self.frame[_RIGHT_KEY]]).is_in(list(keys))
+        erased &= self.frame[PLACE].is_between(first, first + below, closed="left")
+        earliest = self.frame.filter(erased)[_RIGHT_TIME].min()
+        return RightTable(self.step, self._key, self.frame.filter(~erased)), cast("int | None", earliest)
 
     def select(self, rows: pl.DataFrame) -> pl.DataFrame:
         """What the table keeps of right rows."""

@@ -8,6 +8,7 @@ Columns beside the dataset's own:
     __offset       int64  position in that partition: 0, 1, 2, …
     __late         bool   decided once, at append (decision 6)
     __deleted      bool   the record takes its key away (cdc); null means false
+    __erased       bool   no record but a tombstone: those of its key below its offset were erased; null means false
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from featurelib.definitions import DatasetDef
 from featurelib.types import decimal_scale, element_type
 
 TIME, ACCEPTED_AT, PARTITION, OFFSET, LATE = "__time", "__accepted_at", "__partition", "__offset", "__late"
-DELETED = "__deleted"
-SYSTEM_COLUMNS = (TIME, ACCEPTED_AT, PARTITION, OFFSET, LATE, DELETED)
+DELETED, ERASED = "__deleted", "__erased"
+SYSTEM_COLUMNS = (TIME, ACCEPTED_AT, PARTITION, OFFSET, LATE, DELETED, ERASED)
 ORDER = (TIME, ACCEPTED_AT, PARTITION, OFFSET)
 """The total order of records (decision 8): "newest" and every tie follow it."""
 
@@ -71,6 +72,7 @@ def record_schema(dataset: DatasetDef) -> pa.Schema:
         (OFFSET, pa.int64()),
         (LATE, pa.bool_()),
         (DELETED, pa.bool_()),
+        (ERASED, pa.bool_()),
     ]
     return pa.schema([*dataset_schema(dataset), *(pa.field(name, kind) for name, kind in system)])
 

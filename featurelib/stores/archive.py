@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
@@ -29,9 +30,9 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from featurelib.clock import Instant
 from featurelib.definitions import DatasetDef, ref
 from featurelib.engine.coerce import coerce_value
-from featurelib.engine.keys import groups_of_column, key_group
+from featurelib.engine.keys import groups_of_column, key_group, key_texts
 from featurelib.engine.records import OFFSET, PARTITION, SYSTEM_COLUMNS, TIME, record_schema
-from featurelib.errors import CorruptState, RecordError, StoreUnavailable
+from featurelib.errors import ArchiveUnavailable, CorruptState, RecordError, StoreUnavailable
 
 KEY_GROUP, MONTH = "__key_group", "__month"
 
@@ -40,6 +41,11 @@ _WRITER = WriterProperties(max_row_group_size=16_384, compression="ZSTD", compre
 _COMPACT_ABOVE_FILES = 16
 _TARGET_BYTES = 128 * 1024 * 1024
 _ATTEMPTS = 5
+# Each commit that deletes rewrites every file with one of its offsets: few commits, each with a bounded predicate.
+_OFFSETS_PER_DELETE = 5_000
+# No value of a user's column gets into the table's own log, where a rewrite of the data would leave it.
+_INDEXED_COLUMNS = {"delta.dataSkippingNumIndexedCols": str(1 + len(SYSTEM_COLUMNS))}
+_LOG_RETENTION, _LOG_KEPT, _LOG_FORGOTTEN = "delta.logRetentionDuration", "interval 30 days", "interval 0 seconds"
 
 
 class Compacted(NamedTuple):
@@ -95,6 +101,18 @@ class ArchiveSnapshot:
             names = [name for name in schema.names if name in stored.schema.names]
             table = stored.to_table(columns=names, filter=reduce(and_, conditions) if conditions else None)
         return with_schema(table, schema)
+
+    def read_offsets(self, partition: int, first: int, end: int) -> pa.Table:
+        """Archived records of one log partition with offsets from ``first`` to below ``end``, ascending."""
+        schema = record_schema(self._dataset)
+        if self._table is None or first >= end:
+            return schema.empty_table()
+        wanted = (ds.field(PARTITION) == partition) & (ds.field(OFFSET) >= first) & (ds.field(OFFSET) < end)
+        with _unavailable():
+            stored = self._table.to_pyarrow_dataset()
+            names = [name for name in schema.names if name in stored.schema.names]
+            table = stored.to_table(columns=names, filter=wanted)
+        return with_schema(table, schema).sort_by(OFFSET)
 
 
 class Archive:
@@ -175,6 +193,73 @@ class Archive:
         with _unavailable():
             return len(table.vacuum(retention_hours, dry_run=False, enforce_retention_duration=False))
 
+    def erase(self, dataset: DatasetDef, tombstones: Mapping[str, int]) -> int:
+        """Rewrite the table without what some keys have at or below the offsets of their tombstones.
+
+        Offsets of other records and the app transactions stay as they are.
+
+        Args:
+            dataset: whose table.
+            tombstones: per key text, the offset of its tombstone, which is removed with the rest.
+
+        Returns:
+            How many rows were removed.
+
+        Raises:
+            StoreUnavailable: some may have been removed; do it again.
+        """
+        removed = 0
+        for _ in range(_ATTEMPTS):
+            found = self._erased_rows(dataset, tombstones)
+            if not len(found):
+                return removed
+            try:
+                with _unavailable():
+                    table = self._open(dataset)
+                    assert table is not None
+                    removed += sum(_delete(table, rows) for rows in _by_month(found))
+            except CommitFailedError:  # another writer was faster: look again
+                continue
+        raise ArchiveUnavailable(f"the archive of {ref(dataset)} is being written by others; try again")
+
+    def purge(self, dataset: DatasetDef) -> None:
+        """Delete every file that the newest version does not need, and the table's log of how it came to be.
+
+        Whoever is reading an older version fails and reads again. Only the archive's one writer may call it: a commit
+        made from a version before the one that is kept would be forgotten with its log (and made again, since what
+        is archived is always asked of the newest version).
+
+        Raises:
+            StoreUnavailable: do it again.
+        """
+        table = self._open(dataset)
+        if table is None:
+            return
+        with _unavailable():
+            table.vacuum(0, dry_run=False, enforce_retention_duration=False)
+            table.alter.set_table_properties({**_INDEXED_COLUMNS, _LOG_RETENTION: _LOG_FORGOTTEN})
+            table = DeltaTable(self.location(dataset), storage_options=self._storage_options)
+            table.create_checkpoint()
+            table.cleanup_metadata()
+            table.alter.set_table_properties({_LOG_RETENTION: _LOG_KEPT})
+
+    def _erased_rows(self, dataset: DatasetDef, tombstones: Mapping[str, int]) -> pa.Table:
+        """Month, partition and offset of the rows of some keys at or below their tombstones."""
+        table = self._open(dataset)
+        schema = pa.schema([(MONTH, pa.int32()), (PARTITION, pa.int32()), (OFFSET, pa.int64())])
+        if table is None or not tombstones:
+            return schema.empty_table()
+        groups = sorted({key_group(text) for text in tombstones})
+        conditions = [*key_conditions(dataset, list(tombstones)), ds.field(KEY_GROUP).isin(groups)]
+        with _unavailable():
+            found = table.to_pyarrow_dataset().to_table(
+                columns=[*schema.names, dataset.key.name], filter=reduce(and_, conditions)
+            )
+        texts = key_texts([pl.Series("key", pl.from_arrow(found[dataset.key.name].cast(_key_type(dataset))))])
+        through = texts.replace_strict(tombstones, default=-1, return_dtype=pl.Int64)
+        theirs = found[OFFSET].to_numpy() <= through.to_numpy()
+        return found.filter(pa.array(theirs)).select(schema.names)
+
     def _open(self, dataset: DatasetDef) -> DeltaTable | None:
         with _unavailable():
             try:
@@ -191,6 +276,7 @@ class Archive:
                 mode="ignore",
                 partition_by=[MONTH],
                 name=ref(dataset),
+                configuration=_INDEXED_COLUMNS,
                 storage_options=self._storage_options,
             )
         except CommitFailedError:
@@ -236,6 +322,30 @@ def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
         for field in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _key_type(dataset: DatasetDef) -> pa.DataType:
+    return record_schema(dataset).field(dataset.key.name).type
+
+
+def _by_month(rows: pa.Table) -> Iterator[tuple[int, int, list[int]]]:
+    """Month, partition and some of the offsets there."""
+    places: dict[tuple[int, int], list[int]] = {}
+    for month, part, offset in zip(*(rows[name].to_pylist() for name in (MONTH, PARTITION, OFFSET)), strict=True):
+        places.setdefault((month, part), []).append(offset)
+    for (month, part), offsets in sorted(places.items()):
+        for start in range(0, len(offsets), _OFFSETS_PER_DELETE):
+            yield month, part, sorted(offsets)[start : start + _OFFSETS_PER_DELETE]
+
+
+def _delete(table: DeltaTable, rows: tuple[int, int, list[int]]) -> int:
+    # By offset: the table's log keeps the predicate, and a key in it would outlive its records.
+    month, part, offsets = rows
+    listed = ", ".join(map(str, offsets))
+    done = table.delete(
+        f"{MONTH} = {month} AND {PARTITION} = {part} AND {OFFSET} IN ({listed})", writer_properties=_WRITER
+    )
+    return int(done["num_deleted_rows"])
 
 
 def _key_values(dataset: DatasetDef, text: str) -> list[Any]:
@@ -333,4 +443,4 @@ def _unavailable() -> Iterator[None]:
     try:
         yield
     except (DeltaError, OSError) as error:
-        raise StoreUnavailable(f"the archive does not answer: {error}") from error
+        raise ArchiveUnavailable(f"the archive does not answer: {error}") from error

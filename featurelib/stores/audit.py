@@ -5,10 +5,11 @@ Written behind the response in batches; it shares the registry's database.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import Row, delete, select, update
 
 from featurelib.clock import Instant
 from featurelib.definitions import Record
@@ -42,8 +43,17 @@ class QueryRun(Record):
     definition: str | None = None
     positions: dict[str, Any] | None = None
 
+    @property
+    def is_erased(self) -> bool:
+        """Whether it named an entity that has been erased since."""
+        return any(each.startswith(PSEUDONYM) for each in self.entity_ids)
+
 
 _Runs = list[QueryRun]
+_RUNS_PER_LOOK = 500
+_PARTS = re.compile(r"(?:[^:\\]|\\.)+")
+PSEUDONYM = "erased:"
+"""How an entity id begins that stands for an erased entity."""
 
 
 class Audit:
@@ -62,6 +72,38 @@ class Audit:
         if runs:
             with self._database.write() as connection:
                 insert_new(connection, schema.query_runs, [run.model_dump() for run in runs])
+
+    def forget_before(self, instant: Instant) -> int:
+        """Delete the runs recorded before an instant; returns how many. They cannot be replayed any more."""
+        query = delete(schema.query_runs).where(schema.query_runs.c.created_at < instant)
+        with self._database.write() as connection:
+            return connection.execute(query).rowcount
+
+    def erase(self, featuresets: Sequence[str], pseudonyms: Mapping[str, str]) -> int:
+        """Put pseudonyms in the place of entities in the runs of some featuresets; how many runs named one of them.
+
+        What was asked and with which words goes with them: such a run cannot be replayed. Done again it changes nothing.
+
+        Args:
+            featuresets: names; of look-ups, the dataset's.
+            pseudonyms: per key text, what stands in its place.
+        """
+        runs, named, after = schema.query_runs, 0, 0
+        while True:
+            query = select(runs.c.sequence, runs.c.entity_ids, runs.c.error, runs.c.correlation_id).where(
+                runs.c.sequence > after, runs.c.featureset.in_(featuresets)
+            )
+            with self._database.read() as connection:
+                found = connection.execute(query.order_by(runs.c.sequence).limit(_RUNS_PER_LOOK)).all()
+            changed = [(row.sequence, values) for row in found if (values := _erased(row, pseudonyms))]
+            if changed:
+                with self._database.write() as connection:
+                    for sequence, values in changed:
+                        connection.execute(update(runs).where(runs.c.sequence == sequence).values(values))
+            named += len(changed)
+            if len(found) < _RUNS_PER_LOOK:
+                return named
+            after = found[-1].sequence
 
     def get(self, run_id: str) -> QueryRun | None:
         """The run of that id, if it is recorded."""
@@ -85,3 +127,22 @@ class Audit:
         with self._database.read() as connection:
             rows = connection.execute(query).all()
         return [record_of(QueryRun, row) for row in rows]
+
+
+def _erased(row: Row[Any], pseudonyms: Mapping[str, str]) -> dict[str, Any]:
+    """New values of a run that names one of the entities; none for another."""
+    ids = [_pseudonym(each, pseudonyms) for each in row.entity_ids]
+    if ids == list(row.entity_ids):
+        return {}
+    # A message begins with its code; what follows may quote the id, as may the caller's own correlation id.
+    error = row.error and row.error.partition(":")[0]
+    quoted = row.correlation_id is not None and any(key in row.correlation_id for key in pseudonyms)
+    kept = None if quoted else row.correlation_id
+    return {"entity_ids": ids, "inputs": None, "positions": None, "error": error, "correlation_id": kept}
+
+
+def _pseudonym(entity_id: str, pseudonyms: Mapping[str, str]) -> str:
+    """What stands for an id: also where the entity is one part of a composite key (decision 16)."""
+    parts = [part.replace("\\:", ":").replace("\\\\", "\\") for part in _PARTS.findall(entity_id)]
+    found = next((pseudonyms[name] for name in (entity_id, *parts) if name in pseudonyms), None)
+    return entity_id if found is None else found

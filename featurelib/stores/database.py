@@ -110,6 +110,19 @@ class Database:
         with self.exclusive() as connection:
             migrations.upgrade(connection)
 
+    def settle(self) -> bool:
+        """Leave nothing of what was changed or deleted in SQLite's journal; False while readers are in the way.
+
+        PostgreSQL keeps old rows until its own VACUUM.
+        """
+        if not self.is_sqlite:
+            return True
+        with self._explained(), self._engine.connect() as connection:
+            # Past SQLAlchemy, which would begin a transaction: within one there is no checkpoint.
+            driver: Any = connection.connection.driver_connection
+            busy, _, _ = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
     def close(self) -> None:
         """Close the idle connections."""
         self._engine.dispose()
@@ -237,6 +250,8 @@ def _configure_sqlite(connection: sqlite3.Connection, folder: Path) -> None:
             connection.execute("PRAGMA journal_mode = WAL").close()
     connection.execute("PRAGMA synchronous = NORMAL").close()
     connection.execute("PRAGMA foreign_keys = ON").close()
+    # What is changed or deleted is overwritten on disk: an erased id shall not stay in a page's free space.
+    connection.execute("PRAGMA secure_delete = ON").close()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from featurelib.errors import StoreUnavailable
 Fsynced = Literal["yes", "late", "unknown"]
 
 _FENCE = "thyme:fsync-fence"
+_FENCE_KEPT_S = 365 * 86_400
 
 
 class FsyncFence:
@@ -32,12 +33,17 @@ class FsyncFence:
             StoreUnavailable: the server does not answer.
         """
         pipe = self._redis.pipeline(transaction=False)
-        pipe.incr(_FENCE)
+        pipe.set(_FENCE, "", nx=True)
+        # A server at its memory limit refuses to set, and that is when the archive must go on to make room; to set a
+        # time-out on what exists it never refuses.
+        pipe.expire(_FENCE, _FENCE_KEPT_S)
         pipe.waitaof(1, 0, timeout_ms)
         try:
-            _, reply = pipe.execute(raise_on_error=False)
+            _, written, reply = pipe.execute(raise_on_error=False)
         except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
             raise StoreUnavailable(f"the online store does not answer: {error}") from error
+        if written != 1:
+            raise StoreUnavailable(f"the online store took no write: {written}")
         if isinstance(reply, redis.ResponseError):
             return "unknown"
         return "yes" if cast("list[int]", reply)[0] >= 1 else "late"

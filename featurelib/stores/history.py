@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featurelib.clock import Instant
 from featurelib.definitions import DatasetDef, ref
-from featurelib.engine.keys import groups_of_column
-from featurelib.engine.records import OFFSET, in_order, record_schema
+from featurelib.engine.keys import groups_of_column, key_texts
+from featurelib.engine.records import ERASED, OFFSET, in_order, record_schema
 from featurelib.errors import StoreUnavailable
 from featurelib.stores.archive import Archive, key_conditions, time_conditions, with_schema
 from featurelib.stores.log import Log
@@ -28,13 +30,31 @@ class _Selection(NamedTuple):
     until: Instant | None
 
 
+class Archived(NamedTuple):
+    """Records of one log partition that the archive holds: all of ``first`` to ``end``, by ascending offset.
+
+    There are fewer rows than offsets where some were erased.
+    """
+
+    first: int
+    end: int
+    records: pa.Table
+
+    def from_offset(self, offset: int) -> pa.Table:
+        """The records at and after an offset."""
+        return self.records.slice(int(np.searchsorted(self.records[OFFSET].to_numpy(), offset)))
+
+
 class History:
     """Reads archive and log as one, while the archiver moves records from one to the other.
 
-    Order of reads: first the cut (where to stop), then an archive snapshot, then the log from exactly the offset
-    where that snapshot ends. Snapshot rows and snapshot offset come from one table version, so no record is in both
-    parts. A record leaves the log only once a committed archive version holds it: if the log no longer reaches back to
-    the snapshot's end, the snapshot is old, and the read begins again with a newer one. So none is missing.
+    Order of reads: first the cut (where to stop), then the erasures, then an archive snapshot, then the log from
+    exactly the offset where that snapshot ends. Snapshot rows and snapshot offset come from one table version, so no
+    record is in both parts. A record leaves the log only once a committed archive version holds it: if the log no
+    longer reaches back to the snapshot's end, the snapshot is old, and the read begins again with a newer one. So none
+    is missing.
+    An erasure is forgotten only once neither archive nor log holds what it erased: one that is not found any more
+    needs no applying.
     """
 
     def __init__(self, archive: Archive, log: Log) -> None:
@@ -54,6 +74,8 @@ class History:
     ) -> pa.Table:
         """Records in total order (decision 8), with system columns.
 
+        Of a key that was erased below the cut, what lies below its tombstone is left out, as if it had never been.
+
         Args:
             dataset: whose records.
             partitions: number of log partitions.
@@ -69,14 +91,31 @@ class History:
         """
         stop = dict(cut) if cut is not None else self._ends(dataset, partitions)
         selection = _Selection(keys, groups, since, until)
+        erased = self._erased(dataset, partitions, stop)
         for _ in range(_ATTEMPTS):
             snapshot = self._archive.snapshot(dataset)
             start = {part: snapshot.archived_offset(part) for part in stop}
             tail = self._tail(dataset, start, stop, selection)
             if tail is not None:
                 old = snapshot.read(keys=keys, groups=groups, since=since, until=until, below=stop)
-                return in_order(pa.concat_tables([old, *tail]))
+                return in_order(without_erased(dataset, pa.concat_tables([old, *tail]), erased))
         raise StoreUnavailable(f"the log of {ref(dataset)} is trimmed faster than its archive can be read")
+
+    def archived(self, dataset: DatasetDef, partition: int, offset: int, max_rows: int) -> Archived:
+        """What the archive holds of one log partition from ``offset`` on, at most ``max_rows`` offsets of it.
+
+        Called by who missed the offset in the log: the snapshot is opened after that, so it holds what was trimmed.
+
+        Raises:
+            StoreUnavailable: the archive does not answer.
+        """
+        snapshot = self._archive.snapshot(dataset)
+        end = min(snapshot.archived_offset(partition), offset + max_rows)
+        return Archived(offset, end, snapshot.read_offsets(partition, offset, end))
+
+    def _erased(self, dataset: DatasetDef, partitions: int, stop: Mapping[int, int]) -> dict[str, int]:
+        found = self._log.tombstones(ref(dataset), partitions)
+        return {each.key: each.offset for each in found if each.offset < stop.get(each.partition, 0)}
 
     def _ends(self, dataset: DatasetDef, partitions: int) -> dict[int, int]:
         heads = self._log.heads(ref(dataset), partitions)
@@ -98,6 +137,17 @@ class History:
                 offset = batch[OFFSET][-1].as_py() + 1
                 found.append(_select(dataset, batch, selection))
         return found
+
+
+def without_erased(dataset: DatasetDef, records: pa.Table, erased: Mapping[str, int]) -> pa.Table:
+    """Records that still count: no tombstones, and of each of these keys only what lies at or above its offset."""
+    records = records.filter(pc.invert(pc.fill_null(records[ERASED], False)))
+    if not erased or not len(records):
+        return records
+    # A key's records are all in one log partition, so an offset alone says which of them come before.
+    texts = key_texts([pl.Series("key", pl.from_arrow(records[dataset.key.name]))])
+    below = texts.replace_strict(erased, default=0, return_dtype=pl.Int64)
+    return records.filter(pa.array(records[OFFSET].to_numpy() >= below.to_numpy()))
 
 
 def _select(dataset: DatasetDef, records: pa.Table, selection: _Selection) -> pa.Table:

@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from heapq import merge
+from itertools import islice
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import redis
 
-from featurelib.clock import Clock, Duration, Instant
-from featurelib.engine.records import ACCEPTED_AT, DELETED, LATE, OFFSET, PARTITION, TIME, Mark, mark_late
+from featurelib.clock import DAY, Clock, Duration, Instant
+from featurelib.engine.keys import key_texts
+from featurelib.engine.records import ACCEPTED_AT, DELETED, ERASED, LATE, OFFSET, PARTITION, TIME, Mark, mark_late
 from featurelib.errors import CorruptState, StoreUnavailable
+from featurelib.stores.budget import LOGS, Budget, LogRoom
 
 _FORMAT = b"1"
 # Batches under this size are kept plain: LZ4's frame would cost more than it saves.
@@ -40,15 +46,88 @@ if ARGV[3] ~= '' then redis.call('HSET', head, 'schema:' .. ARGV[4], ARGV[5]) en
 if ARGV[3] ~= '' then
   redis.call('XADD', log, ARGV[3], 'f', '1', 's', ARGV[4], 'n', ARGV[6], 'a', ARGV[7], 'z', ARGV[8], 'b', ARGV[9])
 end
-local ids, names = tonumber(ARGV[11]), tonumber(ARGV[12])
-local first = 15
+local ids, names, sent = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[15])
+local first = 18
 for i = first, first + ids - 1 do redis.call('ZADD', KEYS[4], ARGV[7], ARGV[i]) end
 if ids > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', '(' .. ARGV[10]) end
 first = first + ids
 for i = first, first + names - 1 do redis.call('ZADD', KEYS[5], 0, ARGV[i]) end
 if ARGV[14] ~= '' then redis.call('ZREMRANGEBYLEX', KEYS[5], ARGV[13], ARGV[14]) end
-for i = first + names, #ARGV do redis.call('XADD', dead, '*', 'letter', ARGV[i]) end
+first = first + names
+for i = first, first + sent - 1 do redis.call('ZADD', KEYS[6], ARGV[7], ARGV[i]) end
+if sent > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', '(' .. ARGV[16]) end
+first = first + sent
+if first > #ARGV then return 1 end
+for i = first, #ARGV do redis.call('XADD', dead, '*', 'letter', ARGV[i]) end
+local dropped = redis.call('XTRIM', dead, 'MAXLEN', ARGV[17])
+if dropped > 0 then redis.call('HINCRBY', head, 'dropped', dropped) end
+return 1 + dropped
+"""
+_ERASE = """
+local head, log, erased, blocked = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+if (redis.call('HGET', head, 'revision') or '0') ~= ARGV[1] then return 0 end
+redis.call('HSET', head, 'revision', string.format('%.0f', tonumber(ARGV[1]) + 1), unpack(cjson.decode(ARGV[2])))
+redis.call('HSET', head, 'schema:' .. ARGV[4], ARGV[5])
+redis.call('XADD', log, ARGV[3], 'f', '1', 's', ARGV[4], 'n', ARGV[6], 'a', ARGV[7], 'z', ARGV[8], 'b', ARGV[9])
+local rows = tonumber(ARGV[6])
+for i = 0, rows - 1 do
+  redis.call('HSET', erased, ARGV[11 + 2 * i], ARGV[12 + 2 * i])
+end
+for i = 11 + 2 * rows, #ARGV do redis.call('SADD', blocked, ARGV[i]) end
 return 1
+"""
+_RENEW = """
+if redis.call('XLEN', KEYS[1]) > tonumber(ARGV[1]) then return 0 end
+local entries = redis.call('XRANGE', KEYS[1], '-', '+')
+if #entries == 0 then return 1 end
+for _, entry in ipairs(entries) do redis.call('XADD', KEYS[2], entry[1], unpack(entry[2])) end
+redis.call('RENAME', KEYS[2], KEYS[1])
+return 1
+"""
+# The server answers nobody else meanwhile: some milliseconds.
+_ENTRIES_RENEWED = 10_000
+# A letter that was dropped for room or removed meanwhile gets no verdict; verdicts of dropped ones are forgotten.
+_RESTATE = """
+local dead, verdicts = KEYS[1], KEYS[2]
+for i = 1, #ARGV, 2 do
+  if #redis.call('XRANGE', dead, ARGV[i], ARGV[i], 'COUNT', 1) > 0 then
+    redis.call('HSET', verdicts, ARGV[i], ARGV[i + 1])
+  end
+end
+if redis.call('HLEN', verdicts) <= redis.call('XLEN', dead) then return end
+for _, id in ipairs(redis.call('HKEYS', verdicts)) do
+  if #redis.call('XRANGE', dead, id, id, 'COUNT', 1) == 0 then redis.call('HDEL', verdicts, id) end
+end
+"""
+_REPLACE_NOTE = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+if ARGV[3] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return 1
+"""
+DEAD_LETTERS_KEPT = 10_000
+"""How many dead letters a partition keeps unless told otherwise."""
+_LETTERS_PER_TRIP = 500
+_LETTER_ID = re.compile(r"([0-9]{1,4}):([0-9]{1,16}-[0-9]{1,10})")
+MALFORMED = "malformed"
+"""The reason of a dead letter whose record is text that is no record."""
+KEEP_SENT_US = 30 * DAY
+"""How long the ids of requests and of replayed dead letters are remembered."""
+
+
+# When the record at an offset was accepted, or the next one that is not trimmed; the batch itself stays where it is.
+_ACCEPTED_AT = """
+local first = tonumber(ARGV[1])
+local entry = redis.call('XREVRANGE', KEYS[1], string.format('%.0f-0', first + 1), '-', 'COUNT', 1)[1]
+local function field(name)
+  for i = 1, #entry[2], 2 do
+    if entry[2][i] == name then return entry[2][i + 1] end
+  end
+end
+if not entry or tonumber(string.match(entry[1], '%d+')) - 1 + tonumber(field('n')) <= first then
+  entry = redis.call('XRANGE', KEYS[1], string.format('%.0f-0', first + 2), '+', 'COUNT', 1)[1]
+end
+return entry and field('a')
 """
 
 
@@ -83,7 +162,9 @@ class Lateness(NamedTuple):
 class DeadLetter(NamedTuple):
     """A record that could not be accepted, as it came, and why.
 
-    ``sequence`` or ``name`` is its place in the source stream: a letter the partition already holds is not kept twice.
+    ``sequence`` or ``name`` is its place in the source stream, ``event`` what identifies it where it came over HTTP: a
+    letter the partition already holds is not kept twice. ``origin`` says where it came from, ``at`` when (set by the
+    log).
     """
 
     record: Mapping[str, Any]
@@ -92,23 +173,82 @@ class DeadLetter(NamedTuple):
     message: str
     sequence: int | None = None
     name: str = ""
+    event: str = ""
+    origin: str = ""
+    at: Instant = 0
+
+
+class Verdict(NamedTuple):
+    """Why a dead letter is still one, found when it was last replayed."""
+
+    reason: str
+    field: str
+    message: str
+
+
+class LetterId(NamedTuple):
+    """What names a dead letter of a dataset; text of the form ``<partition>:<id>``."""
+
+    partition: int
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.partition}:{self.id}"
+
+    @classmethod
+    def read(cls, text: str) -> LetterId | None:
+        """The id a text spells; ``None`` if it spells none."""
+        found = _LETTER_ID.fullmatch(text)
+        return cls(int(found[1]), found[2]) if found else None
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Letters order by when they were written, then by partition."""
+        written, _, nth = self.id.partition("-")
+        return int(written), int(nth), self.partition
 
 
 class StoredDeadLetter(NamedTuple):
-    """A dead letter read back; ``id`` names it within its partition."""
+    """A dead letter read back, with the reason it is one today; ``id`` names it within its partition.
+
+    ``is_text``: its record is a piece of input that could not be read, under ``text``.
+    """
 
     id: str
     partition: int
     letter: DeadLetter
+    is_text: bool = False
+
+    @property
+    def letter_id(self) -> LetterId:
+        """What names it in the dataset."""
+        return LetterId(self.partition, self.id)
 
 
 class Appended(NamedTuple):
-    """What one append did."""
+    """What one append did.
+
+    ``rows``: places of the accepted records in what was given. ``dead``: letters that were written. ``dropped``: older
+    letters that made room for them. ``erased``: records refused because their key was erased for good.
+    """
 
     accepted: int
     duplicates: int
     late: int
     next_offset: int
+    rows: npt.NDArray[np.int64]
+    dead: int = 0
+    dropped: int = 0
+    erased: int = 0
+
+
+class Tombstone(NamedTuple):
+    """Everything of a key below ``offset`` in its log partition is erased; ``erasure`` is the id of the request."""
+
+    erasure: str
+    key: str
+    partition: int
+    offset: int
 
 
 class Head(NamedTuple):
@@ -123,6 +263,16 @@ class Head(NamedTuple):
     cursor: str
     records_late: int
     records_dead: int
+    dead_dropped: int = 0
+    blocks: bool = False
+    """Whether any key of the partition was erased for good."""
+
+
+class Tail(NamedTuple):
+    """Records from an offset on, ``None`` when there are none. ``trimmed``: the log no longer holds that offset."""
+
+    records: pa.Table | None
+    trimmed: bool
 
 
 class _Entry(NamedTuple):
@@ -143,6 +293,9 @@ class _Request(NamedTuple):
     dead: Sequence[DeadLetter]
     cursor: str | None
     event_ids: EventIds | None
+    sent: EventIds | None
+    dead_kept: int
+    key_column: str | None
 
     def key(self, part: str) -> str:
         return _key(self.dataset, self.partition, part)
@@ -152,17 +305,26 @@ class _Append(NamedTuple):
     """What is written: only what the partition does not hold."""
 
     records: pa.Table
+    rows: npt.NDArray[np.int64]
     dead: Sequence[DeadLetter]
     ids: list[str]
     names: list[str]
+    sent: list[str]
+    erased: int
 
 
 class Log:
     """Appends to and reads from the log partitions of datasets. Safe to share between threads."""
 
-    def __init__(self, redis_url: str, clock: Clock) -> None:
+    def __init__(self, redis_url: str, clock: Clock, budget: Budget | None = None) -> None:
         self._redis = redis.Redis.from_url(redis_url)
+        self._room = LogRoom(self._redis, budget, clock) if budget else None
         self._append = self._redis.register_script(_APPEND)
+        self._erase = self._redis.register_script(_ERASE)
+        self._renew = self._redis.register_script(_RENEW)
+        self._accepted_at = self._redis.register_script(_ACCEPTED_AT)
+        self._restate = self._redis.register_script(_RESTATE)
+        self._replace_note = self._redis.register_script(_REPLACE_NOTE)
         self._clock = clock
         self._schemas: dict[tuple[str, str], pa.Schema] = {}
 
@@ -173,8 +335,27 @@ class Log:
     def create(self, dataset: str, partitions: int) -> int:
         """Fix the number of log partitions of a dataset, once and for ever; returns the number in force."""
         with _unavailable():
-            self._redis.set(_partitions_key(dataset), partitions, nx=True)
-        return self.partitions(dataset)
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.get(_partitions_key(dataset))
+            pipe.hexists(LOGS, dataset)
+            fixed, listed = pipe.execute()
+            if fixed is None:
+                self._redis.set(_partitions_key(dataset), partitions, nx=True)
+            in_force = self.partitions(dataset)
+            if not listed:
+                self._redis.hset(LOGS, dataset, str(in_force))
+        return in_force
+
+    def require_room(self) -> None:
+        """Return when records may be appended; always, when the log was opened without a budget.
+
+        What needs no room, or must not wait, is appended without asking.
+
+        Raises:
+            LogFull: the budget is used up.
+        """
+        if self._room is not None:
+            self._room.require()
 
     def partitions(self, dataset: str) -> int:
         """How many log partitions a dataset has; 0 when it has not been created."""
@@ -192,6 +373,9 @@ class Log:
         dead: Sequence[DeadLetter] = (),
         cursor: str | None = None,
         event_ids: EventIds | None = None,
+        sent: EventIds | None = None,
+        dead_kept: int = DEAD_LETTERS_KEPT,
+        key_column: str | None = None,
     ) -> Appended:
         """Append records, their dead letters and the source's position, together or not at all.
 
@@ -205,21 +389,97 @@ class Log:
             dead: rejected records of the same rows.
             cursor: the source's cursor, kept for display.
             event_ids: one id per record, where the dataset declares ``event_id=``.
+            sent: one id per record, of the request or dead letter it came with: held ones are skipped as well. The
+                ``event`` of a letter is such an id too.
+            dead_kept: dead letters the partition keeps; the oldest are dropped beyond, and counted.
+            key_column: the dataset's key; records of keys that were erased for good are refused.
 
         Raises:
             StoreUnavailable: nothing is known to be written; append again, rows already held are skipped.
         """
-        request = _Request(dataset, partition, records, lateness, identity, dead, cursor, event_ids)
+        request = _Request(
+            dataset, partition, records, lateness, identity, dead, cursor, event_ids, sent, dead_kept, key_column
+        )
         while True:
             head = self.head(dataset, partition)
             # Read after the head: the append is refused should another writer have added some since.
             what = self._unheld(request, head)
-            duplicates = len(records) - len(what.records)
-            if identity is not None and not (len(what.records) or what.dead or _moves(identity, head)):
-                return Appended(0, duplicates, 0, head.next_offset)
+            duplicates = len(records) - len(what.records) - what.erased
+            moves = identity is not None and _moves(identity, head)
+            if not (len(what.records) or what.dead or moves):
+                return Appended(0, duplicates, 0, head.next_offset, what.rows, erased=what.erased)
             appended = self._try_append(request, head, what)
             if appended is not None:
-                return appended._replace(duplicates=duplicates)
+                return appended._replace(duplicates=duplicates, erased=what.erased)
+
+    def erase(self, dataset: str, partition: int, keys: pa.Table, *, erasure: str, block: bool = False) -> list[int]:
+        """Append a tombstone for each key: of all its records below, none counts any more.
+
+        Args:
+            dataset: ``Name@version``.
+            partition: the log partition of these keys.
+            keys: the key column alone, each key once.
+            erasure: the id of who asks.
+            block: refuse records of these keys from now on.
+
+        Returns:
+            The tombstones' offsets, in the keys' order.
+
+        Raises:
+            StoreUnavailable: nothing is known to be erased; doing it again erases nothing twice.
+        """
+        texts = texts_of(keys.column(0))
+        request = [_key(dataset, partition, part) for part in ("head", "log", "erased", "blocked")]
+        while True:
+            head = self.head(dataset, partition)
+            now = max(self._clock.now(), head.accepted_at_us)
+            offsets = list(range(head.next_offset, head.next_offset + len(keys)))
+            # Marked late as well: whoever only knows records of old leaves it out of every aggregate.
+            rows = keys.append_column(TIME, pa.array([now] * len(keys), pa.int64()))
+            rows = rows.append_column(ERASED, pa.array([True] * len(keys)))
+            entry = _encode(rows, np.ones(len(keys), dtype=np.bool_))
+            move = {"next": str(head.next_offset + len(keys)), "accepted": str(now)}
+            if block:
+                move["blocks"] = "1"
+            arguments: list[str | bytes] = [
+                str(head.revision),
+                json.dumps([part for pair in move.items() for part in pair]),
+                f"{head.next_offset + 1}-0",
+                entry.fingerprint,
+                entry.schema,
+                str(len(keys)),
+                str(now),
+                str(entry.plain_bytes),
+                entry.payload,
+                "",
+                *(part for text, at in zip(texts, offsets, strict=True) for part in (f"{erasure} {text}", str(at))),
+                *([_blocked(dataset, text) for text in texts] if block else ()),
+            ]
+            with _unavailable():
+                if self._erase(keys=request, args=cast("Any", arguments)):
+                    return offsets
+
+    def tombstones(self, dataset: str, partitions: int) -> list[Tombstone]:
+        """Every erasure that is not complete, by partition and offset."""
+        with _unavailable():
+            pipe = self._redis.pipeline(transaction=False)
+            for partition in range(partitions):
+                pipe.hgetall(_key(dataset, partition, "erased"))
+            replies = pipe.execute()
+        found = []
+        for partition, fields in enumerate(replies):
+            for name, offset in fields.items():
+                erasure, _, key = name.decode().partition(" ")
+                found.append(Tombstone(erasure, key, partition, int(offset)))
+        return sorted(found, key=lambda each: (each.partition, each.offset))
+
+    def forget_tombstones(self, dataset: str, tombstones: Sequence[Tombstone]) -> None:
+        """Forget the keys of erasures: nothing of theirs is left anywhere. Blocked keys stay blocked."""
+        with _unavailable():
+            pipe = self._redis.pipeline(transaction=False)
+            for each in tombstones:
+                pipe.hdel(_key(dataset, each.partition, "erased"), f"{each.erasure} {each.key}")
+            pipe.execute()
 
     def head(self, dataset: str, partition: int) -> Head:
         """The state of one partition."""
@@ -237,13 +497,19 @@ class Log:
 
     def read(self, dataset: str, partition: int, offset: int, max_rows: int) -> pa.Table | None:
         """Records from ``offset`` on, at most ``max_rows``, with system columns; ``None`` when there are none yet."""
+        return self.tail(dataset, partition, offset, max_rows).records
+
+    def tail(self, dataset: str, partition: int, offset: int, max_rows: int) -> Tail:
+        """Like :meth:`read`; tells too whether ``offset`` was trimmed, in the same round trip."""
         key = _key(dataset, partition, "log")
         with _unavailable():
             pipe = self._redis.pipeline(transaction=False)
+            # Read first: what was appended before and is not found after has been trimmed.
+            pipe.hget(_key(dataset, partition, "head"), "next")
             # The entry that holds `offset`, then those after it.
             pipe.xrevrange(key, max=f"{offset + 1}-0", count=1)
             pipe.xrange(key, min=f"{offset + 2}-0", count=_ENTRIES_PER_TRIP)
-            holding, following = pipe.execute()
+            end, holding, following = pipe.execute()
         tables: list[pa.Table] = []
         rows = 0
         for entry_id, fields in [*holding, *following]:
@@ -257,7 +523,24 @@ class Log:
             rows += len(tables[-1])
             if rows >= max_rows:
                 break
-        return pa.concat_tables(tables, promote_options="default") if tables else None
+        if not tables:
+            return Tail(None, trimmed=int(end or 0) > offset)
+        records = pa.concat_tables(tables, promote_options="default")
+        return Tail(records, trimmed=records[OFFSET][0].as_py() != offset)
+
+    def accepted_at(self, offsets: Sequence[tuple[str, int, int]]) -> list[Instant | None]:
+        """When the record at each ``(dataset, partition, offset)`` was accepted, in one round trip.
+
+        The next one that the hot log holds stands in for a record that was trimmed; ``None``: there is none yet.
+        """
+        if not offsets:
+            return []
+        with _unavailable():
+            pipe = self._redis.pipeline(transaction=False)
+            for dataset, partition, offset in offsets:
+                key = _key(dataset, partition, "log")
+                self._accepted_at(keys=[key], args=[offset], client=cast("Any", pipe))
+            return [int(reply) if reply is not None else None for reply in pipe.execute()]
 
     def first_offset(self, dataset: str, partition: int) -> int:
         """The oldest offset the hot log still holds; the next offset when it is empty."""
@@ -274,16 +557,81 @@ class Log:
 
     def dead_letters(self, dataset: str, partitions: int, limit: int = 100) -> list[StoredDeadLetter]:
         """The newest dead letters of a dataset, newest first within each partition."""
+        return [
+            letter for part in range(partitions) for letter in islice(self._letters_before(dataset, part, ""), limit)
+        ]
+
+    def letters(self, dataset: str, partitions: int, before: LetterId | None = None) -> Iterator[StoredDeadLetter]:
+        """The dead letters of a dataset, newest first over all partitions; fetched as they are asked for.
+
+        Args:
+            dataset: ``Name@version``.
+            partitions: how many log partitions it has.
+            before: only what comes after this one.
+        """
+        each = [self._letters_before(dataset, part, _below(before, part)) for part in range(partitions)]
+        return merge(*each, key=lambda stored: stored.letter_id.order, reverse=True)
+
+    def find_letters(self, dataset: str, ids: Sequence[LetterId]) -> list[StoredDeadLetter]:
+        """The dead letters of these ids that are there."""
         with _unavailable():
             pipe = self._redis.pipeline(transaction=False)
-            for partition in range(partitions):
-                pipe.xrevrange(_key(dataset, partition, "dead"), count=limit)
+            for partition, entry_id in ids:
+                pipe.xrange(_key(dataset, partition, "dead"), min=entry_id, max=entry_id)
+                pipe.hget(_key(dataset, partition, "verdicts"), entry_id)
             replies = pipe.execute()
         return [
-            StoredDeadLetter(entry_id.decode(), partition, DeadLetter(**json.loads(fields[b"letter"])))
-            for partition, entries in enumerate(replies)
+            _stored(each.partition, entry_id, fields, verdict)
+            for each, entries, verdict in zip(ids, replies[::2], replies[1::2], strict=True)
             for entry_id, fields in entries
         ]
+
+    def delete_letters(self, dataset: str, ids: Sequence[LetterId]) -> int:
+        """Remove dead letters; how many of them were there."""
+        with _unavailable():
+            pipe = self._redis.pipeline(transaction=False)
+            for partition, entry_id in ids:
+                pipe.xdel(_key(dataset, partition, "dead"), entry_id)
+                pipe.hdel(_key(dataset, partition, "verdicts"), entry_id)
+            return sum(pipe.execute()[::2])
+
+    def restate_letters(self, dataset: str, verdicts: Mapping[LetterId, Verdict]) -> None:
+        """Keep dead letters under another reason; one that is gone stays gone."""
+        for partition in sorted({each.partition for each in verdicts}):
+            mine = [(each.id, verdict) for each, verdict in verdicts.items() if each.partition == partition]
+            keys = [_key(dataset, partition, part) for part in ("dead", "verdicts")]
+            arguments = [text for entry_id, verdict in mine for text in (entry_id, json.dumps(verdict))]
+            with _unavailable():
+                self._restate(keys=keys, args=cast("Any", arguments))
+
+    def note(self, dataset: str, name: str) -> str:
+        """A small text kept beside a dataset's log; empty when there is none."""
+        with _unavailable():
+            return cast("bytes", self._redis.get(_note_key(dataset, name)) or b"").decode()
+
+    def replace_note(self, dataset: str, name: str, before: str, after: str, keep_us: Duration = 0) -> bool:
+        """Replace a note if it still says ``before``; whether it did. ``keep_us=0``: it is kept for ever."""
+        with _unavailable():
+            arguments = cast("Any", [before, after, str(keep_us // 1_000)])
+            return bool(self._replace_note(keys=[_note_key(dataset, name)], args=arguments))
+
+    def _letters_before(self, dataset: str, partition: int, below: str) -> Iterator[StoredDeadLetter]:
+        """The dead letters of a partition, newest first, up to an id as ``XREVRANGE`` takes it; empty: all."""
+        newest = below or "+"
+        while True:
+            with _unavailable():
+                pipe = self._redis.pipeline(transaction=False)
+                pipe.xrevrange(_key(dataset, partition, "dead"), max=newest, count=_LETTERS_PER_TRIP)
+                pipe.hlen(_key(dataset, partition, "verdicts"))
+                entries, restated = pipe.execute()
+                ids = [entry_id for entry_id, _ in entries]
+                key = _key(dataset, partition, "verdicts")
+                verdicts = cast("list[Any]", self._redis.hmget(key, ids)) if ids and restated else [None] * len(ids)
+            for (entry_id, fields), verdict in zip(entries, verdicts, strict=True):
+                yield _stored(partition, entry_id, fields, verdict)
+            if len(entries) < _LETTERS_PER_TRIP:
+                return
+            newest = f"({ids[-1].decode()}"
 
     def trim(self, dataset: str, partition: int, below_offset: int) -> None:
         """Forget entries that lie wholly below an offset. Only what the archive holds may be trimmed."""
@@ -291,12 +639,27 @@ class Log:
         with _unavailable():
             holding = cast("list[Any]", self._redis.xrevrange(key, max=f"{below_offset + 1}-0", count=1))
             if holding:
-                self._redis.xtrim(key, minid=holding[0][0], approximate=False)
+                base, rows = int(holding[0][0].split(b"-")[0]) - 1, int(holding[0][1][b"n"])
+                oldest = base if base + rows > below_offset else base + rows
+                self._redis.xtrim(key, minid=f"{oldest + 1}-0", approximate=False)
+
+    def renew(self, dataset: str, partition: int, part: Literal["log", "dead"]) -> bool:
+        """Store what a partition's log or dead letters hold anew; False, and nothing done, when that is much.
+
+        The server marks an entry that leaves a stream as deleted and keeps its bytes, also on disk, until the last of
+        its neighbours has left.
+        """
+        key = _key(dataset, partition, part)
+        with _unavailable():
+            return bool(self._renew(keys=[key, f"{key}:renewed"], args=[_ENTRIES_RENEWED]))
 
     def _unheld(self, request: _Request, head: Head) -> _Append:
         """What of an append the partition does not hold."""
-        records, dead, identity, event_ids = request.records, request.dead, request.identity, request.event_ids
-        rows, ids, names = np.arange(len(records)), [], []
+        records, dead, identity = request.records, request.dead, request.identity
+        rows = np.arange(len(records))
+        ids: list[str] = []
+        names: list[str] = []
+        sent: list[str] = []
         if identity is not None and identity.sequence is not None:
             held = _mark(identity, head).sequence
             rows = rows[int(np.searchsorted(identity.sequence, held, side="right")) :]
@@ -310,11 +673,37 @@ class Log:
             names = [_member(identity.stream, mine[place]) for place in kept]
             dead = [dead[place - len(rows)] for place in kept if place >= len(rows)]
             rows = np.array([place for place in kept if place < len(rows)], dtype=np.int64)
-        if event_ids is not None:
-            mine = [event_ids.ids[row] for row in rows.tolist()]
+        if request.sent is not None or any(letter.event for letter in dead):
+            mine = [request.sent.ids[row] for row in rows.tolist()] if request.sent is not None else []
+            dead, rows, sent = self._unsent(request, dead, rows, mine)
+        if request.event_ids is not None:
+            mine = [request.event_ids.ids[row] for row in rows.tolist()]
             fresh = self._fresh(request.key("ids"), mine)
             rows, ids = rows[fresh], [mine[place] for place in fresh]
-        return _Append(records if len(rows) == len(records) else records.take(rows), dead, ids, names)
+        open_rows = self._unblocked(request, rows) if head.blocks else rows
+        left = records if len(open_rows) == len(records) else records.take(open_rows)
+        return _Append(left, open_rows, dead, ids, names, sent, len(rows) - len(open_rows))
+
+    def _unblocked(self, request: _Request, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Those of the rows whose key was not erased for good. Like all that is held, asked after the head."""
+        if request.key_column is None or not len(rows):
+            return rows
+        digests = [_blocked(request.dataset, text) for text in texts_of(request.records[request.key_column].take(rows))]
+        with _unavailable():
+            held = cast("list[int]", self._redis.smismember(request.key("blocked"), digests))
+        return rows[~np.array(held, dtype=np.bool_)]
+
+    def _unsent(
+        self, request: _Request, dead: Sequence[DeadLetter], rows: npt.NDArray[np.int64], ids: Sequence[str]
+    ) -> tuple[list[DeadLetter], npt.NDArray[np.int64], list[str]]:
+        """Letters and rows that came with no request the partition holds, and the ids to hold from now on."""
+        letters = [letter.event for letter in dead]
+        fresh = set(self._fresh(request.key("sent"), [*ids, *filter(None, letters)]))
+        named = iter(range(len(ids), len(ids) + len(letters)))
+        kept = [letter for letter in dead if not letter.event or next(named) in fresh]
+        taken = rows[[place for place in range(len(rows)) if place in fresh]] if ids else rows
+        held = [name for place, name in enumerate([*ids, *filter(None, letters)]) if place in fresh]
+        return kept, taken, held
 
     def _fresh(self, key: str, members: Sequence[str]) -> list[int]:
         """Places of the first of each member that a sorted set does not hold."""
@@ -331,6 +720,7 @@ class Log:
     def _try_append(self, request: _Request, head: Head, what: _Append) -> Appended | None:
         records, lateness, identity = what.records, request.lateness, request.identity
         keep_us = request.event_ids.keep_us if request.event_ids else 0
+        keep_sent_us = request.sent.keep_us if request.sent else KEEP_SENT_US
         now = max(self._clock.now(), head.accepted_at_us)
         times = records[TIME].to_numpy() if len(records) else np.zeros(0, dtype=np.int64)
         late, newest = mark_late(times, head.newest_us, lateness.max_lateness_us, now + lateness.max_clock_skew_us)
@@ -366,14 +756,20 @@ class Log:
             str(len(what.ids)),
             str(len(what.names)),
             *forgotten,
+            str(len(what.sent)),
+            str(now - keep_sent_us),
+            str(max(1, request.dead_kept)),
             *what.ids,
             *what.names,
-            *(json.dumps(letter._asdict(), default=str) for letter in what.dead),
+            *what.sent,
+            *(json.dumps(letter._replace(at=now)._asdict(), default=str) for letter in what.dead),
         ]
-        keys = [request.key(part) for part in ("head", "log", "dead", "ids", "names")]
+        keys = [request.key(part) for part in ("head", "log", "dead", "ids", "names", "sent")]
         with _unavailable():
-            written = self._append(keys=keys, args=cast("Any", arguments))
-        return Appended(len(records), 0, late_count, following) if written else None
+            written = int(cast("Any", self._append(keys=keys, args=cast("Any", arguments))))
+        if not written:
+            return None
+        return Appended(len(records), 0, late_count, following, what.rows, len(what.dead), written - 1)
 
     def _decode(self, dataset: str, partition: int, base: int, fields: Mapping[bytes, bytes]) -> pa.Table:
         if fields[b"f"] != _FORMAT:
@@ -392,8 +788,9 @@ class Log:
             OFFSET: pa.array(np.arange(base, base + count, dtype=np.int64)),
         }
         table = pa.Table.from_batches([batch])
-        if DELETED not in table.column_names:
-            system[DELETED] = pa.nulls(count, pa.bool_())
+        for name in (DELETED, ERASED):
+            if name not in table.column_names:
+                system[name] = pa.nulls(count, pa.bool_())
         for name, column in system.items():
             table = table.append_column(name, column)
         return table
@@ -415,6 +812,43 @@ def _key(dataset: str, partition: int, part: str) -> str:
     return f"{{{dataset}:{partition}}}:{part}"
 
 
+def texts_of(column: pa.ChunkedArray) -> list[str]:
+    """Key texts of a key column."""
+    texts: list[str] = key_texts([pl.Series("key", pl.from_arrow(column))]).to_list()
+    return texts
+
+
+def key_digest(dataset: str, key: str) -> str:
+    """SHA-256 that stands for an entity of a dataset where its key may not be kept."""
+    return hashlib.sha256(f"{dataset}\0{key}".encode()).hexdigest()
+
+
+def _blocked(dataset: str, key: str) -> bytes:
+    return bytes.fromhex(key_digest(dataset, key))
+
+
+def _note_key(dataset: str, name: str) -> str:
+    return f"{{{dataset}}}:note:{name}"
+
+
+def _below(before: LetterId | None, partition: int) -> str:
+    """What of a partition comes after a letter, newest first: letters of one instant order by their partition."""
+    if before is None:
+        return ""
+    return before.id if partition < before.partition else f"({before.id}"
+
+
+def _stored(partition: int, entry_id: bytes, fields: Mapping[bytes, bytes], verdict: bytes | None) -> StoredDeadLetter:
+    letter = DeadLetter(**json.loads(fields[b"letter"]))
+    is_text = letter.reason == MALFORMED
+    if not letter.at:
+        letter = letter._replace(at=int(entry_id.partition(b"-")[0]) * 1_000)
+    if verdict is not None:
+        reason, field, message = json.loads(verdict)
+        letter = letter._replace(reason=reason, field=field, message=message)
+    return StoredDeadLetter(entry_id.decode(), partition, letter, is_text)
+
+
 def _partitions_key(dataset: str) -> str:
     return f"{{{dataset}}}:partitions"
 
@@ -431,6 +865,8 @@ def _head(fields: Mapping[bytes, bytes]) -> Head:
         cursor=fields.get(b"cursor", b"").decode(),
         records_late=int(fields.get(b"late", b"0")),
         records_dead=int(fields.get(b"dead", b"0")),
+        dead_dropped=int(fields.get(b"dropped", b"0")),
+        blocks=b"blocks" in fields,
     )
 
 

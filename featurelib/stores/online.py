@@ -16,8 +16,9 @@ A *generation* is one build of a pipeline's state: a backfill writes the next on
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any, NamedTuple, cast
 
 import redis
@@ -25,7 +26,7 @@ import redis.asyncio
 
 from featurelib.clock import Instant
 from featurelib.engine.keys import KEY_GROUPS, key_group
-from featurelib.engine.panes import Pane, PanesMissing, pane_field
+from featurelib.engine.panes import Pane, PanesMissing, Sealed, pane_field
 from featurelib.engine.program import Program
 from featurelib.errors import Fenced, StoreUnavailable
 from featurelib.types import Value
@@ -38,10 +39,19 @@ if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
 local at = 3
 for k = 2, #KEYS do
   local last = at + tonumber(ARGV[at])
+  if last < at then
+    redis.call('UNLINK', KEYS[k])
+    last = at
+  end
   for first = at + 1, last, 1000 do
     redis.call('HSET', KEYS[k], unpack(ARGV, first, math.min(first + 999, last)))
   end
-  at = last + 1
+  at = last + 2
+  local dropped = last + 1 + tonumber(ARGV[last + 1])
+  for first = at, dropped, 1000 do
+    redis.call('HDEL', KEYS[k], unpack(ARGV, first, math.min(first + 999, dropped)))
+  end
+  at = dropped + 1
 end
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], unpack(cjson.decode(ARGV[2]))) end
 return 1
@@ -90,8 +100,8 @@ class Claim(NamedTuple):
 class GroupCommit(NamedTuple):
     """What one step changes in one key group.
 
-    ``changes``: key text → fields to write. ``back``: the positions are earlier ones; until all of it is written the
-    group is known by the later ones.
+    ``changes``: key text → fields to write, ``None`` for one to drop. ``back``: the positions are earlier ones; until
+    all of it is written the group is known by the later ones. ``removed``: key texts of which nothing is kept.
     """
 
     group: int
@@ -99,16 +109,22 @@ class GroupCommit(NamedTuple):
     positions: Sequence[int]
     newest_us: Instant | None
     rows: int
-    changes: Mapping[str, Mapping[bytes, bytes]]
+    changes: Mapping[str, Mapping[bytes, bytes | None]]
     back: bool = False
+    removed: Collection[str] = ()
 
 
 class Progress(NamedTuple):
-    """Where a pipeline stands: lowest position per input partition over its groups, newest event time, rows folded."""
+    """Where a pipeline stands: lowest position per input partition over its groups, newest event time, rows folded.
+
+    ``standings``: the positions of every group that has begun. Which of them count in which input partition is known
+    to ``jobs.inputs.lowest_positions``.
+    """
 
     positions: list[int] | None
     newest_us: Instant | None
     rows: int
+    standings: dict[int, list[int]]
 
 
 class OnlineStore:
@@ -170,13 +186,14 @@ class OnlineStore:
             for group in range(KEY_GROUPS):
                 pipe.hmget(state.position(group), ["positions", "newest", "rows"])
             standings = [_standing(reply) for reply in pipe.execute()]
-        positions = [positions for positions, _, _ in standings if positions is not None]
+        begun = {group: positions for group, (positions, _, _) in enumerate(standings) if positions is not None}
         newest = [instant for _, instant, _ in standings if instant is not None]
-        complete = len(positions) == KEY_GROUPS
+        complete = len(begun) == KEY_GROUPS
         return Progress(
-            [min(column) for column in zip(*positions, strict=True)] if complete else None,
+            [min(column) for column in zip(*begun.values(), strict=True)] if complete else None,
             max(newest, default=None),
             sum(rows for _, _, rows in standings),
+            begun,
         )
 
     def generation(self, pipeline: str) -> int:
@@ -213,10 +230,34 @@ class OnlineStore:
             for name in self._redis.scan_iter(match=prefix, count=1_000):
                 yield name.decode().split("}:s:", 1)[1]
 
+    def scan(self, state: StateName, cursor: int) -> tuple[int, list[str]]:
+        """Some key texts of the state, and the cursor to go on from; 0 begins, and ends."""
+        prefix = f"{{{state.pipeline}#{state.generation}:*}}:s:*"
+        with _unavailable():
+            following, names = cast("tuple[int, list[bytes]]", self._redis.scan(cursor, match=prefix, count=1_000))
+        return following, [name.decode().split("}:s:", 1)[1] for name in names]
+
+    def field_names(self, state: StateName, keys: Sequence[str]) -> list[list[bytes]]:
+        """The names of the stored fields of some keys, in one round trip."""
+        with _unavailable():
+            pipe = self._redis.pipeline(transaction=False)
+            for key in keys:
+                pipe.hkeys(state.key(key))
+            return cast("list[list[bytes]]", pipe.execute())
+
     def fields(self, state: StateName, key: str) -> dict[bytes, bytes]:
         """Every stored field of a key."""
         with _unavailable():
             return cast("dict[bytes, bytes]", self._redis.hgetall(state.key(key)))
+
+
+class SealedRow(Enum):
+    """What stands for a row whose windows reach where only partials are kept: history has it."""
+
+    SEALED = "sealed"
+
+
+SEALED = SealedRow.SEALED
 
 
 class Lookup(NamedTuple):
@@ -246,8 +287,8 @@ class OnlineReader:
             values = await self._redis.mget([_generation_key(pipeline) for pipeline in pipelines])
         self._generations = {p: int(value or 1) for p, value in zip(pipelines, values, strict=True)}
 
-    async def rows(self, lookups: Sequence[Lookup]) -> list[dict[str, Value] | None]:
-        """Output rows, in order, from one round trip; ``None`` for an unknown key.
+    async def rows(self, lookups: Sequence[Lookup]) -> list[dict[str, Value] | SealedRow | None]:
+        """Output rows, in order, from one round trip; ``None`` for an unknown key, ``SEALED``: ask history.
 
         Raises:
             StoreUnavailable: the store does not answer.
@@ -262,11 +303,13 @@ class OnlineReader:
             replies = await pipe.execute()
         return [await self._finished(lookup, values) for lookup, values in zip(lookups, replies, strict=True)]
 
-    async def _finished(self, lookup: Lookup, values: Sequence[bytes | None]) -> dict[str, Value] | None:
+    async def _finished(self, lookup: Lookup, values: Sequence[bytes | None]) -> dict[str, Value] | SealedRow | None:
         more: dict[Pane, bytes | None] = {}
         while True:
             try:
                 return lookup.program.finish(values, lookup.at, more)
+            except Sealed:
+                return SEALED
             except PanesMissing as missing:
                 # Only rows closed after R make a read go below its edges: versions dated in the future.
                 key = self._state(lookup.program.ref).key(lookup.key)
@@ -302,7 +345,7 @@ def _scripts(state: StateName, commit: GroupCommit) -> Iterator[tuple[list[str],
     position = {"positions": json.dumps(list(commit.positions)), "rows": str(commit.rows)}
     if commit.newest_us is not None:
         position["newest"] = str(commit.newest_us)
-    keys = list(commit.changes)
+    keys = [*commit.changes, *commit.removed]
     starts = range(0, max(1, len(keys)), _KEYS_PER_SCRIPT)
     if len(starts) > 1 or commit.back:
         position["ahead"] = ""
@@ -316,9 +359,13 @@ def _scripts(state: StateName, commit: GroupCommit) -> Iterator[tuple[list[str],
         written = json.dumps([part for pair in noted.items() for part in pair]) if noted else ""
         arguments: list[str | bytes] = [str(commit.epoch), written]
         for key in chunk:
+            if key in commit.removed:
+                arguments += ["-1", "0"]
+                continue
             fields = commit.changes[key]
-            arguments.append(str(2 * len(fields)))
-            arguments.extend(part for pair in fields.items() for part in pair)
+            written_fields = [part for name, data in fields.items() if data is not None for part in (name, data)]
+            dropped = [name for name, data in fields.items() if data is None]
+            arguments += [str(len(written_fields)), *written_fields, str(len(dropped)), *dropped]
         yield [state.position(commit.group), *(state.key(key) for key in chunk)], arguments
 
 

@@ -42,6 +42,9 @@ JobType = Literal["pipeline", "backfill"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """Each role may do what the ones before it may."""
 
+MOST_WORKERS = 64
+"""Most workers of a pipeline: one per key group (engine/keys.py)."""
+
 _SEVERITIES: dict[str, Severity] = {"info": "info", "warn": "warn", "warning": "warn", "error": "error"}
 # Sources and featuresets have no version of their own; the registry keeps them under this one.
 _UNVERSIONED = 1
@@ -128,10 +131,24 @@ class KeyRecord(Record):
         return ROLES.index(self.role) >= ROLES.index(needed)
 
 
+class WorkerStatus(Record):
+    """One worker of a job, as it last answered; ``step_s``: how long the step under way has taken."""
+
+    partition: int
+    state: str
+    detail: str = ""
+    failures: int = 0
+    host: str = ""
+    pid: int = 0
+    step_s: float = 0.0
+
+
 class JobRecord(Record):
     """Display copy of a job. ``pipeline`` is a ref; ``applied_us`` the newest event time applied.
 
-    ``rows`` were folded so far; ``lag`` records of its inputs are not applied yet.
+    ``rows_in`` records of its inputs are applied, ``rows`` were folded from them; ``rows_late`` records of its inputs
+    came too late, ``rows_failed`` could not be taken by a function of the pipeline. ``lag`` records are not applied
+    yet, the oldest of them accepted at ``waiting_since_us``.
 
     ``updated_at`` of this and the following records is set when they are put.
     """
@@ -144,6 +161,41 @@ class JobRecord(Record):
     applied_us: Instant | None = None
     rows: int = 0
     lag: int = 0
+    updated_at: Instant = 0
+    rows_in: int = 0
+    rows_late: int = 0
+    rows_failed: int = 0
+    waiting_since_us: Instant | None = None
+    workers: tuple[WorkerStatus, ...] | None = None
+
+
+class PartitionStatus(Record):
+    """Where a log partition of a dataset ends: records, newest event time, and when the last one was accepted."""
+
+    partition: int
+    rows_out: int
+    newest_us: Instant | None = None
+    accepted_us: Instant | None = None
+
+
+class DatasetStatus(Record):
+    """Display copy of how fresh a dataset with a log is, with or without a source. ``dataset`` is a ref.
+
+    ``rows_out`` records are in the log, ``rows_late`` of them too late to be aggregated; ``rows_dead`` became dead
+    letters. ``lag`` records are not applied yet by the slowest pipeline that reads it, the oldest of them accepted at
+    ``waiting_since_us``; ``archive_lag`` records are not in the archive yet.
+    """
+
+    dataset: str
+    rows_out: int = 0
+    rows_late: int = 0
+    rows_dead: int = 0
+    newest_us: Instant | None = None
+    accepted_us: Instant | None = None
+    waiting_since_us: Instant | None = None
+    lag: int = 0
+    archive_lag: int | None = None
+    partitions: tuple[PartitionStatus, ...] = ()
     updated_at: Instant = 0
 
 
@@ -258,6 +310,19 @@ class Registry:
         with self.database.write() as connection:
             self._insert_event(connection, event)
 
+    def erase_from_events(self, pseudonyms: Mapping[str, str]) -> int:
+        """Put pseudonyms in the place of entities that events quote; how many did. Done again it changes nothing."""
+        table, quoted = schema.events, {repr(key): repr(name) for key, name in pseudonyms.items()}
+        changed = 0
+        with self.database.write() as connection:
+            for row in connection.execute(select(table.c.sequence, table.c.message, table.c.detail)).all():
+                said = {"message": row.message, "detail": row.detail}
+                told = {name: _retold(value, pseudonyms, quoted) for name, value in said.items()}
+                if told != said:
+                    connection.execute(update(table).where(table.c.sequence == row.sequence).values(told))
+                    changed += 1
+        return changed
+
     def events(
         self,
         *,
@@ -342,6 +407,51 @@ class Registry:
         with self.database.read() as connection:
             rows = connection.execute(select(schema.source_statuses).order_by(schema.source_statuses.c.dataset)).all()
         return [record_of(SourceStatus, row) for row in rows]
+
+    def put_statuses(
+        self, jobs: Iterable[JobRecord], sources: Iterable[SourceStatus], datasets: Iterable[DatasetStatus]
+    ) -> None:
+        """Store many display copies in one transaction, in place of those before."""
+        rows = (
+            *((schema.jobs, job) for job in jobs),
+            *((schema.source_statuses, source) for source in sources),
+            *((schema.dataset_statuses, dataset) for dataset in datasets),
+        )
+        with self.database.write() as connection:
+            for table, record in rows:
+                upsert(connection, table, self._stamped(record))
+
+    def dataset_statuses(self) -> list[DatasetStatus]:
+        """Display copies of how fresh the datasets are."""
+        table = schema.dataset_statuses
+        with self.database.read() as connection:
+            rows = connection.execute(select(table).order_by(table.c.dataset)).all()
+        return [record_of(DatasetStatus, row) for row in rows]
+
+    def scale(self, pipeline: str, partition_count: int) -> None:
+        """Say how many workers a pipeline shall have, from now on; moves the registry's version.
+
+        Args:
+            pipeline: its ref.
+            partition_count: 1 to 64, the number of key groups.
+
+        Raises:
+            InvalidRequest: the count is not in that range.
+        """
+        if not 1 <= partition_count <= MOST_WORKERS:
+            raise InvalidRequest(f"partition_count: {partition_count} is not between 1 and {MOST_WORKERS}")
+        with self.database.exclusive() as connection:
+            row = {"pipeline": pipeline, "partition_count": partition_count, "updated_at": self._clock.now()}
+            upsert(connection, schema.pipeline_partitions, row)
+            _bump(connection)
+            self._insert_event(connection, _scale_event(pipeline, partition_count))
+
+    def partition_counts(self) -> dict[str, int]:
+        """By pipeline ref, how many workers it shall have; one that was never scaled is not in it."""
+        table = schema.pipeline_partitions
+        with self.database.read() as connection:
+            rows = connection.execute(select(table.c.pipeline, table.c.partition_count)).all()
+        return {row.pipeline: row.partition_count for row in rows}
 
     def put_backfill(self, backfill: BackfillRecord) -> None:
         """Store the display copy of a backfill's progress, in place of the one before."""
@@ -500,6 +610,21 @@ def _bump(connection: Connection) -> int:
     return version
 
 
+def _retold(value: Any, pseudonyms: Mapping[str, str], quoted: Mapping[str, str]) -> Any:
+    """The same with other names: a text that is one, or has one in quotes."""
+    if isinstance(value, dict):
+        return {name: _retold(each, pseudonyms, quoted) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_retold(each, pseudonyms, quoted) for each in value]
+    if not isinstance(value, str):
+        return value
+    if value in pseudonyms:
+        return pseudonyms[value]
+    for key, name in quoted.items():
+        value = value.replace(key, name)
+    return value
+
+
 def _commit_event(commit: Commit, receipt: CommitReceipt, committed_by: str | None) -> NewEvent:
     changes = receipt.changes
     counts = f"{len(changes.added)} added, {len(changes.updated)} updated, {len(changes.unchanged)} unchanged"
@@ -509,6 +634,16 @@ def _commit_event(commit: Commit, receipt: CommitReceipt, committed_by: str | No
         subject=receipt.commit_id,
         message=f"{commit.message}: {counts}" if commit.message else counts,
         detail={"committed_by": committed_by, **receipt.model_dump(mode="json")},
+    )
+
+
+def _scale_event(pipeline: str, partition_count: int) -> NewEvent:
+    return NewEvent(
+        event_type="job_rescaled",
+        source="definition-service",
+        subject=pipeline,
+        message=f"{pipeline} shall have {partition_count} workers",
+        detail={"partition_count": partition_count},
     )
 
 

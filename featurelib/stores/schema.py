@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Dialect,
@@ -150,7 +151,37 @@ jobs = Table(
     Column("rows", BigInteger, nullable=False),
     Column("lag", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    Column("rows_in", BigInteger, server_default="0", nullable=False),
+    Column("rows_late", BigInteger, server_default="0", nullable=False),
+    Column("rows_failed", BigInteger, server_default="0", nullable=False),
+    Column("waiting_since_us", BigInteger),
+    Column("workers", JsonText),
     CheckConstraint("job_type IN ('pipeline', 'backfill')", name="job_type"),
+)
+
+pipeline_partitions = Table(
+    "pipeline_partitions",
+    metadata,
+    Column("pipeline", String(160), primary_key=True),
+    Column("partition_count", Integer, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    CheckConstraint("partition_count BETWEEN 1 AND 64", name="partition_count"),
+)
+
+dataset_statuses = Table(
+    "dataset_statuses",
+    metadata,
+    Column("dataset", String(160), primary_key=True),
+    Column("rows_out", BigInteger, nullable=False),
+    Column("rows_late", BigInteger, nullable=False),
+    Column("rows_dead", BigInteger, nullable=False),
+    Column("newest_us", BigInteger),
+    Column("accepted_us", BigInteger),
+    Column("waiting_since_us", BigInteger),
+    Column("lag", BigInteger, nullable=False),
+    Column("archive_lag", BigInteger),
+    Column("partitions", JsonText, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
 )
 
 source_statuses = Table(
@@ -173,6 +204,25 @@ backfills = Table(
     Column("status", Prose, nullable=False),
     Column("records_ingested", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("dataset", String(128), nullable=False),
+    Column("entities", Integer, nullable=False),
+    Column("digests", JsonText, nullable=False),
+    Column("tombstones", JsonText, nullable=False),
+    Column("block", Boolean, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("progress", JsonText, nullable=False),
+    Column("requested_by", String(8)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("completed_at", BigInteger),
+    CheckConstraint("state IN ('accepted', 'applied', 'archived', 'complete')", name="state"),
+    Index(None, "created_at"),
 )
 
 query_runs = Table(

@@ -21,6 +21,7 @@ from featurelib.engine.operators import PLACE_BITS
 from featurelib.engine.records import (
     ACCEPTED_AT,
     DELETED,
+    ERASED,
     LATE,
     OFFSET,
     PARTITION,
@@ -203,6 +204,7 @@ def _whole(records: pa.Table, system: Mapping[str, npt.NDArray[Any]], dataset: D
     schema = record_schema(dataset)
     columns = {name: records[name] for name in records.column_names}
     columns |= {name: pa.array(values) for name, values in system.items()}
+    columns[ERASED] = pa.nulls(len(records), pa.bool_())
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 

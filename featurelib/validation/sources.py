@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 from featurelib.declarations import did_you_mean
 from featurelib.definitions import Definitions, SourceDef
-from featurelib.sources import STREAMING
+from featurelib.sources import STREAMING, TABLES
 from featurelib.validation.findings import Finding
 
 
@@ -23,6 +23,19 @@ def check_source(source: SourceDef, world: Definitions, connectors: Collection[s
     if kind in STREAMING and (source.cursor or source.every_us):
         text = f"{kind} pushes its records; cursor and every have no meaning for it"
         yield Finding("cursor_on_stream", key, source.dataset, text, "Leave both out.")
-    if kind == "postgres" and source.cdc == "debezium":
-        text, hint = "Debezium envelopes do not come from a PostgreSQL table", "Run Debezium and read its Kafka topic."
+    if kind in TABLES:
+        yield from _check_table(source, key)
+
+
+def _check_table(source: SourceDef, key: str) -> Iterator[Finding]:
+    name = _NAMES[source.connector.type]
+    if not source.cursor:
+        text = f"a {name} table is polled by a cursor column: without one nothing tells which rows are new"
+        hint = "Name a column that grows with every insert or update, such as cursor='updated_at'."
+        yield Finding("missing_cursor", key, source.dataset, text, hint)
+    if source.cdc == "debezium":
+        text, hint = f"Debezium envelopes do not come from a {name} table", "Run Debezium and read its Kafka topic."
         yield Finding("invalid_cdc", key, source.dataset, text, hint)
+
+
+_NAMES = {"bigquery": "BigQuery", "postgres": "PostgreSQL", "snowflake": "Snowflake"}

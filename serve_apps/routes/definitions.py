@@ -7,54 +7,36 @@ from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from featurelib.errors import InvalidRequest, ThymeError
 from featurelib.plan import CommitReceipt
 from serve_apps.definition_service import DefinitionService
-from serve_apps.log_body import DOCUMENT, read_log_body
 from serve_apps.routes.access import ServicesOf, Writer
 from serve_apps.services import Services
 
 router = APIRouter(tags=["definitions"])
 
 _PROTOBUF = "application/protobuf"
-_MOST_PROBLEMS = 100
 _log = structlog.get_logger("thyme.serve")
 Limit = Annotated[int, Query(ge=1, le=1_000, description="Most entries, newest first.")]
 
 
-class RejectedRecord(BaseModel):
-    """A record that went to the dead letters."""
+class JobChange(BaseModel):
+    """What can be changed of a job."""
 
-    row: int
-    """Its place in the request, from 0."""
-    reason: str
-    field: str
-    message: str
+    model_config = ConfigDict(extra="forbid")
 
-
-class LogAnswer(BaseModel):
-    """What became of the records."""
-
-    events_sent: int
-    """Accepted into the log."""
-    late: int
-    """Accepted, stored and counted, but too late to be aggregated."""
-    rejected: int
-    """Gone to the dataset's dead letters."""
-    problems: list[RejectedRecord]
-    """Why, for the first hundred."""
+    partition_count: int = Field(ge=1, le=64)
+    """Workers of the pipeline, from 1 to 64."""
 
 
 def _service(services: Services) -> DefinitionService:
     stores = services.stores
-    return DefinitionService(stores.registry, stores.log, services.settings, services.isolation.runner)
+    return DefinitionService(stores.registry, stores.log, services.settings, services.isolation.runner, services.shapes)
 
 
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
-
-_LOG_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": DOCUMENT}}}}
 
 
 @router.post("/api/v1/commit", openapi_extra=_BODY, responses={409: {"description": "A breaking change."}})
@@ -73,24 +55,6 @@ async def commit(request: Request, services: ServicesOf, caller: Writer) -> Comm
         # It is stored: an error now would say that it is not. The poll catches up when the store is back.
         _log.warning("commit_not_served_yet", commit_id=receipt.commit_id, error=str(error))
     return receipt
-
-
-@router.post("/api/v1/log", openapi_extra=_LOG_BODY)
-async def log(request: Request, services: ServicesOf, caller: Writer) -> LogAnswer:  # noqa: ARG001  # the role is the point
-    """Append at most 10,000 records to a dataset; one that does not fit goes to its dead letters, others continue."""
-    body = await request.body()
-    # Also the reading of the body: it takes long enough to be felt by every other request of this replica.
-    return await asyncio.to_thread(_logged, _service(services), body)
-
-
-def _logged(service: DefinitionService, body: bytes) -> LogAnswer:
-    sent = read_log_body(body)
-    taken = service.log(sent.dataset, sent.events)
-    problems = [
-        RejectedRecord(row=r.row, reason=r.reason, field=r.field, message=r.message)
-        for r in taken.rejected[:_MOST_PROBLEMS]
-    ]
-    return LogAnswer(events_sent=taken.accepted, late=taken.late, rejected=taken.dead, problems=problems)
 
 
 @router.get("/api/v1/featuresets")
@@ -119,8 +83,14 @@ def sources(services: ServicesOf) -> list[dict[str, Any]]:
 
 @router.get("/api/v1/jobs")
 def jobs(services: ServicesOf) -> list[dict[str, Any]]:
-    """Every job and how far it got."""
-    return _service(services).jobs()
+    """Every job, how far it got and how fresh it is."""
+    return _service(services).jobs(services.clock.now())
+
+
+@router.patch("/api/v1/jobs/{name}")
+def scale(name: str, change: JobChange, services: ServicesOf, caller: Writer) -> dict[str, Any]:  # noqa: ARG001  # the role is the point
+    """Give a pipeline another number of workers, while records go on arriving; the log's partitions stay."""
+    return _service(services).scale(name, change.partition_count, services.clock.now())
 
 
 @router.get("/api/v1/commits")
@@ -144,4 +114,4 @@ def events(
 @router.get("/api/v1/status")
 def status(services: ServicesOf) -> dict[str, Any]:
     """Everything at a glance."""
-    return _service(services).status()
+    return _service(services).status(services.clock.now())

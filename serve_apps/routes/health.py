@@ -8,8 +8,10 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from featurelib.errors import StoreUnavailable
+from serve_apps.freshness import Shown
 from serve_apps.metrics import CONTENT_TYPE
 from serve_apps.routes.access import ServicesOf
+from serve_apps.services import Services
 
 router = APIRouter(tags=["operations"])
 
@@ -40,8 +42,18 @@ async def health(services: ServicesOf) -> Health:
     return Health(version=services.current.snapshot.version)
 
 
+def _shown(services: Services) -> Shown | None:
+    registry = services.stores.registry
+    idle_after_us = services.settings.ingest.idle_after_ms * 1_000
+    try:
+        return Shown(registry.jobs(), registry.dataset_statuses(), idle_after_us, services.clock.now())
+    except StoreUnavailable:
+        return None  # the replica's own figures are wanted all the more
+
+
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(services: ServicesOf) -> Response:
-    """Prometheus text of this replica."""
+    """Prometheus text: of this replica, and how fresh jobs and datasets are."""
     services.metrics.plan_version.set(services.current.snapshot.version)
+    services.metrics.freshness.shown = _shown(services)
     return Response(services.metrics.text(), media_type=CONTENT_TYPE)

@@ -9,7 +9,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from featurelib.errors import InvalidRequest, NotFound
+from featurelib.errors import Erased, InvalidRequest, NotFound
 from featurelib.stores.audit import QueryKind, QueryRun
 from serve_apps import shapes
 from serve_apps.query_server import Question
@@ -55,6 +55,8 @@ def query_run(run_id: str, services: ServicesOf) -> dict[str, Any]:
 async def replay(run_id: str, services: ServicesOf) -> Replayed:
     """Ask the recorded question again, of today's state; makes no new run."""
     run = await anyio.to_thread.run_sync(_found, services, run_id)
+    if run.is_erased:
+        raise Erased(f"query run {run_id} names an entity that has been erased since")
     if run.inputs is None:
         raise InvalidRequest(f"query run {run_id} was recorded without its question and cannot be replayed")
     reply = await services.query_server.answer(Question.from_recorded(run.inputs, run.entity_ids))

@@ -110,10 +110,31 @@ async def test_the_stock_sdks_json_body_is_committed_and_served(client):
 
 async def test_a_source_nobody_can_read_is_refused_by_name(client):
     body = json.loads((FIXTURES / "flights_features.json").read_text())
-    answer = await client.post("/api/v1/commit", json={**stock_commit(), "sources": body["sources"]})
+    sources = [{**each, "connector_type": "carrier_pigeon"} for each in body["sources"]]
+    answer = await client.post("/api/v1/commit", json={**stock_commit(), "sources": sources})
     assert answer.status_code == 400
     assert {problem["code"] for problem in answer.json()["details"]} == {"unsupported_connector"}
     assert "OPS_PASSWORD" not in answer.text
+
+
+async def test_a_source_whose_driver_is_missing_is_refused_with_what_to_install(client, monkeypatch):
+    body = json.loads((FIXTURES / "flights_features.json").read_text())
+    commit = {**stock_commit(), "sources": body["sources"]}
+    monkeypatch.setattr("featurelib.connectors._is_installed", lambda name: name not in {"psycopg", "confluent_kafka"})
+    answer = await client.post("/api/v1/commit", json=commit)
+    assert answer.status_code == 400
+    problems = {problem["subject"]: problem for problem in answer.json()["details"]}
+    assert {problem["code"] for problem in problems.values()} == {"missing_driver"}
+    assert sorted(problems) == ["Departure", "Weather"]
+    assert "pip install 'thyme-on-ray[kafka]'" in problems["Weather"]["message"]
+    assert "OPS_PASSWORD" not in answer.text
+    assert (await client.get("/api/v1/sources")).json() == []
+
+    monkeypatch.undo()
+    assert (await client.post("/api/v1/commit", json=commit)).status_code == 200
+    monkeypatch.setattr("featurelib.connectors._is_installed", lambda _: False)
+    again = await client.post("/api/v1/commit", json=commit)
+    assert again.json()["no_op"] is True  # what is committed stays so
 
 
 async def test_a_malformed_commit_lists_its_misfits(client):

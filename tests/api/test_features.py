@@ -6,6 +6,7 @@ import httpx2
 import pytest
 
 from featurelib.clock import HOUR
+from featurelib.stores.online import SEALED
 
 NOW = {
     "rider": 7,
@@ -35,6 +36,19 @@ async def test_online_features_are_those_of_now(rides):
         "metadata": {"timestamp": "2026-03-01T12:00:00Z", "clock": "wall"},
     }
     assert answer.headers["x-query-run-id"]
+
+
+async def test_a_row_of_which_only_partials_are_kept_is_read_from_history(rides, platform, monkeypatch):
+    asked = []
+
+    async def sealed(lookups):
+        asked.extend(lookups)
+        return [SEALED] * len(lookups)
+
+    monkeypatch.setattr(platform.services.stores.online, "rows", sealed)
+    answer = await read(rides, featureset="Rider", entity_id="7")
+    assert asked
+    assert (answer["features"], answer["mode"]) == (NOW, "online")
 
 
 async def test_values_age_out_while_the_entity_is_quiet(rides, platform):

@@ -86,7 +86,7 @@ def records(first: int, count: int, partition: int = 0, dataset: DatasetDef = TR
     for row in rows:
         row.update(at=row["__time"], tip=1.0)
     names = record_schema(dataset).names
-    columns = [pa.array([row[name] for row in rows]) for name in names]
+    columns = [pa.array([row.get(name) for row in rows]) for name in names]
     return pa.Table.from_arrays(columns, names=names).cast(record_schema(dataset))
 
 

@@ -53,10 +53,13 @@ from featurelib.stores import migrations, schema
 from featurelib.stores.audit import Audit, QueryRun
 from featurelib.stores.registry import (
     BackfillRecord,
+    DatasetStatus,
     JobRecord,
     NewEvent,
+    PartitionStatus,
     Registry,
     SourceStatus,
+    WorkerStatus,
 )
 
 START: Instant = 1_700_000_000 * SECOND
@@ -806,6 +809,37 @@ def test_a_job_is_replaced_by_its_newer_copy(registry: Registry) -> None:
     assert (backfill.job_type, backfill.detail, backfill.applied_us) == ("backfill", "all", None)
 
 
+def test_many_copies_are_put_at_once_with_their_workers_and_partitions(registry: Registry) -> None:
+    worker = WorkerStatus(partition=0, state="stalled", detail="slow", host="h", pid=7, step_s=61.5)
+    job = JobRecord(pipeline="p@1", partition_count=1, state="stalled", waiting_since_us=START, workers=(worker,))
+    part = PartitionStatus(partition=0, rows_out=3, newest_us=START, accepted_us=START)
+    dataset = DatasetStatus(dataset="D@1", rows_out=3, newest_us=START, lag=2, partitions=(part,))
+    registry.put_statuses([job], [SourceStatus(dataset="D")], [dataset])
+    assert [each.model_copy(update={"updated_at": 0}) for each in registry.jobs()] == [job]
+    assert [each.model_copy(update={"updated_at": 0}) for each in registry.dataset_statuses()] == [dataset]
+    assert [each.dataset for each in registry.source_statuses()] == ["D"]
+    registry.put_statuses([], [], [dataset.model_copy(update={"lag": 0})])
+    assert [each.lag for each in registry.dataset_statuses()] == [0]
+
+
+def test_scaling_a_pipeline_moves_the_version_and_tells_of_it(registry: Registry) -> None:
+    assert registry.partition_counts() == {}
+    before = registry.version()
+    registry.scale("p@1", 4)
+    registry.scale("p@1", 2)
+    registry.scale("q@1", 64)
+    assert registry.partition_counts() == {"p@1": 2, "q@1": 64}
+    assert registry.version() == before + 3
+    assert [event.subject for event in registry.events(event_type="job_rescaled")] == ["q@1", "p@1", "p@1"]
+
+
+@pytest.mark.parametrize("count", [0, -1, 65])
+def test_a_pipeline_cannot_have_no_workers_or_more_than_key_groups(registry: Registry, count: int) -> None:
+    with pytest.raises(InvalidRequest, match="not between 1 and 64"):
+        registry.scale("p@1", count)
+    assert registry.partition_counts() == {}
+
+
 def test_a_source_status_is_replaced_by_its_newer_copy(registry: Registry) -> None:
     registry.put_source(SourceStatus(dataset="Orders", last_error="refused"))
     registry.put_source(SourceStatus(dataset="Orders", cursor_value="17", rows_in=5, rows_dead=1, rows_late=2))
@@ -847,6 +881,10 @@ CALLS: dict[str, Callable[[Registry], object]] = {
         BackfillRecord(job_name="b", source_dataset="d", status="x")
     ),
     "backfills": lambda registry: registry.backfills(),
+    "put_statuses": lambda registry: registry.put_statuses([], [], [DatasetStatus(dataset="d@1")]),
+    "dataset_statuses": lambda registry: registry.dataset_statuses(),
+    "scale": lambda registry: registry.scale("p@1", 1),
+    "partition_counts": lambda registry: registry.partition_counts(),
     "audit.record": lambda registry: Audit(registry.database).record(
         [QueryRun(id="r", kind="online", featureset="f", created_at=START)]
     ),

@@ -15,7 +15,8 @@ from featurelib.settings import Settings
 from featurelib.stores.online import Lookup, StateName
 from featurelib.stores.point_in_time import PointInTime
 from jobs.backfill import Order, PartitionBuilder
-from jobs.worker import PartitionWorker, input_partitions
+from jobs.inputs import input_partitions
+from jobs.worker import PartitionWorker
 from tests.support.worlds import OUT, RAIN, RIDES, T0, World, drain
 
 KEYS = {"rider": "abcdef", "city": "xyz"}

@@ -27,7 +27,8 @@ from featurelib.stores.online import Lookup, OnlineStore, StateName
 from featurelib.stores.point_in_time import PointInTime
 from featurelib.testing import MockContext
 from jobs.backfill import Order, PartitionBuilder
-from jobs.worker import PartitionWorker, input_partitions
+from jobs.inputs import input_partitions
+from jobs.worker import PartitionWorker
 from tests.support.oracle import Record
 from tests.support.paths import Answer, as_of_now, unlike
 from tests.support.random_pipelines import World, described, world

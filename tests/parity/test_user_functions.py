@@ -12,7 +12,7 @@ from featurelib.engine.program import Program
 from featurelib.settings import Settings
 from featurelib.stores.online import StateName
 from jobs.backfill import Order, PartitionBuilder
-from jobs.worker import input_partitions
+from jobs.inputs import input_partitions
 from tests.support.worlds import OUT, RAIN, RIDES, T0, World, drain, named
 
 SOURCE = """

@@ -158,23 +158,23 @@ SAYS: dict[str, list[tuple[str, str]]] = {
     ],
     "source: cursor on a stream": [
         ("kafka pushes its records; cursor and every have no meaning for it", "Leave both out."),
-        ("this platform cannot read the connector `kafka` yet", "It reads files."),
     ],
     "source: no connector": [
         ("source() takes a connector; found a str", "Write FileSource(path=…) or another."),
     ],
     "source: connector nobody can read": [
-        ("this platform cannot read the connector `bigquery` yet", "It reads files."),
+        ("this platform cannot read the connector `carrier_pigeon` yet", "It reads bigquery, files, iceberg, kafka,"),
+    ],
+    "source: table without a cursor": [
+        ("a BigQuery table is polled by a cursor column", "such as cursor='updated_at'."),
     ],
     "source: missing table": [
         ("`table` is required", "Write PostgresSource(table=…)."),
-        ("this platform cannot read the connector `postgres` yet", "It reads files."),
     ],
     "source: unknown file format": [
         ("`format` is 'xml'; it must be one of parquet, csv, jsonl", "Choose one, or leave it out for"),
     ],
     "source: debezium from PostgreSQL": [
-        ("this platform cannot read the connector `postgres` yet", "It reads files."),
         ("Debezium envelopes do not come from a PostgreSQL table", "Run Debezium and read its Kafka topic."),
     ],
     "source: two sources": [

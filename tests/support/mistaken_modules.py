@@ -220,7 +220,7 @@ SOURCES = {
 {EVENT.strip()}
 """,
     "cursor on a stream": f"""
-@source(KafkaSource(topic="t"), cursor="at")  #! cursor_on_stream, unsupported_connector
+@source(KafkaSource(topic="t"), cursor="at")  #! cursor_on_stream
 {EVENT.strip()}
 """,
     "no connector": f"""
@@ -228,11 +228,23 @@ SOURCES = {
 {EVENT.strip()}
 """,
     "connector nobody can read": f"""
-@source(BigQuerySource(dataset_id="d", table="t"))  #! unsupported_connector
+class Pigeons:
+    connector_type = "carrier_pigeon"
+    is_streaming = False
+
+    def to_dict(self):
+        return {{"loft": "north"}}
+
+
+@source(Pigeons())  #! unsupported_connector
+{EVENT.strip()}
+""",
+    "table without a cursor": f"""
+@source(BigQuerySource(dataset_id="d", table="t"))  #! missing_cursor
 {EVENT.strip()}
 """,
     "missing table": f"""
-@source(PostgresSource(database="d"))  #! invalid_connector, unsupported_connector
+@source(PostgresSource(database="d"), cursor="at")  #! invalid_connector
 {EVENT.strip()}
 """,
     "unknown file format": f"""
@@ -240,7 +252,7 @@ SOURCES = {
 {EVENT.strip()}
 """,
     "debezium from PostgreSQL": f"""
-@source(PostgresSource(table="t"), cdc="debezium")  #! invalid_cdc, unsupported_connector
+@source(PostgresSource(table="t"), cursor="at", cdc="debezium")  #! invalid_cdc
 {EVENT.strip()}
 """,
     "two sources": f"""

@@ -184,10 +184,10 @@ class Town:
 
 
 @contextmanager
-def running_town(home: Path) -> Iterator[Town]:
+def running_town(home: Path, **environment: str) -> Iterator[Town]:
     """A platform of its own with the town's definitions committed; stopped, and nothing left behind, at the end."""
     platform = Platform(home)
-    platform.environment["THYME_PIPELINE__CATCH_UP_ROWS"] = str(CATCH_UP_ROWS)
+    platform.environment |= {"THYME_PIPELINE__CATCH_UP_ROWS": str(CATCH_UP_ROWS), **environment}
     for folder in ("rides", "rain"):
         (home / folder).mkdir()
     # Two of the four cities are wet from the second hour on.

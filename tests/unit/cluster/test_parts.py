@@ -4,13 +4,14 @@ import socket
 
 import pytest
 
+from cluster import local
 from cluster.layout import Layout, Ports
 from cluster.parts import GcsStore, Listeners, OnlineServer, Scene, parts_of, redis_answers, redis_server_binary
 from cluster.processes import free_port, kill, marked
 from cluster.sockets import bind_listener, receive_listener
 from cluster.state import Board, ClusterState, Workload
 from featurelib.errors import ClusterError
-from featurelib.settings import load_settings
+from featurelib.settings import OnlineSettings, load_settings
 
 
 @pytest.fixture
@@ -164,3 +165,26 @@ def test_a_server_on_the_path_is_used_where_the_wheel_has_none(tmp_path, monkeyp
     server = tmp_path / "redis-server"
     server.touch(mode=0o755)
     assert redis_server_binary() == str(server)
+
+
+def test_the_online_server_is_limited_to_its_declared_memory_and_never_evicts(scene):
+    server, password = OnlineServer(scene), scene.layout.secret("online")
+    server.start()
+    info = server_memory(server.port, password)
+    assert (info["maxmemory"], info["maxmemory_policy"]) == (str(2_048 << 20), "noeviction")
+    assert local.warnings(scene.layout.settings) == []
+    kill(lambda: marked(scene.layout.id, "online"))
+    smaller = scene.layout.settings.model_copy(update={"online": OnlineSettings(memory_mb=64)})
+    scene.layout.settings = smaller
+    server.start()
+    assert server_memory(server.port, password)["maxmemory"] == str(64 << 20)
+    _command(server.port, password, "CONFIG SET maxmemory-policy allkeys-lru")
+    (warning,) = local.warnings(smaller)
+    assert "may evict keys" in warning
+
+
+def server_memory(port, password):
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as link:
+        link.sendall(f"AUTH {password}\r\nINFO memory\r\nQUIT\r\n".encode())
+        lines = link.makefile().read().splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)

@@ -163,3 +163,16 @@ def test_an_append_ignores_the_mark():
 def test_times_of_a_row_may_have_any_form_a_record_may_have():
     for form in (datetime(2026, 3, 10, 10, tzinfo=UTC), TEN // 1_000_000, "2026-03-10 10:00"):
         assert admitted([envelope("c", after={**ROW, "ts": form})], "debezium")[0] == [(0, "a1", 5, TEN, False)]
+
+
+@pytest.mark.parametrize("key", ["a1", {"id": "a1"}, {"id": "a1", "region": "eu"}])
+def test_a_deletion_that_has_no_row_takes_the_key_it_names_away(key):
+    moment = datetime(2026, 3, 10, 10, tzinfo=UTC)
+    changes = [ROW, {"__key": key, "__time": moment, "__deleted": True}]
+    assert admitted(changes, "upsert") == ([(0, "a1", 5, TEN, False), (1, "a1", None, TEN, True)], [])
+
+
+def test_a_deletion_whose_key_is_missing_is_rejected_as_it_came():
+    change = {"__key": {"other": 1}, "__time": datetime(2026, 3, 10, 10, tzinfo=UTC), "__deleted": True}
+    (rejected,) = admit([change], ACCOUNT, "upsert").rejected
+    assert (rejected.record, rejected.field, rejected.reason) == (change, "id", "missing_field")

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.processes import wait_until
 from featurelib.errors import Fenced, StoreUnavailable
-from jobs.driver import Driver
+from jobs.driver import Driver, leave
 
 WITHIN_S = 10.0
 
@@ -89,3 +89,59 @@ def test_a_task_that_cannot_be_made_is_retried() -> None:
     assert task.idle.wait(WITHIN_S)
     assert driver.report().failures == 1
     driver.stop()
+
+
+class Gated(Scripted):
+    """A task whose step ends when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+
+    def step(self) -> bool:
+        self.entered.set()
+        self.gate.wait(WITHIN_S)
+        return False
+
+
+def test_a_step_under_way_is_told_with_its_age_and_a_report_answers_meanwhile() -> None:
+    task, seconds = Gated(), [100.0]
+    driver = Driver("t", "d", lambda: task, seconds=lambda: seconds[0])
+    driver.begin()
+    assert task.entered.wait(WITHIN_S)
+    seconds[0] = 161.5
+    assert (driver.report().state, driver.report().step_s) == ("running", 61.5)
+    task.gate.set()
+    assert wait_until(lambda: driver.report().step_s == 0.0, WITHIN_S)
+    driver.stop()
+
+
+def test_a_task_asked_to_stop_ends_its_step_first_and_says_so() -> None:
+    task = Gated()
+    driver = Driver("t", "d", lambda: task)
+    driver.begin()
+    assert task.entered.wait(WITHIN_S)
+    driver.ask_to_stop()
+    assert driver.report().state == "running"
+    task.gate.set()
+    assert wait_until(lambda: driver.report().state == "stopped", WITHIN_S)
+    assert task.closes == 1
+
+
+def test_the_facts_told_last_stay_when_the_task_does_not_run() -> None:
+    task = Scripted([None])
+    driver = Driver("t", "d", lambda: task)
+    driver.begin()
+    assert task.idle.wait(WITHIN_S)
+    assert driver.report().facts == {"left": 0}
+    driver.stop()
+    assert (driver.report().state, driver.report().facts) == ("stopped", {"left": 0})
+
+
+def test_a_process_whose_task_ended_does_not_stay_for_ever() -> None:
+    ended: list[int] = []
+    driver = Driver("t", "d", lambda: Scripted([Fenced("replaced")]))
+    driver.begin()
+    leave(driver, 0.0, ended.append)
+    assert (ended, driver.report().state) == ([0], "fenced")

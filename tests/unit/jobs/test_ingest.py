@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from featurelib.clock import SystemClock, parse_instant
+from featurelib.connectors import Mark
 from featurelib.definitions import ConnectorDef, DatasetDef, ExpectationDef, FieldDef, SourceDef, ref
 from featurelib.engine.keys import key_group, owner_of_group
 from featurelib.errors import SourceError, StoreUnavailable
@@ -180,7 +181,7 @@ def test_a_partition_without_records_moves_on_too(tmp_path, log):
     write(tmp_path / "a.csv", [["only", START + i, 1, i] for i in range(50)])
     finish(ingest(tmp_path, log))
     heads = log.heads(ref(TRIP), PARTITIONS)
-    assert [head.sequences for head in heads] == [{"a.csv": 51}] * PARTITIONS
+    assert [head.marks for head in heads] == [{"a.csv": Mark(51)}] * PARTITIONS
     assert sorted(head.next_offset for head in heads) == [0, 0, 50]
 
 

@@ -14,7 +14,7 @@ DEFINITIONS = Definitions(
 
 
 def wanted(definitions: Definitions = DEFINITIONS, partitions: int = 2, generation: int = 1) -> dict[str, TaskSpec]:
-    return wanted_tasks(definitions, partitions, lambda _: generation)
+    return wanted_tasks(definitions, lambda _: partitions, lambda _: generation)
 
 
 def test_a_pipeline_and_an_index_have_a_worker_per_partition_and_a_polled_source_a_reader() -> None:
@@ -44,6 +44,17 @@ def test_a_new_generation_replaces_every_worker_and_no_reader() -> None:
     assert changed == {"Rain_index:0", "Rain_index:1", "by_rider:0", "by_rider:1"}
 
 
+def test_a_pipeline_has_workers_of_its_own_number_and_all_of_them_are_replaced_when_it_changes() -> None:
+    def workers_of(pipeline: str) -> int:
+        return 4 if pipeline == "by_rider@1" else 1
+
+    before, after = wanted(), wanted_tasks(DEFINITIONS, workers_of, lambda _: 1)
+    assert [name for name in after if name.startswith("by_rider:")] == [f"by_rider:{n}" for n in range(4)]
+    assert "Rain_index:1" not in after
+    assert before["by_rider:0"].digest != after["by_rider:0"].digest
+    assert before["source:Ride"].digest == after["source:Ride"].digest
+
+
 def test_new_words_about_another_dataset_replace_nobody() -> None:
     described = RAIN.model_copy(update={"index": True, "name": "Snow"})
     more = DEFINITIONS.model_copy(update={"datasets": (*DEFINITIONS.datasets, described)})
@@ -53,3 +64,8 @@ def test_new_words_about_another_dataset_replace_nobody() -> None:
 
 def test_only_datasets_that_no_pipeline_fills_have_a_log() -> None:
     assert [dataset.name for dataset in log_datasets(DEFINITIONS)] == ["Ride", "Rain"]
+
+
+def test_nobody_reads_a_webhook() -> None:
+    hook = SourceDef(dataset="Ride", connector=ConnectorDef(type="webhook", config={}))
+    assert "source:Ride" not in wanted(DEFINITIONS.model_copy(update={"sources": (hook,)}))

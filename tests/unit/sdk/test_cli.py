@@ -254,6 +254,66 @@ def test_status_for_people_names_services_commit_jobs_and_events(run, service):
     assert "done" in out
 
 
+JOB = {
+    "name": "by_shop_job",
+    "version": 2,
+    "state": "degraded",
+    "partition_count": 3,
+    "workers": [{"state": "running"}, {"state": "running"}, {"state": "stalled"}],
+    "detail": "one step has taken 61 s",
+    "freshness": {
+        "event_time_lag_s": 7_200.0,
+        "records_behind": 12_345,
+        "waiting_s": 4.25,
+        "rows_in": 1_000_000,
+        "rows_out": 999_000,
+        "rows_late": 7,
+        "rows_failed": 1,
+    },
+}
+
+
+def test_jobs_are_shown_in_units_that_people_use(run, service):
+    service.answers["GET /api/v1/jobs"] = [JOB]
+    out = run("jobs").stdout
+    for cell in ("by_shop_job@2", "2 running, 1 stalled", "2 h", "12,345, 4.2 s", "1,000,000", "7, 1", "one step has taken"):
+        assert cell in out
+    assert json.loads(run("jobs", "--json").stdout) == [JOB]
+
+
+def test_scaling_a_job_sends_the_number(run, service):
+    service.answers["PATCH /api/v1/jobs/by_shop@2"] = JOB
+    result = run("jobs", "scale", "by_shop@2", "4")
+    assert (result.exit_code, service.asked[-1].json) == (0, {"partition_count": 4})
+    assert "by_shop_job shall have 4 workers" in result.stdout
+    assert run("jobs", "scale", "by_shop", "65").exit_code == 2
+
+
+def test_status_shows_how_fresh_each_dataset_is(run, service):
+    parts = [{"idle": False, "watermark": "2026-01-01T00:00:05Z"}, {"idle": True, "watermark": "2026-01-01T00:00:01Z"}]
+    fresh = {
+        "event_time_lag_s": 0.3,
+        "records_behind": 2,
+        "waiting_s": None,
+        "archive_records_behind": None,
+        "rows_in": 11,
+        "rows_out": 10,
+        "rows_late": 0,
+        "rows_dead": 1,
+        "partitions": parts,
+    }
+    datasets = [
+        {"name": "Sale", "version": 1, "freshness": fresh},
+        {"name": "ShopStats", "version": 1, "freshness": None},
+    ]
+    service.answers["GET /api/v1/status"] = {**STATUS, "jobs": [JOB], "datasets": datasets}
+    service.answers["GET /health"] = {"status": "ok"}
+    out = run("status").stdout
+    for cell in ("Sale@1", "0.3 s", "1 of 2", "2026-01-01T00:00:01Z", "by_shop_job@2"):
+        assert cell in out
+    assert "ShopStats" not in out
+
+
 def test_the_commit_url_may_stand_for_the_base(run, service):
     service.answers["GET /api/v1/status"] = STATUS
     service.answers["GET /health"] = {"status": "ok"}

@@ -1,0 +1,47 @@
+"""Credentials of a connector: what a setting says is turned into the value itself, when the connector is made.
+
+A value resolved here is handed to a driver and to nothing else: no message, event or repr may hold it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from featurelib.errors import SourceError
+from featurelib.secrets import SecretRef
+
+Setting = SecretRef | str | int | float | bool | None
+"""A setting of a connector, as its definition stores it."""
+
+
+def resolve(setting: Setting, what: str) -> str:
+    """The value of a setting that may be a reference to a secret; empty when there is none.
+
+    Args:
+        setting: plain text, or a reference: the value itself (``literal``) or an environment variable (``env``) of
+            the process that reads the source.
+        what: the setting as people know it, for messages: ``postgres source of Trip: password``.
+
+    Raises:
+        SourceError: the variable is not set, or the reference is of a kind no process here can follow.
+    """
+    if not isinstance(setting, SecretRef):
+        return "" if setting is None else str(setting)
+    value = setting.value.get_secret_value()
+    if setting.kind == "literal":
+        return value
+    if setting.kind == "env":
+        return _from_environment(value, what)
+    message = (
+        f"{what} is Secret({setting.kind}=…), which needs a secret store, and none is connected; "
+        "put the value into the environment of the workers and write Secret(env='<VARIABLE>')"
+    )
+    raise SourceError(message)
+
+
+def _from_environment(variable: str, what: str) -> str:
+    value = os.environ.get(variable, "")
+    if not value:
+        message = f"{what} is Secret(env={variable!r}), which the process that reads the source has not set"
+        raise SourceError(message)
+    return value

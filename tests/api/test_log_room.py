@@ -1,0 +1,40 @@
+"""Records sent when the hot log is at its budget: refused whole, and taken later."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from featurelib.clock import SECOND
+from featurelib.definitions import ref
+from featurelib.settings import OnlineSettings, Settings
+from featurelib.stores.intake import Intake
+from featurelib.stores.log import Lateness
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    online = OnlineSettings(redis_url=settings.online.redis_url, log_budget_mb=1)
+    return settings.model_copy(update={"online": online})
+
+
+async def test_a_full_log_answers_503_with_retry_after_and_takes_the_same_records_later(rides, platform):
+    dataset = platform.registry.definitions().dataset("Ride")
+    ride = {"rider": 7, "city": "Oslo", "fare": 1.0, "at": "2026-03-01T09:00:00Z"}
+    many = [{**ride, "ride": os.urandom(600).hex()} for _ in range(1_000)]
+    Intake(platform.log, dataset, 2, Lateness(None, 0)).accept(many)
+    platform.clock.advance(2 * SECOND)
+    heads = platform.log.heads(ref(dataset), 2)
+    body = {"dataset": "Ride", "events": [{**ride, "ride": "last"}]}
+    refused = await rides.post("/api/v1/log", json=body)
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    error = refused.json()
+    assert error["error"] == "log_full"
+    assert "online.log_budget_mb" in error["detail"]
+    assert platform.log.heads(ref(dataset), 2) == heads
+    for part, head in enumerate(heads):
+        platform.log.trim(ref(dataset), part, head.next_offset)
+    platform.clock.advance(2 * SECOND)
+    assert (await rides.post("/api/v1/log", json=body)).status_code == 200

@@ -1,0 +1,117 @@
+"""The supervisor over real workers: leases, other numbers of workers, and what another supervisor left behind.
+
+One platform with a short lease serves the module: rides are ingested from files meanwhile, and every count is exact.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from cluster.processes import is_live, wait_until
+from featurelib.errors import ThymeError
+from tests.support.towns import DEADLINE_S, Town, running_town
+
+pytestmark = pytest.mark.cluster
+
+LEASE_S = 4.0
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    home = tmp_path_factory.mktemp("home")
+    with running_town(home, THYME_PIPELINE__LEASE_MS=str(int(LEASE_S * 1_000))) as made:
+        made.settles()
+        yield made
+
+
+@contextmanager
+def ingesting(town: Town) -> Iterator[None]:
+    """Rides arrive while the block runs, and after it."""
+    before = town.rows
+    feeding = threading.Thread(target=town.drive, args=(20, 2_000))
+    feeding.start()
+    assert wait_until(lambda: town.folded() > before, DEADLINE_S, every_s=0.1)
+    yield
+    feeding.join()
+
+
+def job(town: Town, name: str) -> dict[str, object]:
+    try:
+        return next(each for each in town.client.jobs() if each["name"] == name)
+    except ThymeError:
+        return {"state": "unknown", "partition_count": 0, "workers": []}
+
+
+def workers(town: Town, pipeline: str) -> list[psutil.Process]:
+    """The processes of a pipeline's workers, as the job tells them."""
+    found = job(town, f"{pipeline}_job")["workers"]
+    return [psutil.Process(worker["pid"]) for worker in found if worker["pid"]]
+
+
+def runs_with(town: Town, pipeline: str, count: int) -> bool:
+    """Whether so many workers run, and no process of another one is left."""
+    shown = job(town, f"{pipeline}_job")
+    return (shown["state"], shown["partition_count"]) == ("running", count) and total(town) == wanted_processes(town)
+
+
+def total(town: Town) -> int:
+    return len(town.platform.processes("ray::PipelineWorker"))
+
+
+def wanted_processes(town: Town) -> int:
+    return sum(each["partition_count"] for each in town.client.jobs())
+
+
+def test_a_worker_stopped_for_longer_than_its_lease_is_replaced_and_its_process_is_gone(town: Town) -> None:
+    with ingesting(town):
+        stopped = workers(town, "by_rider")[0]
+        stopped.send_signal(signal.SIGSTOP)
+        assert wait_until(lambda: not is_live(stopped), DEADLINE_S, every_s=0.1)
+    town.settles()
+    assert wait_until(lambda: runs_with(town, "by_rider", 2), DEADLINE_S, every_s=0.2)
+    failed = town.client.events(event_type="job_failed")
+    assert any("gave no answer for" in event["message"] for event in failed), failed
+
+
+def test_workers_become_four_and_two_again_in_the_middle_of_a_stream(town: Town) -> None:
+    with ingesting(town):
+        for count in (4, 2):
+            town.platform.thyme("jobs", "scale", "by_city", str(count))
+            assert wait_until(lambda count=count: runs_with(town, "by_city", count), DEADLINE_S, every_s=0.2), (
+                job(town, "by_city_job"),
+                total(town),
+            )
+    town.settles()
+    assert not [event for event in town.client.events(event_type="job_failed") if "by_city" in event["subject"]]
+
+
+def test_what_a_supervisor_left_behind_is_ended_by_the_next_one(town: Town) -> None:
+    town.client.scale_job("by_city", 4)
+    assert wait_until(lambda: runs_with(town, "by_city", 4), DEADLINE_S, every_s=0.2)
+    for process in town.platform.processes("jobs.supervisor", "node"):
+        process.kill()
+    town.client.scale_job("by_city", 1)
+    with ingesting(town):
+        assert wait_until(lambda: runs_with(town, "by_city", 1), DEADLINE_S, every_s=0.2), (
+            job(town, "by_city_job"),
+            total(town),
+        )
+    town.settles()
+
+
+def test_freshness_is_told_for_jobs_and_datasets(town: Town) -> None:
+    town.settles()
+    assert wait_until(lambda: job(town, "by_rider_job").get("lag") == 0, DEADLINE_S, every_s=0.2)
+    fresh = job(town, "by_rider_job")["freshness"]
+    assert isinstance(fresh, dict)
+    assert (fresh["records_behind"], fresh["waiting_s"], fresh["rows_out"]) == (0, None, town.rows)
+    status = {each["name"]: each["freshness"] for each in town.client.status()["datasets"]}
+    assert status["Ride"]["rows_out"] == town.rows
+    assert sum(part["rows_out"] for part in status["Ride"]["partitions"]) == town.rows
+    assert "by_rider_job" in town.platform.thyme("jobs")

@@ -1,0 +1,111 @@
+"""Workers, log and archive under every order of faults that Hypothesis thinks of: counts stay those of plain lists.
+
+``MODEL_SCALE=10`` draws ten times as many histories, and other ones on each run; ``MODEL_STEPS`` sets their length.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from featurelib.engine.records import Mark
+from featurelib.stores import archive, log, online
+from jobs import worker
+from tests.support.redis_server import RedisServer
+from tests.support.worker_model import SHAPES, Shape, model_of
+
+SCALE = float(os.environ.get("MODEL_SCALE", "1"))
+STEPS = int(os.environ.get("MODEL_STEPS", "30"))
+BOUNDED = settings(
+    max_examples=round(6 * SCALE),
+    stateful_step_count=STEPS,
+    deadline=None,
+    database=None,
+    derandomize=SCALE == 1,
+    suppress_health_check=list(HealthCheck),
+)
+UNTIL_CAUGHT = settings(BOUNDED, max_examples=30, derandomize=True, phases=[Phase.generate])
+Patch = pytest.MonkeyPatch
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=[shape.name for shape in SHAPES])
+def test_every_count_is_that_of_the_accepted_records_whatever_happens(shape: Shape, shared_redis: RedisServer) -> None:
+    run_state_machine_as_test(model_of(shape, shared_redis), settings=BOUNDED)
+
+
+class Mutant(NamedTuple):
+    """A platform broken on purpose, and the pipeline on which that must show."""
+
+    name: str
+    shape: str
+    break_it: Callable[[Patch], None]
+
+
+def _no_epoch(patch: Patch) -> None:
+    check = "if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end"
+    assert check in online._COMMIT
+    patch.setattr(online, "_COMMIT", online._COMMIT.replace(check, ""))
+
+
+def _positions_first(patch: Patch) -> None:
+    scripts = online._scripts
+
+    def first(*arguments: Any) -> list[Any]:
+        *chunks, last = scripts(*arguments)
+        return [last, *chunks]
+
+    patch.setattr(online, "_scripts", first)
+
+
+def _nothing_skipped(patch: Patch) -> None:
+    patch.setattr(worker.PartitionWorker, "_unapplied", lambda _, shaped: shaped)
+    patch.setattr(worker, "_held", lambda *_: [])
+
+
+MUTANTS = [
+    Mutant("nobody_compares_epochs", "keyed_like_its_dataset", _no_epoch),
+    Mutant(
+        "keys_do_not_say_what_they_have",
+        "keyed_like_its_dataset",
+        lambda patch: patch.setattr(worker, "_held", lambda *_: []),
+    ),
+    Mutant("positions_move_before_the_state", "keyed_like_its_dataset", _positions_first),
+    Mutant("neither_groups_nor_keys_skip_what_they_have", "keyed_otherwise", _nothing_skipped),
+    Mutant(
+        "a_row_sent_again_counts_again",
+        "keyed_otherwise",
+        lambda patch: patch.setattr(log, "_mark", lambda *_: Mark(-1)),
+    ),
+    Mutant(
+        "the_archive_takes_what_it_has",
+        "keyed_otherwise",
+        lambda patch: patch.setattr(archive, "_unarchived", lambda table, dataset, records: records),
+    ),
+    Mutant(
+        "rows_joined_before_their_right_side_stay",
+        "joined",
+        lambda patch: patch.setattr(worker.RightTable, "with_records", _only_first(worker.RightTable.with_records)),
+    ),
+    Mutant(
+        "groups_of_a_graph_are_not_taken_back",
+        "first_of_each",
+        lambda patch: patch.setattr(worker.PartitionWorker, "_take_back", lambda *_: None),
+    ),
+]
+
+
+def _only_first(with_records: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda table, records: table if len(table.frame) else with_records(table, records)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+def test_a_platform_is_caught_in_which(mutant: Mutant, shared_redis: RedisServer, monkeypatch: Patch) -> None:
+    mutant.break_it(monkeypatch)
+    (shape,) = [shape for shape in SHAPES if shape.name == mutant.shape]
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(model_of(shape, shared_redis), settings=UNTIL_CAUGHT)
