@@ -25,7 +25,7 @@ class Episode:
         subject: str,
         report: Callable[[NewEvent], None],
     ) -> None:
-        self._event_type = event_type
+        self.event_type = event_type
         self._severity: Literal["warn", "error"] = severity
         self._subject = subject
         self._report = report
@@ -47,7 +47,7 @@ class Episode:
     def _tell(self, severity: Literal["info", "warn", "error"], message: str) -> None:
         self._report(
             NewEvent(
-                event_type=self._event_type,
+                event_type=self.event_type,
                 severity=severity,
                 source="archive",
                 subject=self._subject,

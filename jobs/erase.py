@@ -108,9 +108,9 @@ class Eraser:
         return True
 
     def _has_passed(self, program: Program, shares: Sequence[_Share], generation: int | None = None) -> bool:
-        theirs = {(share.dataset, part): offset for share in shares for part, offset in share.through.items()}
+        theirs = {(ref(share.dataset), part): offset for share in shares for part, offset in share.through.items()}
         inputs = input_partitions(program, self._log)
-        wanted = {place: theirs[each] for place, each in enumerate(inputs) if each in theirs}
+        wanted = {place: theirs[each.address] for place, each in enumerate(inputs) if each.address in theirs}
         if not wanted:
             return True
         state = StateName(program.ref, generation or self._store.generation(program.ref))
@@ -171,8 +171,9 @@ class Eraser:
     def _clear_what_may_hold(self, shares: Sequence[_Share], definitions: Definitions) -> list[str]:
         """Fence and clear builds of state that have not passed the tombstones; they are folded anew."""
         cleared = []
+        erased = {ref(share.dataset) for share in shares if share.tombstones}
         for program in _programs(definitions):
-            if not {share.dataset for share in shares if share.tombstones} & set(program.sources):
+            if not erased & {ref(dataset) for dataset in program.sources}:
                 continue
             served = self._store.generation(program.ref)
             for generation in (served - 1, served, served + 1):

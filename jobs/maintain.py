@@ -22,13 +22,16 @@ from featurelib.definitions import DatasetDef, ref
 from featurelib.engine.records import OFFSET, record_schema
 from featurelib.errors import ArchiveUnavailable, CorruptState, StoreUnavailable
 from featurelib.settings import ArchiveSettings, Settings
+from featurelib.stores.append_file import AppendFile
 from featurelib.stores.archive import Archive, with_schema
 from featurelib.stores.audit import Audit
 from featurelib.stores.budget import Budget, LogRoom, open_room, server_warnings
 from featurelib.stores.fsync import FsyncFence
 from featurelib.stores.log import Log
-from featurelib.stores.registry import NewEvent, Registry
+from featurelib.stores.online import OnlineStore
+from featurelib.stores.registry import EventRecord, NewEvent, Registry
 from jobs.episodes import Episode
+from jobs.erase import Eraser
 
 _log = structlog.get_logger(__name__)
 
@@ -305,24 +308,25 @@ class ArchiveTask:
         keep_us = settings.online.hot_log_ms * 1_000
         self._trimming = LogTrimming(datasets, self._log, archive, keep_us=keep_us, clock=clock)
         self._upkeep = Upkeep(datasets, archive, Audit(self._registry.database), settings=settings, clock=clock)
-        self._outage = Episode("archive_unavailable", "error", "archive", self._say)
-        self._full = Episode("log_full", "error", "log", self._say)
+        self._store, self._append_file = OnlineStore(url), AppendFile(url)
+        self._eraser = Eraser(self._registry, self._log, self._store, archive, self._append_file, clock=clock)
+        self._outage = Episode(event_type="archive_unavailable", severity="error", subject="archive", report=self._say)
+        self._full = Episode(event_type="log_full", severity="error", subject="log", report=self._say)
         self._batch_rows = settings.archive.batch_rows
         self._rows = self._commits = 0
         self._lag: dict[str, int] = {}
 
     def start(self) -> None:
-        """Nothing to claim: the archive itself says where to go on, and refuses a second writer."""
+        """Nothing to claim: the archive itself says where to go on, and refuses a second writer.
+
+        What was told of before a restart, and is not over, is not told of again.
+        """
+        for episode in (self._outage, self._full):
+            episode.lasts = any(event.severity != "info" for event in self._told(episode.event_type)[:1])
+        said = {event.message for event in self._told("online_store_setup")}
         for warning in server_warnings(self._url, self._online):
-            self._say(
-                NewEvent(
-                    event_type="online_store_setup",
-                    severity="warn",
-                    source="archive",
-                    subject="online store",
-                    message=warning,
-                )
-            )
+            if warning not in said:
+                self._say(_setup_event(warning))
 
     def step(self) -> bool:
         """Copy one batch and trim; False when the interval may pass.
@@ -334,7 +338,7 @@ class ArchiveTask:
             done = self._copy.step()
             self._trimming.step(everything=self._room.usage().log_is_over)
             # Room in the log comes first: an archive that has much to catch up with does nothing else.
-            upkept = sum(done.lag.values()) < self._batch_rows and self._upkeep.step()
+            upkept = sum(done.lag.values()) < self._batch_rows and (self._erased() or self._upkeep.step())
         except ArchiveUnavailable as error:
             self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
             self._outage.goes_on(f"{error}; accepted records wait in the log")
@@ -359,7 +363,16 @@ class ArchiveTask:
         self._log.close()
         self._fence.close()
         self._room.close()
+        self._store.close()
+        self._append_file.close()
         self._registry.close()
+
+    def _erased(self) -> bool:
+        try:
+            return self._eraser.step()
+        except StoreUnavailable as error:  # it goes on where it stopped; the archive copy does not wait for it
+            _log.warning("erasures_wait", detail=str(error))
+            return False
 
     def _judge_room(self) -> None:
         usage = self._room.usage()
@@ -368,9 +381,23 @@ class ArchiveTask:
         elif usage.is_easy:
             self._full.is_over("there is room again; records are taken")
 
+    def _told(self, event_type: str) -> list[EventRecord]:
+        """The newest events of a type, newest first."""
+        try:
+            return self._registry.events(limit=10, event_type=event_type)
+        except StoreUnavailable as error:  # it may be told of twice; the archive copy does not wait for the registry
+            _log.warning("events_not_read", event_type=event_type, detail=str(error))
+            return []
+
     def _say(self, event: NewEvent) -> None:
         _log.info(event.event_type, subject=event.subject, message=event.message)
         try:
             self._registry.record_event(event)
         except StoreUnavailable as error:
             _log.warning("event_not_recorded", event_type=event.event_type, detail=str(error))
+
+
+def _setup_event(warning: str) -> NewEvent:
+    return NewEvent(
+        event_type="online_store_setup", severity="warn", source="archive", subject="online store", message=warning
+    )

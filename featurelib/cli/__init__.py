@@ -50,7 +50,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
         add_completion=False,
     )
-    for noun in (commit, plan, codegen, status, jobs, query, events, dead_letters, version):
+    for noun in (commit, plan, codegen, status, jobs, query, events, dead_letters, erase, version):
         noun.register(made)
     for point in entry_points(group="thyme.cli"):
         try:

@@ -60,11 +60,12 @@ def load(api_url: str | None) -> list[dict[str, Any]]:
 
 
 def show(found: list[dict[str, Any]]) -> None:
-    """The jobs as people read them, and what those that do not run have said."""
-    print_table(_COLUMNS, [_row(job) for job in found])
+    """The jobs as people read them, and below what those that do not run have said."""
+    print_table(_COLUMNS, [_row(job) for job in found], whole=_COLUMNS[:2])
     for job in found:
-        if job.get("detail"):
-            print(f"{_title(job)}: {job['detail']}")
+        said = "; ".join(filter(None, (_workers(job), str(job.get("detail") or ""))))
+        if said:
+            print(f"{_title(job)}: {said}")
 
 
 def behind(fresh: dict[str, Any]) -> str:
@@ -78,7 +79,7 @@ def _row(job: dict[str, Any]) -> list[str]:
     return [
         _title(job),
         str(job.get("state", "")),
-        _workers(job),
+        str(job.get("partition_count", "")),
         age(fresh.get("event_time_lag_s")),
         behind(fresh),
         number(fresh.get("rows_in")),
@@ -93,8 +94,8 @@ def _title(job: dict[str, Any]) -> str:
 
 
 def _workers(job: dict[str, Any]) -> str:
-    """``4``, or what they do where they do not do the same: ``3 running, 1 stalled``."""
+    """What they do, where they do not do the same: ``3 running, 1 stalled``."""
     states = Counter(worker["state"] for worker in job.get("workers") or ())
-    if len(states) > 1:
-        return ", ".join(f"{count} {state}" for state, count in states.most_common())
-    return str(job.get("partition_count", ""))
+    if len(states) <= 1:
+        return ""
+    return ", ".join(f"{count} {state}" for state, count in states.most_common())

@@ -72,7 +72,7 @@ def show(found: Status) -> None:
         print("\njobs")
         jobs.show(found.status["jobs"])
     fresh = [entry for entry in found.status.get("datasets") or [] if entry.get("freshness")]
-    _table("datasets", _DATASET_COLUMNS, [_dataset(entry) for entry in fresh])
+    _table("datasets", _DATASET_COLUMNS, [_dataset(entry) for entry in fresh], whole=_DATASET_COLUMNS[:1])
     _section("sources", found.status, ("dataset", "connector_type", "rows_in", "rows_dead", "last_error"))
     _section("backfills", found.status, ("job_name", "source_dataset", "status", "records_ingested"))
     _section("recent_events", found.status, ("created_at", "severity", "event_type", "message"))
@@ -101,10 +101,10 @@ def _section(name: str, body: dict[str, Any], columns: tuple[str, ...]) -> None:
     _table(name.replace("_", " "), columns, [[_text(entry.get(column)) for column in columns] for entry in entries])
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
+def _table(title: str, columns: tuple[str, ...], rows: list[list[str]], whole: tuple[str, ...] = ()) -> None:
     if rows:
         print(f"\n{title}")
-        print_table(columns, rows)
+        print_table(columns, rows, whole=whole)
 
 
 def _text(value: Any) -> str:

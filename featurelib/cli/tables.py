@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
+_EXACT_BELOW = 100_000
+
 
 class Format(StrEnum):
     """How a result is printed."""
@@ -32,14 +34,15 @@ def print_rows(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], form: 
         print_table(columns, [[_text(row.get(name)) for name in columns] for row in rows])
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table that wraps long cells and never cuts them."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole: Sequence[str] = ()) -> None:
+    """A table that wraps long cells and never cuts them, those of the columns in ``whole`` last."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*columns, header_style="bold")
     for column in table.columns:
         column.overflow = "fold"
+        column.no_wrap = column.header in whole
     for row in rows:
         table.add_row(*row)
     Console(markup=False, highlight=False).print(table)
@@ -56,8 +59,13 @@ def age(seconds: float | None) -> str:
 
 
 def number(count: int | None) -> str:
-    """A count with its thousands apart; empty for ``None``."""
-    return "" if count is None else f"{count:,}"
+    """A count, rounded where it has more digits than people read at a glance; empty for ``None``."""
+    if count is None:
+        return ""
+    for letter, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= max(size, _EXACT_BELOW):
+            return f"{count / size:.1f} {letter}"
+    return f"{count:,}"
 
 
 def print_json(value: Any) -> None:

@@ -41,8 +41,7 @@ _WRITER = WriterProperties(max_row_group_size=16_384, compression="ZSTD", compre
 _COMPACT_ABOVE_FILES = 16
 _TARGET_BYTES = 128 * 1024 * 1024
 _ATTEMPTS = 5
-# Each commit that deletes rewrites every file with one of its offsets: few commits, each with a bounded predicate.
-_OFFSETS_PER_DELETE = 5_000
+_REWRITE_ROWS = 65_536
 # No value of a user's column gets into the table's own log, where a rewrite of the data would leave it.
 _INDEXED_COLUMNS = {"delta.dataSkippingNumIndexedCols": str(1 + len(SYSTEM_COLUMNS))}
 _LOG_RETENTION, _LOG_KEPT, _LOG_FORGOTTEN = "delta.logRetentionDuration", "interval 30 days", "interval 0 seconds"
@@ -217,7 +216,8 @@ class Archive:
                 with _unavailable():
                     table = self._open(dataset)
                     assert table is not None
-                    removed += sum(_delete(table, rows) for rows in _by_month(found))
+                    for month in sorted(set(found[MONTH].to_pylist())):
+                        removed += _rewrite_without(table, month, found.filter(ds.field(MONTH) == month))
             except CommitFailedError:  # another writer was faster: look again
                 continue
         raise ArchiveUnavailable(f"the archive of {ref(dataset)} is being written by others; try again")
@@ -328,24 +328,24 @@ def _key_type(dataset: DatasetDef) -> pa.DataType:
     return record_schema(dataset).field(dataset.key.name).type
 
 
-def _by_month(rows: pa.Table) -> Iterator[tuple[int, int, list[int]]]:
-    """Month, partition and some of the offsets there."""
-    places: dict[tuple[int, int], list[int]] = {}
-    for month, part, offset in zip(*(rows[name].to_pylist() for name in (MONTH, PARTITION, OFFSET)), strict=True):
-        places.setdefault((month, part), []).append(offset)
-    for (month, part), offsets in sorted(places.items()):
-        for start in range(0, len(offsets), _OFFSETS_PER_DELETE):
-            yield month, part, sorted(offsets)[start : start + _OFFSETS_PER_DELETE]
+def _rewrite_without(table: DeltaTable, month: int, rows: pa.Table) -> int:
+    """Write a month anew, all but these rows, in one commit; how many rows those were.
 
-
-def _delete(table: DeltaTable, rows: tuple[int, int, list[int]]) -> int:
-    # By offset: the table's log keeps the predicate, and a key in it would outlive its records.
-    month, part, offsets = rows
-    listed = ", ".join(map(str, offsets))
-    done = table.delete(
-        f"{MONTH} = {month} AND {PARTITION} = {part} AND {OFFSET} IN ({listed})", writer_properties=_WRITER
-    )
-    return int(done["num_deleted_rows"])
+    Not by the table's own delete: its log would keep the predicate, and its files come out with a type of text
+    (string_view) whose statistics Arrow cannot compare with.
+    """
+    partitions = sorted(set(rows[PARTITION].to_pylist()))
+    theirs = [
+        (ds.field(PARTITION) == part)
+        & ds.field(OFFSET).isin(rows.filter(ds.field(PARTITION) == part)[OFFSET].combine_chunks())
+        for part in partitions
+    ]
+    kept = (ds.field(MONTH) == month) & ~reduce(or_, theirs)
+    stored = table.to_pyarrow_dataset()
+    # A stream: a month may be larger than memory. Few files at once keep what is sorted within each together.
+    reader = stored.scanner(filter=kept, batch_size=_REWRITE_ROWS, fragment_readahead=1, batch_readahead=2).to_reader()
+    write_deltalake(table, reader, mode="overwrite", predicate=f"{MONTH} = {month}", writer_properties=_WRITER)
+    return len(rows)
 
 
 def _key_values(dataset: DatasetDef, text: str) -> list[Any]:

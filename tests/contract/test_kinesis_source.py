@@ -111,12 +111,14 @@ def test_polling_again_from_any_position_gives_the_same_names_to_the_same_record
     stream.put(*range(13))
     polled = Polled(stream.source(), batch_rows=4)
     polled.poll()
-    for taken in range(1, len(polled.batches)):
-        for rows in (3, 1000):
+    for rows in (3, 1000):
+        reader = Polled(stream.source(), rows).connect()
+        for taken in range(1, len(polled.batches)):
             again = Polled(stream.source(), rows)
             again.position = {batch.stream: batch.through for batch in polled.batches[:taken]}
-            again.poll()
+            again.poll(reader)
             assert identities(again.batches) == identities(polled.batches[taken:])
+        reader.close()
 
 
 def test_records_put_later_follow_in_the_same_reader_and_in_another(stream):
@@ -300,7 +302,7 @@ def later(n: int) -> dict:
     return {1_000: Record("key", data, 1_000, "")}
 
 
-@pytest.mark.parametrize("appends", [1, 4, 5, 7, 8, 10])
+@pytest.mark.parametrize("appends", [1, 4, 5, 8])
 def test_a_crash_between_two_partitions_appends_costs_no_record_and_doubles_none(stream, empty_redis_url, appends):
     fed = Fed(empty_redis_url, stream.source())
     stream.put(*range(20))

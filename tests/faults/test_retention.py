@@ -316,6 +316,24 @@ def test_an_archive_that_cannot_be_written_is_waited_for(blocked: Platform, tmp_
     outage_over(blocked, (tmp_path / "archive").unlink)
 
 
+def test_an_archiver_that_is_started_again_tells_nothing_twice(
+    blocked: Platform, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    with redis_server.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    blocked.send()
+    for _ in range(3):
+        blocked.task.start()
+        blocked.task.step()
+        blocked.task.close()
+        blocked.task = ArchiveTask([RIDES], blocked.settings)
+    assert blocked.events() == [("online_store_setup", "warn"), ("archive_unavailable", "error")]
+    (tmp_path / "archive").unlink()
+    blocked.task.start()
+    blocked.drain()
+    assert blocked.events()[2:] == [("archive_unavailable", "info")]
+
+
 def test_a_log_over_its_budget_takes_no_more_until_the_archive_has_drained_it(
     blocked: Platform, tmp_path: Path
 ) -> None:

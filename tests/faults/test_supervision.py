@@ -5,6 +5,7 @@ One platform with a short lease serves the module: rides are ingested from files
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from cluster.processes import is_live, wait_until
+from cluster import local
+from cluster.processes import Owned, is_live, wait_until
+from cluster.state import read_state
 from featurelib.errors import ThymeError
 from tests.support.towns import DEADLINE_S, Town, running_town
 
@@ -105,6 +108,27 @@ def test_what_a_supervisor_left_behind_is_ended_by_the_next_one(town: Town) -> N
     town.settles()
 
 
+def test_after_rays_own_store_and_head_are_lost_what_runs_is_what_is_wanted(town: Town) -> None:
+    before = head_of(town)
+    with ingesting(town):
+        for process in town.platform.processes("", "gcs-store"):
+            process.kill()
+        assert wait_until(lambda: head_of(town) != before and is_ready(town), DEADLINE_S, every_s=0.2)
+        town.client.scale_job("by_rider", 3)
+        assert wait_until(lambda: runs_with(town, "by_rider", 3), DEADLINE_S, every_s=0.2), job(town, "by_rider_job")
+    town.settles()
+
+
+def head_of(town: Town) -> Owned | None:
+    """The process of the Ray head, as the watcher knows it."""
+    state = read_state(town.platform.layout.state_file)
+    return state.parts["head"].process if state else None
+
+
+def is_ready(town: Town) -> bool:
+    return local.status(town.platform.settings).ready
+
+
 def test_freshness_is_told_for_jobs_and_datasets(town: Town) -> None:
     town.settles()
     assert wait_until(lambda: job(town, "by_rider_job").get("lag") == 0, DEADLINE_S, every_s=0.2)
@@ -114,4 +138,7 @@ def test_freshness_is_told_for_jobs_and_datasets(town: Town) -> None:
     status = {each["name"]: each["freshness"] for each in town.client.status()["datasets"]}
     assert status["Ride"]["rows_out"] == town.rows
     assert sum(part["rows_out"] for part in status["Ride"]["partitions"]) == town.rows
-    assert "by_rider_job" in town.platform.thyme("jobs")
+    assert [each["name"] for each in json.loads(town.platform.thyme("jobs", "--json"))] == [
+        "by_city_job",
+        "by_rider_job",
+    ]

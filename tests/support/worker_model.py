@@ -551,7 +551,7 @@ class WorkerModel(RuleBasedStateMachine):
             for part, wanted in enumerate(self.accepted[dataset.name].partitions):
                 mine = sorted((row for row in rows if row["__partition"] == part), key=lambda row: row["__offset"])
                 assert [row["__offset"] for row in mine] == list(range(self.archive.archived_offset(dataset, part)))
-                assert [_plain(row) for row in mine] == [_plain(row) for row in wanted[: len(mine)]]
+                assert [_plain(row) for row in mine] == [_plain(row) for row in wanted[: len(mine)]], (part, mine)
 
     # How it is done.
 
@@ -661,8 +661,11 @@ def _raw(row: Row) -> Row:
 
 
 def _plain(row: Row) -> Row:
-    """A record without what only the archive has, instants as numbers."""
-    return {name: value for name, value in row.items() if name != "at"} | {"__deleted": bool(row["__deleted"])}
+    """What a model knows of a record, instants as numbers."""
+    return {name: row[name] for name in ("__time", "__accepted_at", "__offset", "__late")} | {
+        "__deleted": bool(row["__deleted"]),
+        **{name: value for name, value in row.items() if not name.startswith("__") and name != "at"},
+    }
 
 
 def _equal(found: Any, wanted: Any) -> bool:

@@ -276,8 +276,9 @@ JOB = {
 def test_jobs_are_shown_in_units_that_people_use(run, service):
     service.answers["GET /api/v1/jobs"] = [JOB]
     out = run("jobs").stdout
-    for cell in ("by_shop_job@2", "2 running, 1 stalled", "2 h", "12,345, 4.2 s", "1,000,000", "7, 1", "one step has taken"):
+    for cell in ("by_shop_job@2", "degraded", "2 h", "12,345, 4.2 s", "1.0 M", "999.0 k", "7, 1"):
         assert cell in out
+    assert "by_shop_job@2: 2 running, 1 stalled; one step has taken 61 s" in out
     assert json.loads(run("jobs", "--json").stdout) == [JOB]
 
 
