@@ -52,6 +52,8 @@ class LogAnswer(BaseModel):
     """Of those accepted: stored and counted, but too late to be aggregated."""
     rejected: int
     """Gone to the dataset's dead letters; sent again under the same key they are not kept twice."""
+    erased: int
+    """Refused, and kept nowhere: their entities were erased for good."""
     problems: list[RejectedRecord]
     """Why, for the first hundred."""
 
@@ -208,6 +210,7 @@ def _answer(outcome: Outcome) -> LogAnswer:
         duplicates=taken.duplicates,
         late=taken.late,
         rejected=taken.dead,
+        erased=taken.erased,
         problems=problems,
     )
 

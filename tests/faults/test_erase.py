@@ -14,11 +14,12 @@ from featurelib.definitions import Commit, ref
 from featurelib.errors import Fenced, StoreUnavailable
 from featurelib.stores import online
 from featurelib.stores.append_file import AppendFile
+from featurelib.stores.archive import Archive
 from featurelib.stores.audit import Audit, QueryRun
 from featurelib.stores.erasures import ErasureRecord, Erasures
 from featurelib.stores.fsync import FsyncFence
-from featurelib.stores.log import key_digest
-from featurelib.stores.online import StateName
+from featurelib.stores.log import Log, key_digest
+from featurelib.stores.online import OnlineStore, StateName
 from featurelib.stores.registry import NewEvent, Registry
 from jobs.erase import Eraser
 from jobs.maintain import ArchiveCopy
@@ -233,42 +234,48 @@ class Killed(BaseException):
 
 
 STEPS = [
-    ("archive", "erase"),
-    ("archive", "purge"),
-    ("log", "trim"),
-    ("log", "renew"),
-    ("log", "delete_letters"),
-    ("store", "claim"),
-    ("log", "forget_tombstones"),
+    (Erasures, "move"),
+    (Archive, "erase"),
+    (Archive, "purge"),
+    (Log, "trim"),
+    (Log, "renew"),
+    (Log, "delete_letters"),
+    (Audit, "erase"),
+    (OnlineStore, "claim"),
+    (Erasures, "move"),
+    (Log, "forget_tombstones"),
+    (AppendFile, "ask"),
 ]
 
 
-@pytest.mark.parametrize(("store", "method"), STEPS, ids=lambda value: value)
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_an_eraser_killed_anywhere_goes_on(
-    platform: Platform, monkeypatch: pytest.MonkeyPatch, store: str, method: str, when: str
-) -> None:
+def test_an_eraser_killed_at_every_step_goes_on(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     posted(platform, 20)
     drain(*platform.workers.values())
     platform.town.resend(platform.town.dataset("Ride"), [{"rider": ANNA, "city": "x", "fare": "dear"}], 5_000)
     erasure_id = platform.erase("Ride", [ANNA])
     drain(*platform.workers.values())
-    target = getattr(platform.town, store)
-    genuine = getattr(target, method)
+    platform.copy()
+    for kind, method in STEPS:
+        for when in ("before", "after"):
+            with monkeypatch.context() as patch:
+                patch.setattr(kind, method, dying(getattr(kind, method), when))
+                with pytest.raises(Killed):
+                    platform.finish(erasure_id)
+            platform.eraser = platform.new_eraser()
+    platform.finish(erasure_id)
+    assert [place for place in platform.places_of(ANNA) if "BankStats" not in place and "Card" not in place] == []
+    platform.town.check("by_rider", "by_city", "spent_by_city")
 
-    def dying(*args: Any, **kwargs: Any) -> None:
+
+def dying(genuine: Callable[..., Any], when: str) -> Callable[..., None]:
+    """The process dies before the call, or when it is done."""
+
+    def call(*args: Any, **kwargs: Any) -> None:
         if when == "after":
             genuine(*args, **kwargs)
         raise Killed
 
-    with monkeypatch.context() as patch:
-        patch.setattr(target, method, dying)
-        with pytest.raises(Killed):
-            platform.finish(erasure_id)
-    platform.eraser = platform.new_eraser()
-    platform.finish(erasure_id)
-    assert [place for place in platform.places_of(ANNA) if "BankStats" not in place and "Card" not in place] == []
-    platform.town.check("by_rider", "by_city", "spent_by_city")
+    return call
 
 
 def test_rows_a_source_sends_again_stay_erased(platform: Platform) -> None:
@@ -335,7 +342,7 @@ def test_tombstones_whose_request_died_get_a_receipt(platform: Platform, monkeyp
     platform.eraser.step()
     assert platform.erasures.list() == []
     monkeypatch.setattr("jobs.erase._ADOPT_EVERY", 0)
-    platform.finish(erasure_id) if platform.eraser.step() else platform.finish(erasure_id)
+    platform.finish(erasure_id)
     assert platform.erasures.get(erasure_id).digests == (key_digest("Ride", ANNA),)
 
 

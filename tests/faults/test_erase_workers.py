@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from featurelib.errors import Fenced
 from tests.support.erasing import CITIES, RIDERS, Town, drain
 
 

@@ -95,8 +95,7 @@ def test_workers_become_four_and_two_again_in_the_middle_of_a_stream(town: Town)
 
 
 def test_what_a_supervisor_left_behind_is_ended_by_the_next_one(town: Town) -> None:
-    town.client.scale_job("by_city", 4)
-    assert wait_until(lambda: runs_with(town, "by_city", 4), DEADLINE_S, every_s=0.2)
+    assert len(workers(town, "by_city")) > 1
     for process in town.platform.processes("jobs.supervisor", "node"):
         process.kill()
     town.client.scale_job("by_city", 1)

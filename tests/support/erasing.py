@@ -1,4 +1,4 @@
-"""A world to erase entities from: every kind of pipeline over three datasets, and the same world told by MockContext."""
+"""A world to erase entities from: every kind of pipeline over three datasets; and what MockContext says of it."""
 
 from __future__ import annotations
 

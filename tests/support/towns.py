@@ -111,8 +111,8 @@ class Town:
         self.rows = 0
         self._files = 0
 
-    def drive(self, files: int, rows: int) -> None:
-        """Write ride files; each appears whole, under its final name."""
+    def drive(self, files: int, rows: int, shift_s: int = 0) -> None:
+        """Write ride files, dated so much later; each appears whole, under its final name."""
         folder = self.platform.home / "rides"
         for _ in range(files):
             first = self.rows
@@ -122,7 +122,7 @@ class Town:
                     "rider": [RIDERS[n * 7 % len(RIDERS)] for n in numbers],
                     "city": [CITIES[n * 13 // 3 % len(CITIES)] for n in numbers],
                     "cents": numbers % 997,
-                    "at": pl.from_epoch(START_S + numbers // 10, time_unit="s").dt.replace_time_zone("UTC"),
+                    "at": pl.from_epoch(START_S + shift_s + numbers // 10, time_unit="s").dt.replace_time_zone("UTC"),
                 }
             )
             path = folder / f"{self._files:05}.parquet"
