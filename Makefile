@@ -42,7 +42,7 @@ bench: install ## BENCH=<name>: measure, print a table, write build/bench/<name>
 	@test -n "$(BENCH)" || { echo "usage: make bench BENCH=<name>; there are:"; ls tests/load/bench_*.py | sed -E 's/.*bench_(.*)\.py/  \1/'; exit 2; }
 	@$(BIN)/python -m tests.load.bench_$(BENCH)
 
-soak: install ## faults for SOAK_SECONDS (default 600) against a running load, counted exactly
+soak: install ## faults against a running load, counted exactly (SOAK_SECONDS, SOAK_EVENTS, SOAK_ROUNDS, SOAK_SEED)
 	@$(BIN)/python -m tests.load.soak
 
 lock: ## resolve requirements.lock anew

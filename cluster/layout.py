@@ -31,6 +31,10 @@ NODE_ADDRESS = "127.0.0.3"
 # <short>/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1 must stay within 107 bytes.
 _MAX_SHORT = 40
 
+# Variables of connectors are THYME_<CONNECTOR>_<FIELD> (featurelib/sources.py); no setting's begins like one.
+_CONNECTORS = ("BIGQUERY", "ICEBERG", "KAFKA", "KINESIS", "POSTGRES", "S3", "SNOWFLAKE", "WEBHOOK")
+_CONNECTORS_OWN = tuple(f"THYME_{connector}_" for connector in _CONNECTORS)
+
 _SOURCES = str(Path(__file__).resolve().parent.parent)
 
 
@@ -138,9 +142,10 @@ class Layout:
         With ``ports`` the online store's URL is the real one; without (the watcher), the configured one.
 
         Inherited ``RAY_*`` and ``THYME_*`` variables are dropped: a second cluster's address or token in
-        the caller's shell must not leak into this one.
+        the caller's shell must not leak into this one. Those of connectors stay, as any other variable does: a
+        ``Secret(env=…)`` may name them.
         """
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "THYME_"))}
+        kept = {name: value for name, value in os.environ.items() if _is_kept(name)}
         paths = [_SOURCES, *filter(None, [kept.get("PYTHONPATH")])]
         return {
             **kept,
@@ -179,6 +184,10 @@ class Layout:
             "SPT_NOENV": "1",
             "RAY_START_HOOK": "cluster.ray_hook.without_client_server",
         }
+
+
+def _is_kept(name: str) -> bool:
+    return name.startswith(_CONNECTORS_OWN) or not name.startswith(("RAY_", "THYME_"))
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:

@@ -124,8 +124,9 @@ class Eraser:
             self._note(erasure, {"waiting_for": [f"the archive of {name}" for name in waiting]})
             return False
         rows = sum(self._archive.erase(share.dataset, share.by_key) for share in shares)
-        for share in shares:
-            self._archive.purge(share.dataset)
+        if rows or not erasure.progress.get("purged"):
+            for share in shares:
+                self._archive.purge(share.dataset)
         trimmed = [self._trim(share) for share in shares]
         letters = sum(self._drop_letters(share) for share in shares)
         pseudonyms = {key: PSEUDONYM + key_digest(erasure.dataset, key) for share in shares for key in share.by_key}
@@ -134,7 +135,7 @@ class Eraser:
             self._registry.erase_from_events(pseudonyms)
         done = _added(erasure.progress, archive_rows=rows, dead_letters=letters, query_runs=runs)
         if not all(trimmed):
-            self._note(erasure, {**done, "waiting_for": ["room between the hot log and the archive"]})
+            self._note(erasure, {**done, "purged": True, "waiting_for": ["the archive of what the hot log holds"]})
             return False
         # Only now: whoever begins after the log is trimmed reads a history without the entities.
         done["rebuilt"] = self._clear_what_may_hold(shares, definitions)

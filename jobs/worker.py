@@ -42,6 +42,8 @@ _CACHED_KEYS = 50_000
 _CACHED_PANES = 512
 # Left rows kept in memory for right records that arrive late; older ones are read back from history.
 _RECENT_ROWS = 500_000
+# Later than any event time.
+_NEVER: Instant = (1 << 63) - 1
 
 
 class LeftHistory(ArchivedRecords, Protocol):
@@ -123,7 +125,8 @@ class PartitionWorker:
         known = [newest for newest in self._newest.values() if newest is not None]
         self._uncovered_newest = max(known, default=None)
         if self._program.plain:
-            self._right_tables = self._load_rights()
+            self._right_tables = self._load_rights([self._lowest(index) for index in self._rights])
+            self._take_rights_back()
         else:
             self._graph = self._started_graph()
         # Positions are written at once: a group that never gets a record is nevertheless begun.
@@ -331,9 +334,7 @@ class PartitionWorker:
         self._commit_rest(states, {}, erasure)
         return Step(len(erasure.keys), len(difference.added), len(difference.removed))
 
-    def _commit_rest(
-        self, changed: Mapping[str, KeyState], removed: Mapping[str, KeyState], erasure: Erasure
-    ) -> None:
+    def _commit_rest(self, changed: Mapping[str, KeyState], removed: Mapping[str, KeyState], erasure: Erasure) -> None:
         """Commit what an erasure left; of a key without rows nothing stays, since its text may name who is erased."""
         gone = {**removed, **{key: state for key, state in changed.items() if not state.header.rows}}
         for key in gone:
@@ -469,11 +470,46 @@ class PartitionWorker:
             newest = pc.max(oldest[TIME]).as_py()
             self._uncovered_newest = max(newest, self._uncovered_newest or newest)
 
-    def _load_rights(self) -> dict[str, RightTable]:
+    def _take_rights_back(self) -> None:
+        """Take every group back to the lowest position of right sides.
+
+        A group further on may hold a row joined with a record that the others have not seen and that is outdated by
+        one nobody has seen: the rows before and after that one are equal, and what is in between would stay.
+        """
+        lowest = tuple(self._lowest(index) for index in self._rights)
+        apart: dict[tuple[int, ...], list[int]] = {}
+        for group in self._groups:
+            for stand in {
+                tuple(of[index] for index in self._rights) for of in (self._positions[group], self._ahead[group])
+            }:
+                if stand != lowest:
+                    apart.setdefault(stand, []).append(group)
+        differences = [self._difference_of_rights(stand, groups) for stand, groups in apart.items()]
+        if not differences:
+            return
+        self._take_back(differences)
+        for group in {group for groups in apart.values() for group in groups}:
+            for index, position in zip(self._rights, lowest, strict=True):
+                self._positions[group][index] = position
+        self._commit(self._keys, {}, back=True)
+
+    def _difference_of_rights(self, stand: Sequence[int], groups: Sequence[int]) -> Delta:
+        """What makes of left rows joined at a later stand of the right sides those joined at the lowest."""
+        further = self._load_rights(stand)
+        since = [table.differs_since(further[name]) for name, table in self._right_tables.items()]
+        changed = [instant for instant in since if instant is not None]
+        left = self._left_rows(min(changed, default=_NEVER))
+        steps = self._program.pipeline.steps[:-1]
+        held = self._applied(self._own(self._program.shape(run_steps(left, steps, further))))
+        wanted = self._applied(self._own(self._program.shape(run_steps(left, steps, self._right_tables))))
+        return _difference(held, wanted, groups)
+
+    def _load_rights(self, stand: Sequence[int]) -> dict[str, RightTable]:
+        """The right sides at a position in each of their partitions."""
         tables = self._program.right_tables()
         for dataset in self._program.rights:
             indexes = [i for i in self._rights if self._inputs[i].dataset == dataset]
-            cut = {self._inputs[i].partition: self._lowest(i) for i in indexes}
+            cut = {self._inputs[i].partition: stand[self._rights.index(i)] for i in indexes}
             if any(cut.values()):
                 records = self._history.read(dataset, len(indexes), cut=cut)
                 tables[dataset.name] = tables[dataset.name].with_records(records)

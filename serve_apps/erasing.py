@@ -86,7 +86,7 @@ class ErasureService:
         """
         return _shown(self._erasures.get(erasure_id))
 
-    def list(self, limit: int) -> list[dict[str, Any]]:
+    def latest(self, limit: int) -> list[dict[str, Any]]:
         """The latest receipts, newest first."""
         return [_shown(erasure) for erasure in self._erasures.list(limit)]
 

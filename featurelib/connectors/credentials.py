@@ -42,6 +42,9 @@ def resolve(setting: Setting, what: str) -> str:
 def _from_environment(variable: str, what: str) -> str:
     value = os.environ.get(variable, "")
     if not value:
-        message = f"{what} is Secret(env={variable!r}), which the process that reads the source has not set"
+        message = (
+            f"{what} is Secret(env={variable!r}), which the process that reads the source has not set; "
+            "it has the environment `thyme up` was run in: set it there, then `thyme down` and `thyme up`"
+        )
         raise SourceError(message)
     return value

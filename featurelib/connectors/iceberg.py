@@ -256,7 +256,8 @@ class IcebergTable:
                 f"{said} {target.snapshot_id}; all rows it holds are taken anew, and keys that were removed in between "
                 "are not taken away"
             )
-            return _Change(target, [], _in_order(files.values()), (notice,))
+            anew = _in_order(files.values())
+            return _Change(target, [], anew, (notice,), gaps=[_MORE_THAN_A_BATCH, *[0] * len(anew)])
         why = "files were rewritten in between: which rows are new cannot be told"
         message = f"{said} {target.snapshot_id}, and {why}. {_ANEW}"
         raise SourceError(message)

@@ -42,6 +42,8 @@ from featurelib.errors import InvalidTimestamp, SourceError
 BEGIN = "begin"
 """The stream whose mark keeps what ``init_position`` meant; shard ids never look like it."""
 
+# Every id the service gives a shard begins so.
+_SHARD_IDS = "shardId-"
 _TRIM_HORIZON, _AT = "#trim", "#at:"
 # Sorts after the beginnings and before every name.
 _BELOW_ALL = "/"
@@ -168,8 +170,9 @@ class KinesisStream:
         if not self._list():
             return
         listed = {shard.id for shard in self._shards}
-        for stream in sorted(set(tokens) - listed - {BEGIN}):
-            if not tokens[stream].endswith(_END):
+        for stream in sorted(set(tokens) - listed):
+            # Others are what a source of another kind left in the dataset's log.
+            if stream.startswith(_SHARD_IDS) and not tokens[stream].endswith(_END):
                 notice = (
                     f"{self._what}: {stream} has expired before it was read to its end: what it held after "
                     f"{_shown(tokens[stream])} was lost"

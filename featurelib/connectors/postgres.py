@@ -102,7 +102,8 @@ _CURSOR_TYPES = {
     "date": _CursorType("instant", "timestamp", _DAYS),
     "text": _CursorType("text", "text", order=_BYTES),
     "varchar": _CursorType("text", "text", order=_BYTES),
-    "bpchar": _CursorType("text", "text", order=_BYTES),
+    # Its values come padded with spaces, which its text has not, and of which a bound of its own type makes nothing.
+    "bpchar": _CursorType("text", "bpchar", order=_BYTES),
     "uuid": _CursorType("text", "uuid"),
 }
 

@@ -128,6 +128,12 @@ class RightTable:
         earliest = self.frame.filter(erased)[_RIGHT_TIME].min()
         return RightTable(self.step, self._key, self.frame.filter(~erased)), cast("int | None", earliest)
 
+    def differs_since(self, other: RightTable) -> int | None:
+        """Earliest event time of a row that only one of the two tables has; ``None``: they are alike."""
+        ours, theirs = self.frame, other.frame
+        apart = [ours.join(theirs, on=_RIGHT_ORDER, how="anti"), theirs.join(ours, on=_RIGHT_ORDER, how="anti")]
+        return cast("int | None", pl.concat([rows[_RIGHT_TIME] for rows in apart]).min())
+
     def select(self, rows: pl.DataFrame) -> pl.DataFrame:
         """What the table keeps of right rows."""
         # A tombstone is a version that gives nothing: it ends as it begins.

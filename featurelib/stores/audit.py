@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import delete, select, update
 
 from featurelib.clock import Instant
 from featurelib.definitions import Record
@@ -82,7 +82,7 @@ class Audit:
     def erase(self, featuresets: Sequence[str], pseudonyms: Mapping[str, str]) -> int:
         """Put pseudonyms in the place of entities in the runs of some featuresets; how many runs named one of them.
 
-        What was asked and with which words goes with them: such a run cannot be replayed. Done again it changes nothing.
+        What was asked goes with them: such a run cannot be replayed. Done again it changes nothing.
 
         Args:
             featuresets: names; of look-ups, the dataset's.
@@ -129,7 +129,7 @@ class Audit:
         return [record_of(QueryRun, row) for row in rows]
 
 
-def _erased(row: Row[Any], pseudonyms: Mapping[str, str]) -> dict[str, Any]:
+def _erased(row: Any, pseudonyms: Mapping[str, str]) -> dict[str, Any]:
     """New values of a run that names one of the entities; none for another."""
     ids = [_pseudonym(each, pseudonyms) for each in row.entity_ids]
     if ids == list(row.entity_ids):

@@ -49,7 +49,7 @@ def erase(body: EraseRequest, services: ServicesOf, caller: Writer) -> EraseAnsw
 @router.get("/erasures")
 def erasures(services: ServicesOf, limit: Annotated[int, Query(ge=1, le=1_000)] = 100) -> list[dict[str, Any]]:
     """The latest erasures, newest first; entities by digest alone."""
-    return _service(services).list(limit)
+    return _service(services).latest(limit)
 
 
 @router.get("/erasures/{erasure_id}")

@@ -375,6 +375,18 @@ def test_a_crash_and_snapshots_that_expire_meanwhile_cost_no_record(lake, empty_
     assert fed.numbers() == list(range(20))
 
 
+def test_a_partition_that_is_a_batch_ahead_misses_none_of_the_rows_that_are_taken_anew(lake, empty_redis_url):
+    fed = Fed(empty_redis_url, lake.source("upsert"))
+    lake.append(*range(5))
+    fed.run()
+    lake.append(*range(5, 10))
+    fed.run_into_crash(1)
+    lake.compact(Operation.OVERWRITE, table_of(*range(100, 107)))
+    lake.expire(*lake.snapshots()[:-1])
+    fed.run()
+    assert [n for n in fed.numbers() if n >= 100] == list(range(100, 107))
+
+
 def test_a_catalog_configured_for_the_library_is_known_by_its_name_and_its_warehouse_may_be_a_bucket(
     amazon, tmp_path, monkeypatch
 ):

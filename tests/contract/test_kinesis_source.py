@@ -7,7 +7,7 @@ from collections import OrderedDict
 import pytest
 
 from featurelib.clock import SystemClock, to_datetime
-from featurelib.connectors import connect, kinesis
+from featurelib.connectors import Mark, connect, kinesis
 from featurelib.definitions import ConnectorDef, SourceDef
 from featurelib.errors import SourceError
 from featurelib.secrets import SecretRef
@@ -229,6 +229,15 @@ def test_a_shard_that_is_gone_before_its_end_was_seen_is_said_and_its_children_a
     assert root in notice
     assert polled.poll() == []
     assert len(polled.notices) == 1
+
+
+def test_what_another_source_of_the_dataset_read_before_is_no_shard_that_is_gone(stream):
+    stream.put(1)
+    polled = Polled(stream.source())
+    polled.position = {"clicks/0": Mark(57)}
+    assert ns(polled.poll()) == [1]
+    assert polled.notices == []
+    assert polled.position["clicks/0"] == Mark(57)
 
 
 def test_what_is_no_json_object_is_malformed_and_an_aggregate_is_named(stream):

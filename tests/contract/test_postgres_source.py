@@ -138,6 +138,17 @@ def test_a_source_with_nothing_new_gives_nothing_and_one_that_starts_anew_only_t
     assert sorted(column(trips.connect().poll(position), "n")) == [4, 5]
 
 
+def test_a_source_polled_to_its_end_gives_everything_again_to_whoever_asks_from_the_start(trips):
+    trips.add(1, 1, 2, 3, 3)
+    source = trips.connect()
+    first = list(source.poll({}))
+    again = list(source.poll({}))
+    assert sorted(column(again, "n")) == sorted(column(first, "n")) == [1, 2, 3, 4, 5]
+    assert names(again) == names(first)
+    earlier = Mark(0, f"t{cursor_text(START + timedelta(seconds=3), 'instant')} {1:012}")
+    assert sorted(column(source.poll({"public.trips": earlier}), "n")) == [4, 5]  # another process holds less
+
+
 def test_rows_inserted_later_with_the_newest_cursor_value_are_found(trips):
     trips.add(1, 2, 2)
     source = trips.connect()
@@ -245,6 +256,8 @@ def test_a_table_of_nulls_alone_is_told_of_and_read_once_it_has_values(trips):
         ("timestamp", [datetime(1, 1, 1), datetime(2026, 4, 1), datetime(9999, 12, 31, 23, 59)]),  # noqa: DTZ001
         ("date", [date(1969, 12, 31), date(1970, 1, 1), date(2026, 4, 1)]),
         ("text", ["", " ", "!", '"', "A", "Z", "a", "a b", "a!b", "ab", "é", "日本", "😀"]),
+        ("char(3)", ["", "a", "a b", "ab", "é"]),
+        ("float4", [-2.5e30, -0.1, 0.0, 0.1, 16777216.0]),
         ("uuid", ["00000000-0000-0000-0000-0000000000ff", "a0000000-0000-0000-0000-000000000000"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Erasing an entity everywhere: at completion nothing of it is left, whatever died in between, and nothing else is lost."""
+"""Erasing an entity everywhere: at completion nothing of it is left, whatever died, and nothing else is lost."""
 
 from __future__ import annotations
 
@@ -208,8 +208,7 @@ def test_a_worker_killed_between_the_scripts_of_an_erasure_finishes_it(
         with monkeypatch.context() as patch:
             patch.setattr(worker._store, "commit", dying_after(worker._store, kept))
             with pytest.raises(StoreUnavailable):
-                while worker.step().read:
-                    pass
+                drain(worker)
         worker = platform.town.worker(name)
         worker.start()
     drain(worker)

@@ -33,3 +33,24 @@ def test_whatever_is_erased_and_when_every_pipeline_ends_as_if_it_had_never_been
                 workers[pipeline].start()
     drain(*workers.values())
     assert town.check() > 20
+
+
+@pytest.mark.parametrize("town", [10, 11, 105], indirect=True)
+def test_groups_that_stand_apart_around_a_tombstone_end_alike(town: Town) -> None:
+    halves = {name: (town.worker(name, range(32)), town.worker(name, range(32, 64))) for name in town.programs}
+    for pair in halves.values():
+        for worker in pair:
+            worker.start()
+    for _ in range(10):
+        name = town.random.choice(["Ride", "Ride", "Rain", "Card"])
+        town.post(name, town.some(name, town.random.randrange(1, 15)))
+        if town.random.random() < 0.4:
+            name, keys = town.random.choice([("Ride", RIDERS), ("Rain", CITIES), ("Card", RIDERS)])
+            town.erase(name, town.random.sample(keys, 1))
+        for low, high in halves.values():
+            for worker in town.random.choice([(low,), (high,), (low, high)]):
+                for _ in range(town.random.randrange(5)):
+                    worker.step()
+    workers = town.workers()
+    drain(*workers.values())
+    assert town.check() > 20

@@ -148,6 +148,7 @@ def records_of(chosen: random.Random, count: int, users: int = 4) -> pa.Table:
                 "__offset": offset,
                 "__late": False,
                 "__deleted": False,
+                "__erased": False,
             }
         )
     return table(sorted(rows, key=lambda row: (row["__time"], row["__accepted_at"], row["__offset"])))

@@ -88,6 +88,7 @@ def records_of(users: pl.Series, times: np.ndarray, seed: int, first_offset: int
         "__offset": np.arange(first_offset, first_offset + count),
         "__late": np.zeros(count, dtype=np.bool_),
         "__deleted": np.zeros(count, dtype=np.bool_),
+        "__erased": np.zeros(count, dtype=np.bool_),
     }
     schema = record_schema(EVENTS)
     return pa.table([pa.array(columns[f.name]).cast(f.type) for f in schema], schema=schema)

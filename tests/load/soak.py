@@ -48,7 +48,9 @@ LEASE_S = 4.0
 DEADLINE_S = 180.0
 _AWAY_S = 3.0
 _TAPS = [f"t{number}" for number in range(20)]
-_PROCESSES = ("ray::PipelineWorker", "ray::SourceReader", "ray::Archiver", "ray::ServeReplica", "jobs.supervisor")
+_RUNNING = {"ray::PipelineWorker": 6, "ray::SourceReader": 2, "ray::Archiver": 1}
+"""Three pipelines of two partitions, rides and rain, one archiver."""
+_PROCESSES = (*_RUNNING, "ray::ServeReplica", "jobs.supervisor")
 _LEFTS = {"by_rider@1": "Ride@1", "by_city@1": "Ride@1", "by_tap@1": "Tap@1"}
 TAPS_MODULE = """
 from datetime import datetime
@@ -255,6 +257,7 @@ class Soak:
         self.taps = Taps(town.platform.client())
         self.reads = Reads(town.platform.client())
         self.shift_s = 0
+        self.began = time.monotonic()
         self.down: list[tuple[float, float]] = []
         """When the online store was away."""
         self._over = threading.Event()
@@ -315,7 +318,7 @@ class Soak:
 
     def driver_killed(self) -> int:
         """The supervisor's job, with its shell."""
-        return self.kill("jobs.supervisor")
+        return self.kill("jobs.supervisor", "node")
 
     def replica_killed(self) -> int:
         """What answers requests."""
@@ -444,7 +447,7 @@ def inject(soak: Soak, kinds: Sequence[str], pause_s: float) -> Tally:
         wait_until(lambda: local.status(soak.town.platform.settings).ready, settled, every_s=0.2)
         threading.Event().wait(max(0.0, soak.chosen.uniform(0.5, 1.5) * pause_s - (time.monotonic() - began)))
         tally.reads_failed[kind] += len(soak.reads.failures) - failed
-        print(f"{soak.events:>8} events  {kind}: {hit}", flush=True)
+        print(f"{time.monotonic() - soak.began:6.0f} s {soak.events:>8} events  {kind}: {hit}", flush=True)
     return tally
 
 
@@ -554,7 +557,7 @@ def _archived(folder: Path, rows: int) -> list[str]:
 
 def _census(town: Town) -> Counter[str]:
     """How many processes of each kind there are."""
-    return Counter({title: len(town.platform.processes(title)) for title in _PROCESSES})
+    return Counter({title: len(town.platform.processes(title, "node")) for title in _PROCESSES})
 
 
 def _answers(client: redis.Redis) -> bool:
@@ -583,6 +586,7 @@ def run(
         with running_town(home, **environment) as town:
             soak = Soak(town, disk, chosen)
             soak.begin()
+            assert wait_until(lambda: _census(town).items() >= _RUNNING.items(), DEADLINE_S, every_s=0.5)
             assert wait_until(lambda: bool(_served(soak)), DEADLINE_S, every_s=0.5)
             census = _census(town)
             tally = inject(soak, kinds, seconds / len(kinds))

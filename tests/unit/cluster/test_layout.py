@@ -7,6 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from cluster.layout import Layout, Ports, settings_digests, settings_environment
+from featurelib import sources
 from featurelib.errors import ClusterError
 from featurelib.settings import load_settings
 
@@ -50,6 +51,20 @@ def test_children_get_the_embedded_stores_url_and_nothing_of_the_callers_ray(lay
     assert environment["RAY_AUTH_MODE"] == "token"
     assert Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text() == layout.secret("ray-token")
     assert not {"RAY_ADDRESS", "RAY_AUTH_TOKEN"} & environment.keys()
+
+
+def test_children_get_the_variables_of_every_connector_and_no_settings_or_keys_of_the_callers(layout, monkeypatch):
+    classes = [each for each in vars(sources).values() if isinstance(each, type)]
+    types = [vars(each).get("connector_type") for each in classes]
+    connectors = {kind for kind in types if isinstance(kind, str)} - {"files"}
+    assert {"postgres", "s3_json", "webhook"} <= connectors
+    own = {f"THYME_{connector.split('_')[0].upper()}_PASSWORD" for connector in connectors}
+    dropped = {"THYME_API_KEY", "THYME_API_URL", "THYME_SETTINGS", "THYME_ORDERS_PASSWORD"}
+    for name in {"ORDERS_PASSWORD", *own, *dropped}:
+        monkeypatch.setenv(name, "Kept9Quiet")
+    layout.create()
+    environment = layout.environment("node", Ports.choose())
+    assert {"ORDERS_PASSWORD", *own} == {name for name, value in environment.items() if value == "Kept9Quiet"}
 
 
 def test_a_configured_online_store_is_passed_on_as_it_is(tmp_path):
