@@ -67,7 +67,7 @@ class ArchiveSettings(_Group):
     """How often small files of the archive are merged."""
 
     vacuum_every_s: PositiveInt = 86_400
-    """How often files that no kept version needs are deleted; the first time with the first compaction after a start."""
+    """How often files that no kept version needs are deleted; first with the first compaction after a start."""
 
     history_hours: PositiveInt = 168
     """How long the files of earlier table versions are kept, for readers that are at it and for time travel."""

@@ -161,10 +161,10 @@ class Eraser:
         partitions = self._log.partitions(name)
         found = [
             stored.letter_id
-            for stored in self._log.letters(name, partitions)
+            for stored in self._log.dead.all(name, partitions)
             if keys and _names(stored.letter.record, keys)
         ]
-        self._log.delete_letters(name, found)
+        self._log.dead.delete(name, found)
         for part in sorted({each.partition for each in found}):
             self._log.renew(name, part, "dead")
         return len(found)

@@ -20,9 +20,10 @@ from featurelib.errors import LogFull, SourceError, StoreUnavailable
 from featurelib.settings import IngestSettings, Settings
 from featurelib.sources import STREAMING
 from featurelib.stores.budget import Budget
+from featurelib.stores.dead_letters import DeadLetter
 from featurelib.stores.intake import Intake, Taken, lateness_of
 from featurelib.stores.intake_events import drift_event, dropped_event
-from featurelib.stores.log import DeadLetter, Head, Identity, Log
+from featurelib.stores.log import Head, Identity, Log
 from featurelib.stores.registry import NewEvent, Registry, Severity
 from featurelib.stores.shapes import Shapes
 

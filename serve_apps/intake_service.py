@@ -16,9 +16,10 @@ from featurelib.connectors.credentials import resolve
 from featurelib.definitions import DatasetDef, Definitions, SourceDef, ref
 from featurelib.errors import IdempotencyConflict, InvalidRequest, NotFound, SourceError, StoreUnavailable
 from featurelib.settings import Settings
+from featurelib.stores.dead_letters import MALFORMED, DeadLetter, LetterId, StoredDeadLetter
 from featurelib.stores.intake import Intake, Request, Taken, lateness_of, request_key
 from featurelib.stores.intake_events import drift_event, dropped_event
-from featurelib.stores.log import KEEP_SENT_US, MALFORMED, DeadLetter, LetterId, Log, StoredDeadLetter
+from featurelib.stores.log import KEEP_SENT_US, Log
 from featurelib.stores.registry import NewEvent, Registry
 from featurelib.stores.shapes import Shapes
 from serve_apps.auth import Caller
@@ -202,7 +203,7 @@ class IntakeService:
         door = self._door(self._registry.definitions(), dataset)
         name = ref(door.dataset)
         dropped = sum(
-            self._log.delete_letters(name, [letter.letter_id for letter in letters])
+            self._log.dead.delete(name, [letter.letter_id for letter in letters])
             for letters, _ in self._chosen(door, chosen)
         )
         if dropped:
@@ -259,21 +260,21 @@ class IntakeService:
             raise IdempotencyConflict(f"the idempotency key was used before for another body sent to {dataset}")
 
     def _letters(self, door: _Door, reason: str, before: LetterId | None = None) -> Iterator[StoredDeadLetter]:
-        letters = self._log.letters(ref(door.dataset), door.partitions, before)
+        letters = self._log.dead.all(ref(door.dataset), door.partitions, before)
         return (stored for stored in letters if not reason or stored.letter.reason == reason)
 
     def _chosen(self, door: _Door, chosen: Chosen) -> Iterator[tuple[list[StoredDeadLetter], int]]:
         """The chosen letters in portions, and how many of the ids named none."""
         if chosen.ids is not None:
             ids = list(dict.fromkeys(_letter_id(text, "ids") for text in chosen.ids))
-            found = self._log.find_letters(ref(door.dataset), ids)
+            found = self._log.dead.find(ref(door.dataset), ids)
             wanted = [stored for stored in found if chosen.reason in {"", stored.letter.reason}]
             yield wanted, len(ids) - len(found)
             return
         # The ids first: what fails again stays, and must not be met twice; oldest first, as they came.
         every = [stored.letter_id for stored in self._letters(door, chosen.reason)][::-1]
         for start in range(0, len(every), _LETTERS_AT_ONCE):
-            yield self._log.find_letters(ref(door.dataset), every[start : start + _LETTERS_AT_ONCE]), 0
+            yield self._log.dead.find(ref(door.dataset), every[start : start + _LETTERS_AT_ONCE]), 0
 
     def _report(self, dataset: str, taken: Taken, first: str = "") -> None:
         self._record(list(_events_of(dataset, taken, first, self._settings.ingest.dead_letters_kept)))

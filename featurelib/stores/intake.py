@@ -26,19 +26,8 @@ from featurelib.engine.keys import KEY_GROUPS, groups_of_column
 from featurelib.engine.records import DELETED
 from featurelib.errors import LogFull, MaybeTaken, StoreUnavailable
 from featurelib.settings import IngestSettings
-from featurelib.stores.log import (
-    DEAD_LETTERS_KEPT,
-    KEEP_SENT_US,
-    Appended,
-    DeadLetter,
-    EventIds,
-    Identity,
-    Lateness,
-    LetterId,
-    Log,
-    StoredDeadLetter,
-    Verdict,
-)
+from featurelib.stores.dead_letters import DeadLetter, LetterId, StoredDeadLetter, Verdict
+from featurelib.stores.log import DEAD_LETTERS_KEPT, KEEP_SENT_US, Appended, EventIds, Identity, Lateness, Log
 from featurelib.stores.shapes import Shapes
 
 _MOST_BITS = 4_096
@@ -217,11 +206,11 @@ class Intake:
         again = [readable[row][0] for row in admitted.kept.tolist()]
         done: list[Appended] = []
         self._spread(admitted, [each.letter.event or f"letter:{each.letter_id}" for each in again], [], done)
-        self._log.delete_letters(ref(self._dataset), [each.letter_id for each in again])
+        self._log.dead.delete(ref(self._dataset), [each.letter_id for each in again])
         failed += [
             (readable[bad.row][0].letter_id, Verdict(bad.reason, bad.field, bad.message)) for bad in admitted.rejected
         ]
-        self._log.restate_letters(ref(self._dataset), dict(failed))
+        self._log.dead.restate(ref(self._dataset), dict(failed))
         accepted = sum(part.accepted for part in done)
         return Replayed(accepted, len(again) - accepted, sum(part.late for part in done), failed)
 

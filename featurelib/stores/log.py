@@ -11,11 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from heapq import merge
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -27,8 +23,10 @@ import redis
 from featurelib.clock import DAY, Clock, Duration, Instant
 from featurelib.engine.keys import key_texts
 from featurelib.engine.records import ACCEPTED_AT, DELETED, ERASED, LATE, OFFSET, PARTITION, TIME, Mark, mark_late
-from featurelib.errors import CorruptState, StoreUnavailable
+from featurelib.errors import CorruptState
 from featurelib.stores.budget import LOGS, Budget, LogRoom
+from featurelib.stores.dead_letters import DeadLetter, DeadLetters
+from featurelib.stores.server import answering, partition_key
 
 _FORMAT = b"1"
 # Batches under this size are kept plain: LZ4's frame would cost more than it saves.
@@ -86,19 +84,6 @@ return 1
 """
 # The server answers nobody else meanwhile: some milliseconds.
 _ENTRIES_RENEWED = 10_000
-# A letter that was dropped for room or removed meanwhile gets no verdict; verdicts of dropped ones are forgotten.
-_RESTATE = """
-local dead, verdicts = KEYS[1], KEYS[2]
-for i = 1, #ARGV, 2 do
-  if #redis.call('XRANGE', dead, ARGV[i], ARGV[i], 'COUNT', 1) > 0 then
-    redis.call('HSET', verdicts, ARGV[i], ARGV[i + 1])
-  end
-end
-if redis.call('HLEN', verdicts) <= redis.call('XLEN', dead) then return end
-for _, id in ipairs(redis.call('HKEYS', verdicts)) do
-  if #redis.call('XRANGE', dead, id, id, 'COUNT', 1) == 0 then redis.call('HDEL', verdicts, id) end
-end
-"""
 _REPLACE_NOTE = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
@@ -107,10 +92,6 @@ return 1
 """
 DEAD_LETTERS_KEPT = 10_000
 """How many dead letters a partition keeps unless told otherwise."""
-_LETTERS_PER_TRIP = 500
-_LETTER_ID = re.compile(r"([0-9]{1,4}):([0-9]{1,16}-[0-9]{1,10})")
-MALFORMED = "malformed"
-"""The reason of a dead letter whose record is text that is no record."""
 KEEP_SENT_US = 30 * DAY
 """How long the ids of requests and of replayed dead letters are remembered."""
 
@@ -157,72 +138,6 @@ class Lateness(NamedTuple):
 
     max_lateness_us: Duration | None
     max_clock_skew_us: Duration
-
-
-class DeadLetter(NamedTuple):
-    """A record that could not be accepted, as it came, and why.
-
-    ``sequence`` or ``name`` is its place in the source stream, ``event`` what identifies it where it came over HTTP: a
-    letter the partition already holds is not kept twice. ``origin`` says where it came from, ``at`` when (set by the
-    log).
-    """
-
-    record: Mapping[str, Any]
-    reason: str
-    field: str
-    message: str
-    sequence: int | None = None
-    name: str = ""
-    event: str = ""
-    origin: str = ""
-    at: Instant = 0
-
-
-class Verdict(NamedTuple):
-    """Why a dead letter is still one, found when it was last replayed."""
-
-    reason: str
-    field: str
-    message: str
-
-
-class LetterId(NamedTuple):
-    """What names a dead letter of a dataset; text of the form ``<partition>:<id>``."""
-
-    partition: int
-    id: str
-
-    def __str__(self) -> str:
-        return f"{self.partition}:{self.id}"
-
-    @classmethod
-    def read(cls, text: str) -> LetterId | None:
-        """The id a text spells; ``None`` if it spells none."""
-        found = _LETTER_ID.fullmatch(text)
-        return cls(int(found[1]), found[2]) if found else None
-
-    @property
-    def order(self) -> tuple[int, int, int]:
-        """Letters order by when they were written, then by partition."""
-        written, _, nth = self.id.partition("-")
-        return int(written), int(nth), self.partition
-
-
-class StoredDeadLetter(NamedTuple):
-    """A dead letter read back, with the reason it is one today; ``id`` names it within its partition.
-
-    ``is_text``: its record is a piece of input that could not be read, under ``text``.
-    """
-
-    id: str
-    partition: int
-    letter: DeadLetter
-    is_text: bool = False
-
-    @property
-    def letter_id(self) -> LetterId:
-        """What names it in the dataset."""
-        return LetterId(self.partition, self.id)
 
 
 class Appended(NamedTuple):
@@ -298,7 +213,7 @@ class _Request(NamedTuple):
     key_column: str | None
 
     def key(self, part: str) -> str:
-        return _key(self.dataset, self.partition, part)
+        return partition_key(self.dataset, self.partition, part)
 
 
 class _Append(NamedTuple):
@@ -323,7 +238,7 @@ class Log:
         self._erase = self._redis.register_script(_ERASE)
         self._renew = self._redis.register_script(_RENEW)
         self._accepted_at = self._redis.register_script(_ACCEPTED_AT)
-        self._restate = self._redis.register_script(_RESTATE)
+        self.dead = DeadLetters(self._redis)
         self._replace_note = self._redis.register_script(_REPLACE_NOTE)
         self._clock = clock
         self._schemas: dict[tuple[str, str], pa.Schema] = {}
@@ -334,7 +249,7 @@ class Log:
 
     def create(self, dataset: str, partitions: int) -> int:
         """Fix the number of log partitions of a dataset, once and for ever; returns the number in force."""
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             pipe.get(_partitions_key(dataset))
             pipe.hexists(LOGS, dataset)
@@ -359,7 +274,7 @@ class Log:
 
     def partitions(self, dataset: str) -> int:
         """How many log partitions a dataset has; 0 when it has not been created."""
-        with _unavailable():
+        with answering():
             return int(cast("bytes | None", self._redis.get(_partitions_key(dataset))) or 0)
 
     def append(  # noqa: PLR0913  # what one script moves together
@@ -429,7 +344,7 @@ class Log:
             StoreUnavailable: nothing is known to be erased; doing it again erases nothing twice.
         """
         texts = texts_of(keys.column(0))
-        request = [_key(dataset, partition, part) for part in ("head", "log", "erased", "blocked")]
+        request = [partition_key(dataset, partition, part) for part in ("head", "log", "erased", "blocked")]
         while True:
             head = self.head(dataset, partition)
             now = max(self._clock.now(), head.accepted_at_us)
@@ -455,16 +370,16 @@ class Log:
                 *(part for text, at in zip(texts, offsets, strict=True) for part in (f"{erasure} {text}", str(at))),
                 *([_blocked(dataset, text) for text in texts] if block else ()),
             ]
-            with _unavailable():
+            with answering():
                 if self._erase(keys=request, args=cast("Any", arguments)):
                     return offsets
 
     def tombstones(self, dataset: str, partitions: int) -> list[Tombstone]:
         """Every erasure that is not complete, by partition and offset."""
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             for partition in range(partitions):
-                pipe.hgetall(_key(dataset, partition, "erased"))
+                pipe.hgetall(partition_key(dataset, partition, "erased"))
             replies = pipe.execute()
         found = []
         for partition, fields in enumerate(replies):
@@ -475,24 +390,24 @@ class Log:
 
     def forget_tombstones(self, dataset: str, tombstones: Sequence[Tombstone]) -> None:
         """Forget the keys of erasures: nothing of theirs is left anywhere. Blocked keys stay blocked."""
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             for each in tombstones:
-                pipe.hdel(_key(dataset, each.partition, "erased"), f"{each.erasure} {each.key}")
+                pipe.hdel(partition_key(dataset, each.partition, "erased"), f"{each.erasure} {each.key}")
             pipe.execute()
 
     def head(self, dataset: str, partition: int) -> Head:
         """The state of one partition."""
-        with _unavailable():
-            fields = cast("dict[bytes, bytes]", self._redis.hgetall(_key(dataset, partition, "head")))
+        with answering():
+            fields = cast("dict[bytes, bytes]", self._redis.hgetall(partition_key(dataset, partition, "head")))
         return _head(fields)
 
     def heads(self, dataset: str, partitions: int) -> list[Head]:
         """The state of every partition of a dataset, in one round trip."""
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             for partition in range(partitions):
-                pipe.hgetall(_key(dataset, partition, "head"))
+                pipe.hgetall(partition_key(dataset, partition, "head"))
             return [_head(fields) for fields in pipe.execute()]
 
     def read(self, dataset: str, partition: int, offset: int, max_rows: int) -> pa.Table | None:
@@ -501,11 +416,11 @@ class Log:
 
     def tail(self, dataset: str, partition: int, offset: int, max_rows: int) -> Tail:
         """Like :meth:`read`; tells too whether ``offset`` was trimmed, in the same round trip."""
-        key = _key(dataset, partition, "log")
-        with _unavailable():
+        key = partition_key(dataset, partition, "log")
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             # Read first: what was appended before and is not found after has been trimmed.
-            pipe.hget(_key(dataset, partition, "head"), "next")
+            pipe.hget(partition_key(dataset, partition, "head"), "next")
             # The entry that holds `offset`, then those after it.
             pipe.xrevrange(key, max=f"{offset + 1}-0", count=1)
             pipe.xrange(key, min=f"{offset + 2}-0", count=_ENTRIES_PER_TRIP)
@@ -535,108 +450,41 @@ class Log:
         """
         if not offsets:
             return []
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             for dataset, partition, offset in offsets:
-                key = _key(dataset, partition, "log")
+                key = partition_key(dataset, partition, "log")
                 self._accepted_at(keys=[key], args=[offset], client=cast("Any", pipe))
             return [int(reply) if reply is not None else None for reply in pipe.execute()]
 
     def first_offset(self, dataset: str, partition: int) -> int:
         """The oldest offset the hot log still holds; the next offset when it is empty."""
-        with _unavailable():
-            oldest = cast("list[Any]", self._redis.xrange(_key(dataset, partition, "log"), count=1))
+        with answering():
+            oldest = cast("list[Any]", self._redis.xrange(partition_key(dataset, partition, "log"), count=1))
         return int(oldest[0][0].split(b"-")[0]) - 1 if oldest else self.head(dataset, partition).next_offset
 
     def wait(self, positions: Mapping[tuple[str, int], int], timeout_ms: int) -> bool:
         """Block until any ``(dataset, partition)`` holds a record at or after its offset; False on time-out."""
-        streams = {_key(dataset, part, "log"): f"{offset}-0" for (dataset, part), offset in positions.items()}
+        streams = {partition_key(dataset, part, "log"): f"{offset}-0" for (dataset, part), offset in positions.items()}
         # XREAD spans slots: on a Redis Cluster each partition needs a wait of its own.
-        with _unavailable():
+        with answering():
             return bool(self._redis.xread(cast("Any", streams), count=1, block=timeout_ms))
-
-    def dead_letters(self, dataset: str, partitions: int, limit: int = 100) -> list[StoredDeadLetter]:
-        """The newest dead letters of a dataset, newest first within each partition."""
-        return [
-            letter for part in range(partitions) for letter in islice(self._letters_before(dataset, part, ""), limit)
-        ]
-
-    def letters(self, dataset: str, partitions: int, before: LetterId | None = None) -> Iterator[StoredDeadLetter]:
-        """The dead letters of a dataset, newest first over all partitions; fetched as they are asked for.
-
-        Args:
-            dataset: ``Name@version``.
-            partitions: how many log partitions it has.
-            before: only what comes after this one.
-        """
-        each = [self._letters_before(dataset, part, _below(before, part)) for part in range(partitions)]
-        return merge(*each, key=lambda stored: stored.letter_id.order, reverse=True)
-
-    def find_letters(self, dataset: str, ids: Sequence[LetterId]) -> list[StoredDeadLetter]:
-        """The dead letters of these ids that are there."""
-        with _unavailable():
-            pipe = self._redis.pipeline(transaction=False)
-            for partition, entry_id in ids:
-                pipe.xrange(_key(dataset, partition, "dead"), min=entry_id, max=entry_id)
-                pipe.hget(_key(dataset, partition, "verdicts"), entry_id)
-            replies = pipe.execute()
-        return [
-            _stored(each.partition, entry_id, fields, verdict)
-            for each, entries, verdict in zip(ids, replies[::2], replies[1::2], strict=True)
-            for entry_id, fields in entries
-        ]
-
-    def delete_letters(self, dataset: str, ids: Sequence[LetterId]) -> int:
-        """Remove dead letters; how many of them were there."""
-        with _unavailable():
-            pipe = self._redis.pipeline(transaction=False)
-            for partition, entry_id in ids:
-                pipe.xdel(_key(dataset, partition, "dead"), entry_id)
-                pipe.hdel(_key(dataset, partition, "verdicts"), entry_id)
-            return sum(pipe.execute()[::2])
-
-    def restate_letters(self, dataset: str, verdicts: Mapping[LetterId, Verdict]) -> None:
-        """Keep dead letters under another reason; one that is gone stays gone."""
-        for partition in sorted({each.partition for each in verdicts}):
-            mine = [(each.id, verdict) for each, verdict in verdicts.items() if each.partition == partition]
-            keys = [_key(dataset, partition, part) for part in ("dead", "verdicts")]
-            arguments = [text for entry_id, verdict in mine for text in (entry_id, json.dumps(verdict))]
-            with _unavailable():
-                self._restate(keys=keys, args=cast("Any", arguments))
 
     def note(self, dataset: str, name: str) -> str:
         """A small text kept beside a dataset's log; empty when there is none."""
-        with _unavailable():
+        with answering():
             return cast("bytes", self._redis.get(_note_key(dataset, name)) or b"").decode()
 
     def replace_note(self, dataset: str, name: str, before: str, after: str, keep_us: Duration = 0) -> bool:
         """Replace a note if it still says ``before``; whether it did. ``keep_us=0``: it is kept for ever."""
-        with _unavailable():
+        with answering():
             arguments = cast("Any", [before, after, str(keep_us // 1_000)])
             return bool(self._replace_note(keys=[_note_key(dataset, name)], args=arguments))
 
-    def _letters_before(self, dataset: str, partition: int, below: str) -> Iterator[StoredDeadLetter]:
-        """The dead letters of a partition, newest first, up to an id as ``XREVRANGE`` takes it; empty: all."""
-        newest = below or "+"
-        while True:
-            with _unavailable():
-                pipe = self._redis.pipeline(transaction=False)
-                pipe.xrevrange(_key(dataset, partition, "dead"), max=newest, count=_LETTERS_PER_TRIP)
-                pipe.hlen(_key(dataset, partition, "verdicts"))
-                entries, restated = pipe.execute()
-                ids = [entry_id for entry_id, _ in entries]
-                key = _key(dataset, partition, "verdicts")
-                verdicts = cast("list[Any]", self._redis.hmget(key, ids)) if ids and restated else [None] * len(ids)
-            for (entry_id, fields), verdict in zip(entries, verdicts, strict=True):
-                yield _stored(partition, entry_id, fields, verdict)
-            if len(entries) < _LETTERS_PER_TRIP:
-                return
-            newest = f"({ids[-1].decode()}"
-
     def trim(self, dataset: str, partition: int, below_offset: int) -> None:
         """Forget entries that lie wholly below an offset. Only what the archive holds may be trimmed."""
-        key = _key(dataset, partition, "log")
-        with _unavailable():
+        key = partition_key(dataset, partition, "log")
+        with answering():
             holding = cast("list[Any]", self._redis.xrevrange(key, max=f"{below_offset + 1}-0", count=1))
             if holding:
                 base, rows = int(holding[0][0].split(b"-")[0]) - 1, int(holding[0][1][b"n"])
@@ -649,8 +497,8 @@ class Log:
         The server marks an entry that leaves a stream as deleted and keeps its bytes, also on disk, until the last of
         its neighbours has left.
         """
-        key = _key(dataset, partition, part)
-        with _unavailable():
+        key = partition_key(dataset, partition, part)
+        with answering():
             return bool(self._renew(keys=[key, f"{key}:renewed"], args=[_ENTRIES_RENEWED]))
 
     def _unheld(self, request: _Request, head: Head) -> _Append:
@@ -689,7 +537,7 @@ class Log:
         if request.key_column is None or not len(rows):
             return rows
         digests = [_blocked(request.dataset, text) for text in texts_of(request.records[request.key_column].take(rows))]
-        with _unavailable():
+        with answering():
             held = cast("list[int]", self._redis.smismember(request.key("blocked"), digests))
         return rows[~np.array(held, dtype=np.bool_)]
 
@@ -709,7 +557,7 @@ class Log:
         """Places of the first of each member that a sorted set does not hold."""
         if not members:
             return []
-        with _unavailable():
+        with answering():
             held = cast("list[Any]", self._redis.zmscore(key, list(members)))
         first: dict[str, int] = {}
         for place, (member, score) in enumerate(zip(members, held, strict=True)):
@@ -765,7 +613,7 @@ class Log:
             *(json.dumps(letter._replace(at=now)._asdict(), default=str) for letter in what.dead),
         ]
         keys = [request.key(part) for part in ("head", "log", "dead", "ids", "names", "sent")]
-        with _unavailable():
+        with answering():
             written = int(cast("Any", self._append(keys=keys, args=cast("Any", arguments))))
         if not written:
             return None
@@ -798,18 +646,14 @@ class Log:
     def _schema(self, dataset: str, partition: int, fingerprint: str) -> pa.Schema:
         known = self._schemas.get((dataset, fingerprint))
         if known is None:
-            with _unavailable():
-                stored = self._redis.hget(_key(dataset, partition, "head"), f"schema:{fingerprint}")
+            with answering():
+                stored = self._redis.hget(partition_key(dataset, partition, "head"), f"schema:{fingerprint}")
             if stored is None:
                 message = f"{dataset}/{partition} names schema {fingerprint}, which its head does not hold"
                 raise CorruptState(message)
             known = pa.ipc.read_schema(pa.py_buffer(cast("bytes", stored)))
             self._schemas[(dataset, fingerprint)] = known
         return known
-
-
-def _key(dataset: str, partition: int, part: str) -> str:
-    return f"{{{dataset}:{partition}}}:{part}"
 
 
 def texts_of(column: pa.ChunkedArray) -> list[str]:
@@ -829,24 +673,6 @@ def _blocked(dataset: str, key: str) -> bytes:
 
 def _note_key(dataset: str, name: str) -> str:
     return f"{{{dataset}}}:note:{name}"
-
-
-def _below(before: LetterId | None, partition: int) -> str:
-    """What of a partition comes after a letter, newest first: letters of one instant order by their partition."""
-    if before is None:
-        return ""
-    return before.id if partition < before.partition else f"({before.id}"
-
-
-def _stored(partition: int, entry_id: bytes, fields: Mapping[bytes, bytes], verdict: bytes | None) -> StoredDeadLetter:
-    letter = DeadLetter(**json.loads(fields[b"letter"]))
-    is_text = letter.reason == MALFORMED
-    if not letter.at:
-        letter = letter._replace(at=int(entry_id.partition(b"-")[0]) * 1_000)
-    if verdict is not None:
-        reason, field, message = json.loads(verdict)
-        letter = letter._replace(reason=reason, field=field, message=message)
-    return StoredDeadLetter(entry_id.decode(), partition, letter, is_text)
 
 
 def _partitions_key(dataset: str) -> str:
@@ -901,18 +727,3 @@ def _encode(records: pa.Table, late: npt.NDArray[np.bool_]) -> _Entry:
     payload = pa.compress(plain, codec="lz4", asbytes=True) if packed else plain.to_pybytes()
     schema_bytes = schema.serialize().to_pybytes()
     return _Entry(hashlib.sha256(schema_bytes).hexdigest()[:12], schema_bytes, plain.size if packed else 0, payload)
-
-
-@contextmanager
-def _unavailable() -> Iterator[None]:
-    try:
-        yield
-    except (
-        redis.ConnectionError,
-        redis.TimeoutError,
-        redis.BusyLoadingError,
-        redis.OutOfMemoryError,  # full: nothing was written, and will be once there is room
-        redis.ReadOnlyError,
-    ) as error:
-        message = f"the online store does not answer: {error}"
-        raise StoreUnavailable(message) from error

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from enum import Enum
 from typing import Any, NamedTuple, cast
 
@@ -28,7 +27,8 @@ from featurelib.clock import Instant
 from featurelib.engine.keys import KEY_GROUPS, key_group
 from featurelib.engine.panes import Pane, PanesMissing, Sealed, pane_field
 from featurelib.engine.program import Program
-from featurelib.errors import Fenced, StoreUnavailable
+from featurelib.errors import Fenced
+from featurelib.stores.server import answering
 from featurelib.types import Value
 
 # One script of 500 keys of 500 B takes 1.6 ms, of 4,000 keys of 2 kB 83 ms with the server blocked for 21 ms.
@@ -56,16 +56,6 @@ end
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], unpack(cjson.decode(ARGV[2]))) end
 return 1
 """
-
-
-# A full or read-only server refuses with an answer of its own; the cure is the same: wait, and try again.
-_AWAY = (
-    redis.ConnectionError,
-    redis.TimeoutError,
-    redis.BusyLoadingError,
-    redis.OutOfMemoryError,
-    redis.ReadOnlyError,
-)
 
 
 class StateName(NamedTuple):
@@ -144,7 +134,7 @@ class OnlineStore:
         Raises:
             StoreUnavailable: some groups may have been fenced; claim again.
         """
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             for group in groups:
                 pipe.hincrby(state.position(group), "epoch", 1)
@@ -157,7 +147,7 @@ class OnlineStore:
 
     def load(self, state: StateName, wanted: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
         """Fields of several keys in one round trip: key text → values in the order asked."""
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             for key, fields in wanted.items():
                 pipe.hmget(state.key(key), cast("list[str]", list(fields)))
@@ -170,7 +160,7 @@ class OnlineStore:
             Fenced: another worker owns at least one of the groups now; the others were written.
             StoreUnavailable: some groups may have been written; claim again to find out.
         """
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             for commit in commits:
                 for keys, arguments in _scripts(state, commit):
@@ -181,7 +171,7 @@ class OnlineStore:
 
     def progress(self, state: StateName) -> Progress:
         """Where the whole pipeline stands."""
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             for group in range(KEY_GROUPS):
                 pipe.hmget(state.position(group), ["positions", "newest", "rows"])
@@ -198,12 +188,12 @@ class OnlineStore:
 
     def generation(self, pipeline: str) -> int:
         """The generation that is served and kept up to date; 1 until a backfill switches."""
-        with _unavailable():
+        with answering():
             return int(cast("bytes | None", self._redis.get(_generation_key(pipeline))) or 1)
 
     def switch_generation(self, pipeline: str, generation: int) -> None:
         """Serve another generation from now on."""
-        with _unavailable():
+        with answering():
             self._redis.set(_generation_key(pipeline), generation)
 
     def clear(self, state: StateName, groups: Sequence[int]) -> int:
@@ -213,7 +203,7 @@ class OnlineStore:
         """
         removed = 0
         wanted = set(groups)
-        with _unavailable():
+        with answering():
             for key in self.keys(state):
                 if key_group(key) in wanted:
                     removed += self._redis.unlink(state.key(key))
@@ -226,20 +216,20 @@ class OnlineStore:
     def keys(self, state: StateName) -> Iterator[str]:
         """Every key text the state holds, in no order; a scan, for checks and backfills."""
         prefix = f"{{{state.pipeline}#{state.generation}:*}}:s:*"
-        with _unavailable():
+        with answering():
             for name in self._redis.scan_iter(match=prefix, count=1_000):
                 yield name.decode().split("}:s:", 1)[1]
 
     def scan(self, state: StateName, cursor: int) -> tuple[int, list[str]]:
         """Some key texts of the state, and the cursor to go on from; 0 begins, and ends."""
         prefix = f"{{{state.pipeline}#{state.generation}:*}}:s:*"
-        with _unavailable():
+        with answering():
             following, names = cast("tuple[int, list[bytes]]", self._redis.scan(cursor, match=prefix, count=1_000))
         return following, [name.decode().split("}:s:", 1)[1] for name in names]
 
     def field_names(self, state: StateName, keys: Sequence[str]) -> list[list[bytes]]:
         """The names of the stored fields of some keys, in one round trip."""
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             for key in keys:
                 pipe.hkeys(state.key(key))
@@ -247,7 +237,7 @@ class OnlineStore:
 
     def fields(self, state: StateName, key: str) -> dict[bytes, bytes]:
         """Every stored field of a key."""
-        with _unavailable():
+        with answering():
             return cast("dict[bytes, bytes]", self._redis.hgetall(state.key(key)))
 
 
@@ -283,7 +273,7 @@ class OnlineReader:
         """Look which generation of each pipeline is served; called in the background, not per request."""
         if not pipelines:
             return
-        with _unavailable():
+        with answering():
             values = await self._redis.mget([_generation_key(pipeline) for pipeline in pipelines])
         self._generations = {p: int(value or 1) for p, value in zip(pipelines, values, strict=True)}
 
@@ -296,7 +286,7 @@ class OnlineReader:
         """
         if not lookups:
             return []
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             for program, key, at in lookups:
                 pipe.hmget(self._state(program.ref).key(key), cast("list[str]", program.read_fields(at)))
@@ -314,13 +304,13 @@ class OnlineReader:
                 # Only rows closed after R make a read go below its edges: versions dated in the future.
                 key = self._state(lookup.program.ref).key(lookup.key)
                 names = cast("list[str]", [pane_field(pane) for pane in missing.panes])
-                with _unavailable():
+                with answering():
                     found = cast("list[bytes | None]", await cast("Any", self._redis.hmget(key, names)))
                 more.update(zip(missing.panes, found, strict=True))
 
     async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:
         """Newest applied event time of each pipeline."""
-        with _unavailable():
+        with answering():
             pipe = self._redis.pipeline(transaction=False)
             for pipeline in pipelines:
                 for group in range(KEY_GROUPS):
@@ -334,7 +324,7 @@ class OnlineReader:
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the store answers."""
-        with _unavailable():
+        with answering():
             await cast("Any", self._redis.ping())
 
     def _state(self, pipeline: str) -> StateName:
@@ -384,11 +374,3 @@ def _ahead(stored: bytes | None) -> list[int] | None:
 
 def _generation_key(pipeline: str) -> str:
     return f"{{{pipeline}}}:generation"
-
-
-@contextmanager
-def _unavailable() -> Iterator[None]:
-    try:
-        yield
-    except _AWAY as error:
-        raise StoreUnavailable(f"the online store does not answer: {type(error).__name__}") from error

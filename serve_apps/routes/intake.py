@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from featurelib.clock import format_instant
 from featurelib.errors import InvalidRequest
-from featurelib.stores.log import StoredDeadLetter
+from featurelib.stores.dead_letters import StoredDeadLetter
 from serve_apps.auth import Caller
 from serve_apps.intake_service import Chosen, IntakeService, Outcome, Sent
 from serve_apps.log_body import DOCUMENT, read_log_body

@@ -10,8 +10,9 @@ from featurelib.client import Config, ThymeClient
 from featurelib.definitions import Commit, ConnectorDef, DatasetDef, FieldDef, SourceDef
 from featurelib.errors import StoreUnavailable
 from featurelib.settings import IngestSettings
+from featurelib.stores.dead_letters import DeadLetter
 from featurelib.stores.intake import Intake, lateness_of
-from featurelib.stores.log import DeadLetter, Identity, Log, Mark
+from featurelib.stores.log import Identity, Log, Mark
 
 GOOD = {"ride": "r1", "rider": 7, "city": "Oslo", "fare": 1.5, "at": "2026-03-01T09:00:00Z"}
 PARTITIONS = 2
@@ -81,7 +82,7 @@ async def test_pages_hold_every_letter_once_newest_first(platform, door):
     for number in range(1, 24):
         malformed = DeadLetter({"text": f"line {number}"}, "malformed", "", "no record", number)
         intake.take([], Identity("a.csv", Mark(number), _numbers(0)), [malformed], "")
-    assert {stored.partition for stored in log.dead_letters("Ride@1", PARTITIONS)} == {0, 1}
+    assert {stored.partition for stored in log.dead.newest("Ride@1", PARTITIONS)} == {0, 1}
     seen, cursor = [], ""
     while cursor is not None:
         answer = await door.get("/api/v1/dead-letters", params={"dataset": "Ride", "limit": 5, "cursor": cursor})
@@ -131,7 +132,7 @@ async def test_a_crash_between_the_append_and_the_removal_repeats_nothing(platfo
         message = "lost"
         raise StoreUnavailable(message)
 
-    monkeypatch.setattr(platform.services.stores.log, "delete_letters", lost)
+    monkeypatch.setattr(platform.services.stores.log.dead, "delete", lost)
     refused = await door.post("/api/v1/dead-letters/replay", json={"dataset": "Ride", "all": True})
     assert refused.status_code == 503
     assert rides_held(platform.log) == ["r2", "r3"]
@@ -174,7 +175,7 @@ async def test_a_letter_that_fails_again_stays_the_same_letter_with_its_new_reas
     # Another definition finds another fault first.
     changed = ride_def.model_copy(update={"fields": (*fields[:1], fields[3], *fields[1:3], fields[4])})
     Intake(platform.log, changed, PARTITIONS, lateness_of(None, IngestSettings())).replay(
-        platform.log.dead_letters("Ride@1", PARTITIONS)
+        platform.log.dead.newest("Ride@1", PARTITIONS)
     )
     (again,) = await listed(door)
     assert (again["id"], again["reason"], again["field"]) == (before["id"], "missing_field", "fare")
@@ -284,10 +285,10 @@ async def test_the_reason_of_a_dropped_letter_is_forgotten(platform, client):
     platform.create_logs()
     intake = Intake(platform.log, *at_the_door(platform), dead_kept=2)
     intake.accept([ride(1, fare="x"), ride(2, fare="y")])
-    intake.replay(platform.log.dead_letters("Ride@1", PARTITIONS))
+    intake.replay(platform.log.dead.newest("Ride@1", PARTITIONS))
     intake.accept([ride(3, fare="x"), ride(4, fare="y")])
-    intake.replay(platform.log.dead_letters("Ride@1", PARTITIONS))
-    letters = platform.log.dead_letters("Ride@1", PARTITIONS)
+    intake.replay(platform.log.dead.newest("Ride@1", PARTITIONS))
+    letters = platform.log.dead.newest("Ride@1", PARTITIONS)
     assert [stored.letter.record["ride"] for stored in letters] == ["r4", "r3"]
     assert sum(platform.log._redis.hlen(f"{{Ride@1:{part}}}:verdicts") for part in range(PARTITIONS)) == 2
 

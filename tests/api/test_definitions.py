@@ -255,7 +255,7 @@ async def test_a_wrong_record_goes_to_the_dead_letters_and_the_rest_continues(pl
     assert (answer["events_sent"], answer["rejected"], answer["late"]) == (2, 2, 0)
     assert [problem["row"] for problem in answer["problems"]] == [1, 2]
     assert answer["problems"][0]["field"] == "fare"
-    letters = platform.log.dead_letters("Ride@1", 2)
+    letters = platform.log.dead.newest("Ride@1", 2)
     assert len(letters) == 2
     (event,) = (await client.get("/api/v1/events?event_type=dead_letter")).json()
     assert (event["subject"], event["severity"]) == ("Ride", "warn")
@@ -340,7 +340,7 @@ async def test_a_request_takes_ten_thousand_records_and_no_more(platform, client
     else:
         assert (answer.status_code, answer.json()["error"]) == (413, "payload_too_large")
         assert "10000" in answer.json()["detail"]
-        assert platform.log.dead_letters("Ride@1", 2) == []
+        assert platform.log.dead.newest("Ride@1", 2) == []
 
 
 async def test_a_poisonous_record_is_a_dead_letter_beside_good_ones(platform, client):
@@ -352,7 +352,7 @@ async def test_a_poisonous_record_is_a_dead_letter_beside_good_ones(platform, cl
     answer = await client.post("/api/v1/log", content=body)
     assert answer.status_code == 200, answer.text
     assert (answer.json()["events_sent"], answer.json()["rejected"]) == (2, 3)
-    assert len(platform.log.dead_letters("Ride@1", 2)) == 3
+    assert len(platform.log.dead.newest("Ride@1", 2)) == 3
 
 
 async def test_a_log_that_fails_in_the_middle_invites_no_second_sending(platform, client, monkeypatch):

@@ -59,7 +59,7 @@ async def test_the_same_key_again_adds_nothing_and_counts_duplicates(platform, d
     assert (first["events_sent"], first["duplicates"], first["rejected"]) == (3, 0, 1)
     assert (again["events_sent"], again["duplicates"], again["rejected"]) == (0, 3, 1)
     assert held(platform.log) == ["r1", "r2", "r2"]  # two records of one request are two
-    assert len(platform.log.dead_letters("Ride@1", PARTITIONS)) == 1
+    assert len(platform.log.dead.newest("Ride@1", PARTITIONS)) == 1
     assert len((await door.get("/api/v1/events?event_type=dead_letter")).json()) == 1
 
 
@@ -113,7 +113,7 @@ async def test_the_second_attempt_completes_what_the_first_left_between_partitio
     again = (await send(door, events)).json()
     assert again["events_sent"] + again["duplicates"] == 8
     assert held(platform.log) == [f"r{number}" for number in range(8)]
-    assert len(platform.log.dead_letters("Ride@1", PARTITIONS)) == 1
+    assert len(platform.log.dead.newest("Ride@1", PARTITIONS)) == 1
 
 
 async def test_without_a_key_an_attempt_that_died_on_the_way_must_not_be_repeated(door, monkeypatch):

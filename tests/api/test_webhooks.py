@@ -182,7 +182,7 @@ async def test_a_delivery_that_is_sent_again_counts_once(platform, hook, header)
     assert (first["events_sent"], first["duplicates"], first["rejected"]) == (2, 0, 1)
     assert (again["events_sent"], again["duplicates"], again["rejected"]) == (0, 2, 1)
     assert held(platform.log) == ["o1", "o3"]
-    assert len(platform.log.dead_letters("Order@1", PARTITIONS)) == 1
+    assert len(platform.log.dead.newest("Order@1", PARTITIONS)) == 1
     other = json.dumps([order(4)]).encode()
     answer = await hook.post(PATH, content=other, headers={**signed(other), header: headers[header]})
     assert (answer.status_code, answer.json()["error"]) == (409, "idempotency_conflict")

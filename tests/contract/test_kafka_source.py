@@ -445,7 +445,7 @@ def test_malformed_messages_are_kept_once_beside_the_records(mock_topic, log, in
     mock_topic.put(0, b"{", *(json.dumps(trip).encode() for trip in trips(3)), b"nothing")
     finish(ingest(mock_topic.source()))
     finish(ingest(mock_topic.source()))
-    letters = [stored.letter for stored in log.dead_letters(ref(TRIP), PARTITIONS)]
+    letters = [stored.letter for stored in log.dead.newest(ref(TRIP), PARTITIONS)]
     assert sorted((letter.sequence, letter.record["text"]) for letter in letters) == [(0, "{"), (4, "nothing")]
     assert len(held(log)) == 3
 
@@ -468,13 +468,13 @@ def test_a_message_without_a_value_takes_its_key_away_at_its_time(mock_topic, lo
     finish(ingest(mock_topic.source(cdc="upsert")))
     (deletion,) = [record for record in held(log) if record[DELETED]]
     assert (deletion["rider"], deletion["at"]) == ("rider1", datetime.fromtimestamp(AT + 60, UTC))
-    assert log.dead_letters(ref(TRIP), PARTITIONS) == []
+    assert log.dead.newest(ref(TRIP), PARTITIONS) == []
 
 
 def test_a_message_without_a_value_and_without_a_key_deletes_nothing(mock_topic, log, ingest):
     mock_topic.put(0, None)
     finish(ingest(mock_topic.source(cdc="upsert")))
-    (stored,) = log.dead_letters(ref(TRIP), PARTITIONS)
+    (stored,) = log.dead.newest(ref(TRIP), PARTITIONS)
     assert "without a key" in stored.letter.message
 
 

@@ -594,7 +594,7 @@ def test_a_bad_newest_row_is_one_dead_letter_and_is_not_told_of_at_every_poll(tr
         assert [step.rows for step in drain(reader)] == [0]
         drain(feeding.reader())
         with closing(Log(empty_redis_url, SystemClock())) as log:
-            assert len(log.dead_letters(ref(feeding.dataset), 3)) == 1
+            assert len(log.dead.newest(ref(feeding.dataset), 3)) == 1
 
 
 def test_upserts_follow_the_rows_as_they_change(trips, empty_redis_url):

@@ -16,6 +16,7 @@ from featurelib.stores import online
 from featurelib.stores.append_file import AppendFile
 from featurelib.stores.archive import Archive
 from featurelib.stores.audit import Audit, QueryRun
+from featurelib.stores.dead_letters import DeadLetters
 from featurelib.stores.erasures import ErasureRecord, Erasures
 from featurelib.stores.fsync import FsyncFence
 from featurelib.stores.log import Log, key_digest
@@ -238,7 +239,7 @@ STEPS = [
     (Archive, "purge"),
     (Log, "trim"),
     (Log, "renew"),
-    (Log, "delete_letters"),
+    (DeadLetters, "delete"),
     (Audit, "erase"),
     (OnlineStore, "claim"),
     (Erasures, "move"),

@@ -220,7 +220,8 @@ def running_market(home: Path, table: Table, amazon: Amazon) -> Iterator[Market]
         (home / "market.py").write_text(HEAD + "".join(modules))
         try:
             platform.thyme("up")
-            _p("up"); platform.thyme("commit", str(home / "market.py"))
+            _p("up")
+            platform.thyme("commit", str(home / "market.py"))
             made = Market(platform, table, brokers, amazon)
             with closing(made.client):
                 yield made
@@ -257,7 +258,8 @@ def kill_readers(market: Market) -> None:
 
         assert wait_until(all_read, DEADLINE_S, every_s=0.1), market.sources()
         killed = market.platform.processes("ray::SourceReader")
-        _p(f"kill {market._bursts}"); assert len(killed) == 3
+        _p(f"kill {market._bursts}")
+        assert len(killed) == 3
         for process in killed:
             process.kill()
 
@@ -281,26 +283,32 @@ def written(market: Market) -> Iterator[tuple[Path, bytes]]:
 
 
 import time as _t
-_T0=_t.monotonic()
-def _p(x): print(f"{_t.monotonic()-_T0:6.1f} {x}", flush=True)
+
+_T0 = _t.monotonic()
+
+
+def _p(x):
+    print(f"{_t.monotonic() - _T0:6.1f} {x}", flush=True)
+
+
 def test_four_systems_feed_a_platform_whose_readers_are_killed_and_every_event_counts_once(
     tmp_path: Path, table: Table, amazon: Amazon
 ) -> None:
     with running_market(tmp_path, table, amazon) as market:
         for _ in range(6):
             market.burst()
-        _p('market.settles()')
+        _p("market.settles()")
         market.settles()
-        _p('while_bursts_come(market, lambda: kill_r')
+        _p("while_bursts_come(market, lambda: kill_r")
         while_bursts_come(market, lambda: kill_readers(market))
-        _p('market.settles()')
+        _p("market.settles()")
         market.settles()
-        _p('market.burst()  # with what was read las')
+        _p("market.burst()  # with what was read las")
         market.burst()  # with what was read last these are ties, or one second on
-        _p('market.settles()')
+        _p("market.settles()")
         market.settles()
 
-        _p('numbers = Counter({name: len(events) for')
+        _p("numbers = Counter({name: len(events) for")
         numbers = Counter({name: len(events) for name, events in market.put.items()})
         assert wait_until(lambda: market.sources()["Click"]["rows_in"] == numbers["Click"], DEADLINE_S)
         status = json.loads(market.platform.thyme("status", "--json"))["status"]
@@ -312,10 +320,10 @@ def test_four_systems_feed_a_platform_whose_readers_are_killed_and_every_event_c
             assert shown["Click"]["cursor_value"].startswith("clicks/")
             assert shown["Parcel"]["cursor_value"].startswith("in/")
         assert market.client.events(event_type="job_restarted")
-        _p('told = said(market)')
+        _p("told = said(market)")
         told = said(market)
         assert not [name for name, secret in SECRETS.items() if secret in told]
-        _p('for path, data in written(market):')
+        _p("for path, data in written(market):")
         for path, data in written(market):
             assert not [name for name, secret in SECRETS.items() if secret.encode() in data], path
 

@@ -76,7 +76,7 @@ class Fed:
 
     def letters(self) -> list[str]:
         log = Log(self.url, SystemClock())
-        found = [stored.letter.message for stored in log.dead_letters(ref(TRIP), PARTITIONS)]
+        found = [stored.letter.message for stored in log.dead.newest(ref(TRIP), PARTITIONS)]
         log.close()
         return sorted(found)
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from featurelib.engine.records import TIME
-from featurelib.stores.log import DeadLetter, Lateness, Log
+from featurelib.stores.dead_letters import DeadLetter
+from featurelib.stores.log import Lateness, Log
 from featurelib.stores.registry import JobRecord, WorkerStatus
 from jobs.freshness import (
     Backlog,

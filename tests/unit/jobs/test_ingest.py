@@ -87,7 +87,7 @@ def numbers(log: Log) -> list[int]:
 
 
 def dead(log: Log) -> list[tuple[str, int]]:
-    letters = log.dead_letters(ref(TRIP), PARTITIONS)
+    letters = log.dead.newest(ref(TRIP), PARTITIONS)
     return sorted((stored.letter.reason, stored.letter.sequence) for stored in letters)
 
 
@@ -190,7 +190,7 @@ def test_rejected_and_malformed_records_become_dead_letters_and_the_rest_continu
     finish(ingest(tmp_path, log))
     assert numbers(log) == [1, 5]
     assert dead(log) == [("invalid_timestamp", 5), ("malformed", 4), ("missing_field", 3)]
-    letters = {stored.letter.sequence: stored.letter for stored in log.dead_letters(ref(TRIP), PARTITIONS)}
+    letters = {stored.letter.sequence: stored.letter for stored in log.dead.newest(ref(TRIP), PARTITIONS)}
     assert letters[5].record == {"rider": "z", "at": "soon", "fare": "1", "n": "4"}
     assert letters[5].field == "at"
     assert letters[4].message == "line 4: expected 4 columns, found 1"
@@ -246,7 +246,7 @@ def test_events_sent_by_hand_are_appended_or_refused_one_by_one(log):
     assert (taken.accepted, taken.dead) == (2, 2)
     assert [(r.row, r.reason, r.field) for r in taken.rejected] == [(1, "wrong_type", "n"), (3, "empty_key", "rider")]
     assert numbers(log) == [1, 2]
-    assert len(log.dead_letters(ref(TRIP), PARTITIONS)) == 2
+    assert len(log.dead.newest(ref(TRIP), PARTITIONS)) == 2
 
 
 def test_a_source_task_shows_totals_and_says_once_what_its_source_failed_with(tmp_path, empty_redis_url):

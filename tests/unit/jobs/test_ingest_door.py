@@ -13,8 +13,9 @@ from featurelib.connectors import Mark
 from featurelib.definitions import ConnectorDef, DatasetDef, ExpectationDef, FieldDef, SourceDef, ref
 from featurelib.errors import LogFull
 from featurelib.settings import IngestSettings, Settings
+from featurelib.stores.dead_letters import DeadLetter
 from featurelib.stores.intake import Intake, lateness_of
-from featurelib.stores.log import DeadLetter, Identity, Log
+from featurelib.stores.log import Identity, Log
 from featurelib.stores.registry import Registry
 from jobs.ingest import Pace, SourceIngest, SourceTask
 
@@ -90,7 +91,7 @@ def test_dead_letters_that_are_dropped_for_room_are_told_of_once_a_poll(tmp_path
     events: list = []
     write(tmp_path / "a.csv", "rider,at,fare,n", range(30), "r{i},never,1,{i}")
     finish(ingest(tmp_path, log, events, dead_letters_kept=2))
-    assert len(log.dead_letters(ref(TRIP), PARTITIONS)) == 2 * PARTITIONS
+    assert len(log.dead.newest(ref(TRIP), PARTITIONS)) == 2 * PARTITIONS
     (dropped,) = [event for event in events if event.event_type == "dead_letters_dropped"]
     assert dropped.detail == {"dropped": 26, "kept": 2}
     (dead,) = [event for event in events if event.event_type == "dead_letter"]
@@ -180,7 +181,7 @@ def test_what_is_given_again_is_judged_once(log, kind):
     assert (again.accepted, again.duplicates) == (1, 8)
     if kind == "named":
         assert (again.dead, again.violations) == (0, [])
-    assert len(log.dead_letters(ref(TRIP), PARTITIONS)) == 2
+    assert len(log.dead.newest(ref(TRIP), PARTITIONS)) == 2
 
 
 def test_a_letter_read_again_after_a_crash_is_one_letter(log):
@@ -188,7 +189,7 @@ def test_a_letter_read_again_after_a_crash_is_one_letter(log):
     letters = [DeadLetter({"text": "x"}, "malformed", "", "no record", n) for n in range(1, 5)]
     for _ in range(2):
         intake.take([], Identity("t", Mark(4), np.zeros(0, dtype=np.int64)), letters, "")
-    stored = log.dead_letters(ref(TRIP), PARTITIONS)
+    stored = log.dead.newest(ref(TRIP), PARTITIONS)
     assert sorted(each.letter.sequence for each in stored) == [1, 2, 3, 4]
     assert {each.letter.origin for each in stored} == {"t"}
 
