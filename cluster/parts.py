@@ -312,9 +312,23 @@ class Listeners(ProcessPart):
 
 
 class Raylet(ProcessPart):
-    """``ray start --block``: it ends its node's processes when one of them dies, so this one process stands for all."""
+    """``ray start --block``: it ends its node's processes when one of them fails."""
 
     deadline_s = 90.0
+
+    @override
+    def alive(self) -> bool:
+        # A raylet that ends in good order, as it does when its agents die, is no failure to `ray start`: that stays
+        # behind, alone, and says nothing.
+        return super().alive() and self._has_raylet()
+
+    def _has_raylet(self) -> bool:
+        owned = self.board.part(self.name).process
+        process = owned.process() if owned is not None else None
+        try:
+            return process is not None and any(_is_raylet(child) for child in process.children())
+        except psutil.Error:
+            return False  # it ended meanwhile
 
     @abstractmethod
     def options(self) -> list[str]:
@@ -534,6 +548,13 @@ def parts_of(scene: Scene) -> list[Part]:
     if scene.layout.embedded_online:
         kinds.insert(0, OnlineServer)
     return [kind(scene) for kind in kinds]
+
+
+def _is_raylet(process: psutil.Process) -> bool:
+    try:
+        return process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False  # it ended meanwhile
 
 
 def _command_line(process: psutil.Process) -> str:

@@ -6,14 +6,16 @@ A source is one or more *streams*, each of one of two kinds. A stream is
   Iceberg table): every record has a ``sequence``, for ever, and a batch covers all up to its mark's;
 * **named** when more may turn up between what was read before (rows of a table ordered by a cursor, lines of the
   objects in a bucket), or the source's own names are better kept than counted (a Kinesis shard, whose oldest
-  records expire): every record has a name, for ever; names sort, byte by byte, in the order in which the source
-  is read, and a batch says below which ``floor`` it will never give a name again.
+  records expire): every record has a name, for ever. Names sort, byte by byte, in the order in which the source
+  is read, but for ties: what the source does not order itself (rows of one cursor value) comes in any order, over
+  batches too. A batch says below which ``floor`` it will never give a name again; ties are all on one side of it.
 
 The promises every connector keeps (tests/contract/test_sources.py):
 
 * polling again from the same mark, in this process or another, gives the same records under the same numbers or
   names; a named stream may give more beside them;
-* marks ascend within a stream, over batches too; a batch belongs to one stream and is bounded;
+* marks ascend within a stream, over batches too (a batch of a named one may leave the mark where it was: rows that
+  others were deleted for); a batch belongs to one stream and is bounded;
 * a numbered batch covers every sequence up to ``through``: what it does not bring as a record or as malformed
   is not there and never will be;
 * a poll begins at the lowest mark any partition of the log has: one batch may be read again, not more;

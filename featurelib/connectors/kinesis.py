@@ -1,13 +1,14 @@
 """Kinesis: the shards of a stream, parents before their children.
 
-A stream of ours is a shard. It is *named*: a record's name is its Kinesis sequence number, so that it is the same
-record for ever, also when others before it have expired (a number counted here would shift). A mark's token is
+A stream of ours is a shard, ``<stream>/<shard id>``. It is *named*: a record's name is its Kinesis sequence number, so
+that it is the same record for ever, also when others before it have expired (a number counted here would shift). A
+mark's token is
 
     012<number>     the name of the record read last: the number's length, then the number, so that names sort
     012<number>!    the shard is closed and read to its end; ``!`` alone: it held nothing
     #at:<µs>        nothing read yet: begins with what arrived then; ``#trim``: with the oldest record held
 
-The last form belongs to the stream ``begin``: what ``init_position`` means is decided at the first poll and kept before
+The last form belongs to ``<stream>/begin``: what ``init_position`` means is decided at the first poll and kept before
 any record is read. Every shard never heard of begins there: the first ones, and the children of a resharding, all of
 whose records are younger. Settings:
 
@@ -109,6 +110,7 @@ class KinesisStream:
         self._arn = _text(config, "stream_arn")
         if not self._arn.startswith("arn:"):
             raise SourceError(f"{self._what}: stream_arn is {self._arn!r}; expected arn:aws:kinesis:<region>:…")
+        self._name = self._arn.rpartition("/")[2]
         if _text(config, "format") not in {"", "json"}:
             raise SourceError(f"{self._what}: format is {_text(config, 'format')!r}; only json is read")
         self._begin = _beginning(_text(config, "init_position") or "latest", self._what)
@@ -128,7 +130,14 @@ class KinesisStream:
         Raises:
             SourceError: after all other shards were read; names each shard that could not be, or the stream.
         """
-        tokens = {stream: mark.token for stream, mark in position.items()}
+        # Shards of all streams have the same ids: without its name, another stream would go on where this one was.
+        prefix = f"{self._name}/"
+        mine = {s.removeprefix(prefix): mark.token for s, mark in position.items() if s.startswith(prefix)}
+        for batch in self._poll(mine):
+            yield batch._replace(stream=prefix + batch.stream)
+
+    def _poll(self, tokens: dict[str, str]) -> Iterator[SourceBatch]:
+        """The same, with streams and tokens by shard."""
         if BEGIN not in tokens:
             tokens[BEGIN] = self._begin(self._clock)
             yield SourceBatch(BEGIN, NO_SEQUENCE, [], Mark(0, tokens[BEGIN]))

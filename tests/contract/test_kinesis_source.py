@@ -103,7 +103,9 @@ def test_every_record_of_every_shard_comes_once_in_order_and_in_bounded_batches(
     stream.put(*range(60))
     polled = Polled(stream.source())
     assert sorted(ns(polled.poll())) == list(range(60))
-    assert {batch.stream for batch in polled.batches if batch.records} == set(stream.shards())
+    assert {batch.stream for batch in polled.batches if batch.records} == {
+        f"trips/{shard}" for shard in stream.shards()
+    }
     assert polled.poll() == []
 
 
@@ -138,7 +140,7 @@ def test_latest_is_decided_once_and_kept_though_no_record_came(stream):
     stream.put(1)
     polled = Polled(stream.source("latest"))
     assert polled.poll() == []
-    assert list(polled.position) == [kinesis.BEGIN]
+    assert list(polled.position) == [f"trips/{kinesis.BEGIN}"]
     stream.put(2)
     assert ns(polled.poll()) == [2]
 
@@ -166,7 +168,8 @@ def test_a_split_and_a_merge_while_reading_lose_and_double_nothing_and_children_
     assert sorted(found) == list(range(10, 50))
     assert found[:10] == list(range(10, 20))
     assert found[-10:] == list(range(40, 50))
-    assert {s for s, mark in polled.position.items() if mark.token.endswith("!")} == {root, left, right}
+    ended = {s for s, mark in polled.position.items() if mark.token.endswith("!")}
+    assert ended == {f"trips/{shard}" for shard in (root, left, right)}
     stream.put(50)
     assert ns(polled.poll()) == [50]
     reader.close()
@@ -397,3 +400,11 @@ def test_a_poll_that_finds_nothing_ends(stream):
     polled = Polled(stream.source())
     assert polled.poll() == []
     assert polled.poll() == []
+
+
+def test_a_stream_that_is_read_instead_of_another_is_read_from_its_own_beginning(stream):
+    polled = Polled(stream.source())
+    stream.put(*range(5))
+    assert ns(polled.poll()) == list(range(5))
+    polled.position = {f"other/{name.partition('/')[2]}": mark for name, mark in polled.position.items()}
+    assert ns(polled.poll()) == list(range(5))

@@ -161,6 +161,18 @@ def test_rows_inserted_later_with_the_newest_cursor_value_are_found(trips):
     assert column([batch], "n") == [6]
 
 
+def test_a_row_in_the_place_of_a_deleted_one_is_found_though_the_mark_stays_where_it_is(trips):
+    trips.add(1, 3, 3)
+    source = trips.connect()
+    position = reached(source.poll({}))
+    trips.sql("DELETE FROM trips WHERE n = 3")
+    trips.add(3)
+    found = list(source.poll(position))
+    assert column(found, "n") == [4]
+    assert reached(found) == position
+    assert list(source.poll(position)) == []
+
+
 def test_more_ties_than_a_batch_holds_are_read_in_one_poll_and_marks_still_ascend(trips):
     trips.add(*([5] * 21))
     batches = list(trips.connect().poll({}))

@@ -195,6 +195,15 @@ def test_a_killed_worker_node_comes_back_with_services_and_jobs(cluster):
         )
 
 
+def test_a_worker_node_that_ends_because_its_agents_died_comes_back(cluster):
+    # Its raylet ends in good order then, and the process that started it stays as if nothing had happened.
+    node = cluster.part("node").process
+    for process in marked(cluster.layout.id, "node"):
+        if process.name().startswith("ray::"):
+            process.kill()
+    cluster.recovers(lambda: cluster.part("node").process != node and cluster.processes("node", "raylet") != [])
+
+
 def test_jobs_come_back_when_the_worker_node_dies_after_a_lost_head(cluster):
     # Ray goes on calling the job running then: the head that knew of it is gone, and so is who would report its end.
     head = cluster.part("head").process

@@ -80,6 +80,8 @@ class RedisServer:
             "appendonly": "yes",
             "appendfsync": self._append_fsync,
             "save": "",
+            # While a rewrite forks, hashes are not resized, and weigh otherwise than they would.
+            "auto-aof-rewrite-percentage": "0",
             "daemonize": "no",
         }
         return [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", value))]

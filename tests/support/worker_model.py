@@ -35,7 +35,7 @@ from featurelib.definitions import (
     Step,
     ref,
 )
-from featurelib.engine.keys import groups_of, key_group
+from featurelib.engine.keys import KEY_GROUPS, groups_of, key_group
 from featurelib.engine.program import Program
 from featurelib.engine.records import Mark
 from featurelib.errors import Fenced, StoreUnavailable
@@ -491,18 +491,17 @@ class WorkerModel(RuleBasedStateMachine):
 
     @invariant()
     def positions_never_go_back(self) -> None:
-        """Of a plain pipeline those of every group; a graph's groups are taken back to the lowest, and no further."""
+        """Those of every group; where workers take groups back as they start, to the lowest and no further."""
         state = self._state()
         held = {group: stand for group, (stand, _) in self._standings(state).items()}
-        lowest = [min(column) for column in zip(*held.values(), strict=True)] if held else []
-        for group, positions in held.items():
-            before = self.stood.get((state.generation, group if self.program.plain else -1), [0] * len(positions))
-            now = positions if self.program.plain else lowest
-            assert all(a >= b for a, b in zip(now, before, strict=True)), (group, before, now)
-        for group, positions in held.items():
+        if self.program.plain and not self.program.rights:
+            now = dict(held)
+        else:
+            now = {-1: [min(column) for column in zip(*held.values(), strict=True)]} if len(held) == KEY_GROUPS else {}
+        for group, positions in now.items():
+            before = self.stood.get((state.generation, group), [0] * len(positions))
+            assert all(a >= b for a, b in zip(positions, before, strict=True)), (group, before, positions)
             self.stood[state.generation, group] = positions
-        if len(held) == 64:
-            self.stood[state.generation, -1] = lowest
 
     @rule(half_hours=st.integers(0, 30), offset=st.sampled_from((0, 0, 1, -1)))
     def online_reads_are_of_a_prefix(self, half_hours: int, offset: int) -> None:
