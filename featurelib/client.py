@@ -284,7 +284,7 @@ class ThymeClient:
 
     def begin_erasure(self, dataset: Any, entity_ids: Sequence[Any], *, block: bool = False) -> dict[str, Any]:
         """Like :meth:`erase`; the answer whole, whose ``erasure_id`` :meth:`erasure` takes."""
-        ids = [each if isinstance(each, int) else str(each) for each in entity_ids]
+        ids = [each if type(each) is int else str(each) for each in entity_ids]
         body = {"dataset": _name(dataset), "entity_ids": ids, "block": block}
         return _understood(self._send("POST", self._api_url("/api/v1/erase"), json=body), dict)
 
@@ -294,7 +294,7 @@ class ThymeClient:
         Raises:
             NotFound: there is none of that id.
         """
-        return self._get(self._api_url(f"/api/v1/erasures/{erasure_id}"), read=dict)
+        return self._get(self._api_url("/api/v1/erasures/" + quote(erasure_id, safe="")), read=dict)
 
     def erasures(self, *, limit: int = 100) -> list[dict[str, Any]]:
         """The latest erasures, newest first."""

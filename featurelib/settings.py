@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 
@@ -82,8 +82,11 @@ class PipelineSettings(_Group):
     batch_rows: PositiveInt = 8_192
     """Most records a worker applies in one step."""
 
-    poll_interval_ms: PositiveInt = 20
-    """How long an idle worker blocks on its log before it looks round."""
+    poll_interval_ms: PositiveInt = 200
+    """How long an idle worker blocks on its log before it looks round; records wake it at once."""
+
+    gather_ms: NonNegativeInt = 20
+    """How long a worker that was idle lets records gather before it folds them: fewer, larger commits."""
 
     lease_ms: PositiveInt = 10_000
     """A worker that gives no answer for this long is ended and another one started in its place."""
@@ -95,7 +98,8 @@ class PipelineSettings(_Group):
     """A job is shown as ``stalled`` when one step of a worker takes longer than this."""
 
     step_limit_ms: PositiveInt = 300_000
-    """A worker whose step takes longer than this is replaced; starting counts, and may read much history."""
+    """A worker whose step takes longer than this is replaced; starting counts, and may read much history. It holds for
+    readers of sources too."""
 
     catch_up_rows: PositiveInt = 2_000_000
     """A pipeline this far behind its input catches up as a bounded Ray Data job first."""

@@ -52,9 +52,12 @@ class Connector(Protocol):
         ...
 
 
-def _env(variable: str, default: Any = "") -> Any:
-    """A connection parameter: given, else from the environment (empty counts as unset), else the default."""
-    return field(default_factory=lambda: type(default)(os.environ.get(variable) or default))
+def _env(variable: str, default: Any = "", *, shown: bool = True) -> Any:
+    """A connection parameter: given, else from the environment (empty counts as unset), else the default.
+
+    ``shown=False``: it may hold a password, as a URL does.
+    """
+    return field(default_factory=lambda: type(default)(os.environ.get(variable) or default), repr=shown)
 
 
 def _secret(variable: str) -> Any:
@@ -178,7 +181,7 @@ class KafkaSource(_Described):
     sasl_password: str | SecretRef = _secret("THYME_KAFKA_SASL_PASSWORD")
     format: str = _env("THYME_KAFKA_FORMAT", "json")
     group_id: str = _env("THYME_KAFKA_GROUP_ID")
-    schema_registry_url: str = _env("THYME_KAFKA_SCHEMA_REGISTRY_URL")
+    schema_registry_url: str = _env("THYME_KAFKA_SCHEMA_REGISTRY_URL", shown=False)
     ssl_ca_location: str = _extension(variable="THYME_KAFKA_SSL_CA_LOCATION")
 
     connector_type: ClassVar[str] = "kafka"

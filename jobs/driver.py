@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
@@ -155,7 +156,9 @@ class Driver:
         except Exception as error:  # noqa: BLE001  # the worker loop: every failure becomes a state a person can see
             self._failures += 1
             self._state, self._detail = "retrying", f"{type(error).__name__}: {error}"
-            _log.warning("task_failed", task=self._name, failures=self._failures, exc_info=error)
+            # Formatted here: a renderer of its own might print local variables, which hold secrets and records.
+            trace = "".join(traceback.format_exception(error))
+            _log.warning("task_failed", task=self._name, failures=self._failures, traceback=trace)
         return stepped
 
     @contextmanager

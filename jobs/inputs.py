@@ -130,6 +130,10 @@ class InputReader:
         """Whether all groups that read a partition stand at the same offset, in every partition."""
         return all(len({positions[group][index] for group in reading}) <= 1 for index, reading in self._groups.items())
 
+    def reached(self, marks: Positions, positions: Positions) -> bool:
+        """Whether every group stands at or beyond its mark in each partition it reads."""
+        return all(positions[g][index] >= marks[g][index] for index, reading in self._groups.items() for g in reading)
+
     def lag(self, positions: Positions) -> int:
         """Records not applied yet."""
         mine = (*self.lefts, *self.rights)

@@ -41,6 +41,7 @@ class PipelineTask:
         url = settings.online.redis_url.get_secret_value()
         self._clock = SystemClock()
         self._wait_ms = settings.pipeline.poll_interval_ms
+        self._gather_s = settings.pipeline.gather_ms / 1_000
         self._log = Log(url, SystemClock())
         self._store = OnlineStore(url)
         self._registry = Registry(settings.registry_url, SystemClock())
@@ -100,9 +101,10 @@ class PipelineTask:
                 _log.warning("event_not_recorded", event_type=event.event_type, detail=str(error))
 
     def wait(self, stopping: threading.Event) -> None:
-        """Block on the log."""
-        if not stopping.is_set():
-            self._worker.wait(self._wait_ms)
+        """Block on the log; once something came, gather a little more."""
+        if not stopping.is_set() and self._worker.wait(self._wait_ms):
+            # A step costs some 4 ms before its first row: at 100 appends a second one step each took 0.4 of a core.
+            stopping.wait(self._gather_s)
 
     def facts(self) -> Mapping[str, Any]:
         """Rows folded, newest event time, rows that users' functions could not take, and what is applied of which log.

@@ -46,6 +46,11 @@ class Folded(Protocol):
         """Newest event time folded."""
         ...
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether no key stands beyond its group's position: what is in the states is what lies below positions."""
+        ...
+
     def applied_rows(self, groups: range, since: Instant, until: Instant) -> Mapping[str, list[Row]]:
         """Rows of some groups' keys within both instants that are in their states, from history."""
         ...
@@ -91,14 +96,18 @@ class Sealer:
             Fenced: another worker owns the groups.
             StoreUnavailable: the online store does not answer.
         """
-        if not self._may or now < self._not_before or not is_live(worker.newest_us, now):
+        if not self._may or now < self._not_before or not worker.is_settled:
+            return None
+        live = is_live(worker.newest_us, now)
+        if self._plan is None and not live:
             return None
         if self._plan is None or now - self._plan.now >= _PLAN_EVERY:
             self._plan_anew(worker, now)
         assert self._plan is not None
         if self._ahead:
             return self._built(worker, *self._ahead[0], now)
-        if self._cursor is not None:
+        # Reads go on when no more data comes: what was sealed is built for them, and nothing more is sealed.
+        if self._cursor is not None and live:
             return Sealed(self._sweep(worker, self._plan), 0)
         return None
 

@@ -181,6 +181,11 @@ class PartitionWorker:
         """Its key groups."""
         return self._groups
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether no key stands beyond its group's position, as some do until a commit that was cut short is redone."""
+        return self._reader.reached(self._ahead, self._positions)
+
     def applied_rows(self, groups: range, since: Instant, until: Instant) -> dict[str, list[Row]]:
         """Rows of some of its groups within both instants that are in the states, by key, read back from history.
 

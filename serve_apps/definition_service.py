@@ -123,7 +123,7 @@ class DefinitionService:
             InvalidRequest: the count is out of range, or the name fits several versions.
         """
         definitions = self._registry.definitions()
-        pipeline = _job_named(name, definitions)
+        pipeline = job_named(name, definitions)
         self._registry.scale(ref(pipeline), partition_count)
         return next(
             job
@@ -170,14 +170,21 @@ class DefinitionService:
         }
 
 
-def _job_named(name: str, definitions: Definitions) -> PipelineDef:
+def job_named(name: str, definitions: Definitions) -> PipelineDef:
+    """The pipeline whose job, or which itself, has the name; ``@2`` behind it names a version.
+
+    Raises:
+        NotFound: there is none.
+        InvalidRequest: several versions have the name.
+    """
     title, _, version = name.partition("@")
-    title = title.removesuffix("_job")
-    found = [p for p in pipelines_of(definitions) if p.name == title and version in ("", str(p.version))]
+    pipelines = [p for p in pipelines_of(definitions) if version in {"", str(p.version)}]
+    # A pipeline's own name may end like a job's: what is a job's name is taken for that first.
+    found = [p for p in pipelines if f"{p.name}_job" == title] or [p for p in pipelines if p.name == title]
     if not found:
         raise NotFound(f"there is no job {name[:128]!r}")
     if len(found) > 1:
-        versions = ", ".join(f"{title}@{pipeline.version}" for pipeline in found)
+        versions = ", ".join(f"{pipeline.name}@{pipeline.version}" for pipeline in found)
         raise InvalidRequest(f"name: {name!r} has several versions: {versions}; name one of them")
     return found[0]
 

@@ -13,6 +13,8 @@ from featurelib.secrets import SecretRef
 Setting = SecretRef | str | int | float | bool | None
 """A setting of a connector, as its definition stores it."""
 
+_OWN = ("THYME_", "RAY_")
+
 
 def resolve(setting: Setting, what: str) -> str:
     """The value of a setting that may be a reference to a secret; empty when there is none.
@@ -46,5 +48,7 @@ def _from_environment(variable: str, what: str) -> str:
             f"{what} is Secret(env={variable!r}), which the process that reads the source has not set; "
             "it has the environment `thyme up` was run in: set it there, then `thyme down` and `thyme up`"
         )
+        if variable.startswith(_OWN):
+            message += ". Most variables that begin so are the platform's own and not passed on: choose another name"
         raise SourceError(message)
     return value

@@ -17,6 +17,8 @@ import pyarrow as pa
 from featurelib.clock import Instant, format_instant
 
 KEY_GROUPS = 64
+# Below it the two queries of a whole batch cost more than a look-up per text: 0.8 ms against 0.2 µs each.
+_FEW_TEXTS = 2_000
 
 
 def key_text(parts: Sequence[object]) -> str:
@@ -57,6 +59,8 @@ def key_texts(columns: Sequence[pl.Series]) -> pl.Series:
 
 def key_groups(texts: pl.Series) -> np.ndarray:
     """Key groups (int64) of a whole batch; each distinct text is hashed once."""
+    if len(texts) <= _FEW_TEXTS:
+        return np.fromiter(map(key_group, texts.to_list()), dtype=np.int64, count=len(texts))
     distinct = texts.unique()
     groups = pl.Series([key_group(text) for text in distinct.to_list()], dtype=pl.Int64)
     return texts.replace_strict(distinct, groups, return_dtype=pl.Int64).to_numpy()

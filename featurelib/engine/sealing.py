@@ -35,7 +35,7 @@ class SealingPlan(NamedTuple):
     Attributes:
         now: as of when.
         near: slots that an edge of some window may fall into while ``now`` is near.
-        older: rows before it are in no window that ends.
+        older: no edge lies before it, nor will one.
         floor: rows before it are in no window at all; ``None`` where one lasts for ever.
         root: level of the state's roots.
     """
@@ -84,8 +84,7 @@ def sealing_plan(program: Program, now: Instant) -> SealingPlan:
     times = [now - SLOT + step * 2 * SLOT // _SAMPLES for step in range(_SAMPLES + 1)]
     bounds = [window.bounds(at) for window in windows for at in times]
     edges = [edge for low, high, _ in bounds for edge in (low, high) if edge is not None]
-    finite = [low for low, _, _ in bounds if low is not None]
-    older = min(finite, default=now - SLOT)
+    older = min(edges, default=now - SLOT)
     endless = program.horizon is None
     return SealingPlan(
         now=now,

@@ -14,7 +14,7 @@ stored version is compared here, on the very snapshot that is committed to. Rows
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import reduce
 from operator import and_, or_
 from typing import Any, NamedTuple
@@ -185,12 +185,12 @@ class Archive:
         return Compacted(sum(f for f, _ in before.values()), sum(f for f, _ in after.values()))
 
     def vacuum(self, dataset: DatasetDef, retention_hours: int = 168) -> int:
-        """Delete files that no snapshot of the last hours needs; returns how many."""
+        """Delete files that no snapshot of the last hours needs, and what a writer that died left; returns how many."""
         table = self._open(dataset)
         if table is None:
             return 0
         with _unavailable():
-            return len(table.vacuum(retention_hours, dry_run=False, enforce_retention_duration=False))
+            return len(_delete_unneeded(table, retention_hours))
 
     def erase(self, dataset: DatasetDef, tombstones: Mapping[str, int]) -> int:
         """Rewrite the table without what some keys have at or below the offsets of their tombstones.
@@ -212,22 +212,19 @@ class Archive:
             found = self._erased_rows(dataset, tombstones)
             if not len(found):
                 return removed
-            try:
-                with _unavailable():
-                    table = self._open(dataset)
-                    assert table is not None
-                    for month in sorted(set(found[MONTH].to_pylist())):
-                        removed += _rewrite_without(table, month, found.filter(ds.field(MONTH) == month))
-            except CommitFailedError:  # another writer was faster: look again
-                continue
+            table = self._open(dataset)
+            assert table is not None
+            with _unavailable(), suppress(CommitFailedError):  # another writer was faster: look again
+                for month in sorted(set(found[MONTH].to_pylist())):
+                    removed += _rewrite_without(table, month, found.filter(ds.field(MONTH) == month))
         raise ArchiveUnavailable(f"the archive of {ref(dataset)} is being written by others; try again")
 
     def purge(self, dataset: DatasetDef) -> None:
         """Delete every file that the newest version does not need, and the table's log of how it came to be.
 
-        Whoever is reading an older version fails and reads again. Only the archive's one writer may call it: a commit
-        made from a version before the one that is kept would be forgotten with its log (and made again, since what
-        is archived is always asked of the newest version).
+        Whoever is reading an older version fails and reads again. Only the archive's one writer may call it: files of
+        a commit under way would be deleted, and one made from a version before the one that is kept would be
+        forgotten with its log (and made again, since what is archived is always asked of the newest version).
 
         Raises:
             StoreUnavailable: do it again.
@@ -236,7 +233,7 @@ class Archive:
         if table is None:
             return
         with _unavailable():
-            table.vacuum(0, dry_run=False, enforce_retention_duration=False)
+            _delete_unneeded(table, 0)
             table.alter.set_table_properties({**_INDEXED_COLUMNS, _LOG_RETENTION: _LOG_FORGOTTEN})
             table = DeltaTable(self.location(dataset), storage_options=self._storage_options)
             table.create_checkpoint()
@@ -415,6 +412,11 @@ def _unarchived(table: DeltaTable, dataset: DatasetDef, records: pa.Table) -> pa
         if not np.array_equal(fresh, np.arange(archived, archived + len(fresh))):
             raise CorruptState(f"archive of {_app_id(dataset, part)} needs offset {archived} next, not {fresh[0]}")
     return records if keep.all() else records.filter(pa.array(keep))
+
+
+def _delete_unneeded(table: DeltaTable, hours: int) -> list[str]:
+    # "Full": files that no commit ever named, too. A writer that dies between its files and its commit leaves some.
+    return table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True)
 
 
 def _files_by_month(table: DeltaTable) -> dict[int, tuple[int, int]]:

@@ -31,6 +31,8 @@ from featurelib.stores.log import DEAD_LETTERS_KEPT, KEEP_SENT_US, Appended, Eve
 from featurelib.stores.shapes import Shapes
 
 _MOST_BITS = 4_096
+# Writers and readers of JSON recurse, and give up at a few hundred.
+_MOST_LEVELS = 100
 # How long an event's id is remembered where the dataset has no retention of its own.
 _EVENT_IDS_KEPT_US = 30 * DAY
 
@@ -132,8 +134,10 @@ class Intake:
         admitted = admit(records, self._dataset, self._cdc)
         dead = _letters(admitted, identity, malformed)
         table, shares = self._table(admitted), self._shares(admitted.table)
+        letters_before = self._were_letters(identity, admitted)
         done, fresh = [], []
-        for part, mine in enumerate(shares):
+        for part, share in enumerate(shares):
+            mine = share & ~letters_before
             letters = [letter for letter in dead if _place(letter) % self._partitions == part]
             rows = admitted.kept[mine]
             appended = self._append(table.filter(pa.array(mine)), part, _share(identity, rows), letters, cursor)
@@ -144,7 +148,8 @@ class Intake:
         if not numbered:
             rejected = [bad.row for bad in admitted.rejected] if lettered else []
             records = _chosen(records, np.sort(np.concatenate([*fresh, np.array(rejected, dtype=np.int64)])))
-        return self._taken(done, len(dead) if numbered else lettered, admitted, records)
+        taken = self._taken(done, len(dead) if numbered else lettered, admitted, records)
+        return taken._replace(duplicates=taken.duplicates + int(letters_before.sum()))
 
     def accept(
         self, events: Sequence[Mapping[str, Any]], request: Request | None = None, malformed: Sequence[DeadLetter] = ()
@@ -213,6 +218,24 @@ class Intake:
         self._log.dead.restate(ref(self._dataset), dict(failed))
         accepted = sum(part.accepted for part in done)
         return Replayed(accepted, len(again) - accepted, sum(part.late for part in done), failed)
+
+    def _were_letters(self, identity: Identity, admitted: Admitted) -> npt.NDArray[np.bool_]:
+        """Which admitted records of a named stream are dead letters, or were before they were replayed.
+
+        One that is given again fits when the definition has changed meanwhile. Its name is held where its letter was
+        put, which need not be the partition of its key.
+        """
+        found = np.zeros(len(admitted.kept), dtype=np.bool_)
+        if identity.sequence is not None:
+            return found
+        names = [identity.names[row] for row in admitted.kept.tolist()]
+        places = np.array([_place_of(name) % self._partitions for name in names], dtype=np.int64)
+        for part, head in enumerate(self._log.heads(ref(self._dataset), self._partitions)):
+            mine = np.flatnonzero(places == part)
+            if head.records_dead and len(mine):
+                theirs = [names[row] for row in mine.tolist()]
+                found[mine] = self._log.holds_names(ref(self._dataset), part, identity.stream, theirs)
+        return found
 
     def _spread(
         self, admitted: Admitted, sent: Sequence[str] | None, dead: Sequence[DeadLetter], done: list[Appended]
@@ -349,7 +372,11 @@ def _letters(admitted: Admitted, identity: Identity, malformed: Sequence[DeadLet
 
 def _place(letter: DeadLetter) -> int:
     """A number that is the letter's for ever: it says which partition keeps it."""
-    return letter.sequence if letter.sequence is not None else zlib.crc32(letter.name.encode())
+    return letter.sequence if letter.sequence is not None else _place_of(letter.name)
+
+
+def _place_of(name: str) -> int:
+    return zlib.crc32(name.encode())
 
 
 def _record(value: Any) -> Mapping[str, Any]:
@@ -358,12 +385,15 @@ def _record(value: Any) -> Mapping[str, Any]:
     return storable if isinstance(storable, dict) else {"text": storable}
 
 
-def _storable(value: Any) -> Any:
+def _storable(value: Any, level: int = 0) -> Any:
     """The value in a form JSON can spell: a dead letter that cannot be stored would stop its whole stream."""
+    if level > _MOST_LEVELS:
+        # A mapping, which no column takes: a replay refuses the record again.
+        return {"left_out": f"nested more than {_MOST_LEVELS} levels deep"}
     if isinstance(value, Mapping):
-        return {str(name): _storable(each) for name, each in value.items()}
+        return {str(name): _storable(each, level + 1) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_storable(each) for each in value]
+        return [_storable(each, level + 1) for each in value]
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return hex(value)  # Python refuses to write thousands of decimal digits
     return value

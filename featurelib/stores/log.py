@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import redis
 
-from featurelib.clock import DAY, Clock, Duration, Instant
+from featurelib.clock import DAY, SECOND, Clock, Duration, Instant
 from featurelib.engine.keys import key_texts
 from featurelib.engine.records import ACCEPTED_AT, DELETED, ERASED, LATE, OFFSET, PARTITION, TIME, Mark, mark_late
 from featurelib.errors import CorruptState
@@ -242,13 +242,21 @@ class Log:
         self._replace_note = self._redis.register_script(_REPLACE_NOTE)
         self._clock = clock
         self._schemas: dict[tuple[str, str], pa.Schema] = {}
+        self._created: dict[str, tuple[int, Instant]] = {}
 
     def close(self) -> None:
         """Give the connections back."""
         self._redis.close()
 
     def create(self, dataset: str, partitions: int) -> int:
-        """Fix the number of log partitions of a dataset, once and for ever; returns the number in force."""
+        """Fix the number of log partitions of a dataset, once and for ever; returns the number in force.
+
+        Every request asks; the server is asked again after a second, for it may have lost its newest second.
+        """
+        known = self._created.get(dataset)
+        now = self._clock.now()
+        if known is not None and 0 <= now - known[1] < SECOND:
+            return known[0]
         with answering():
             pipe = self._redis.pipeline(transaction=False)
             pipe.get(_partitions_key(dataset))
@@ -259,6 +267,7 @@ class Log:
             in_force = self.partitions(dataset)
             if not listed:
                 self._redis.hset(LOGS, dataset, str(in_force))
+        self._created[dataset] = (in_force, now)
         return in_force
 
     def require_room(self) -> None:
@@ -481,6 +490,13 @@ class Log:
             arguments = cast("Any", [before, after, str(keep_us // 1_000)])
             return bool(self._replace_note(keys=[_note_key(dataset, name)], args=arguments))
 
+    def holds_names(self, dataset: str, partition: int, stream: str, names: Sequence[str]) -> list[bool]:
+        """Which names of a stream's records and dead letters a partition holds and has not forgotten."""
+        members = [_member(stream, name) for name in names]
+        with answering():
+            held = cast("list[Any]", self._redis.zmscore(partition_key(dataset, partition, "names"), members))
+        return [score is not None for score in held]
+
     def trim(self, dataset: str, partition: int, below_offset: int) -> None:
         """Forget entries that lie wholly below an offset. Only what the archive holds may be trimmed."""
         key = partition_key(dataset, partition, "log")
@@ -545,7 +561,8 @@ class Log:
         self, request: _Request, dead: Sequence[DeadLetter], rows: npt.NDArray[np.int64], ids: Sequence[str]
     ) -> tuple[list[DeadLetter], npt.NDArray[np.int64], list[str]]:
         """Letters and rows that came with no request the partition holds, and the ids to hold from now on."""
-        letters = [letter.event for letter in dead]
+        # A letter that is replayed comes as a record with the same id: that its letter is held must not refuse it.
+        letters = [f"dead:{letter.event}" if letter.event else "" for letter in dead]
         fresh = set(self._fresh(request.key("sent"), [*ids, *filter(None, letters)]))
         named = iter(range(len(ids), len(ids) + len(letters)))
         kept = [letter for letter in dead if not letter.event or next(named) in fresh]

@@ -243,6 +243,7 @@ class Registry:
         """
         self.database = Database(url)
         self._clock = clock
+        self._known: tuple[int, Definitions] | None = None
 
     def migrate(self) -> None:
         """Bring the tables to this version of the code; safe to repeat, and for processes that start together.
@@ -262,13 +263,18 @@ class Registry:
             return _version(connection)
 
     def definitions(self) -> Definitions:
-        """Every definition there is, all versions, ordered by name and version.
+        """Every definition there is, all versions, ordered by name and version; parsed once per registry version.
 
         Raises:
             CorruptState: a row cannot be read by this version of the code.
         """
         with self.database.read() as connection:
-            return _parsed(_stored(connection).values())
+            # Read before the rows: should a commit come between, the newer rows are parsed once more.
+            version = _version(connection)
+            known = self._known
+            if known is None or known[0] != version:
+                known = self._known = (version, _parsed(_stored(connection).values()))
+            return known[1]
 
     def commit(
         self, commit: Commit, decide: Callable[[Definitions, Commit], Plan], committed_by: str | None
@@ -292,6 +298,8 @@ class Registry:
             with self.database.exclusive() as connection:
                 if _version(connection) == version:
                     self._finish(connection, commit, plan, receipt, committed_by)
+                    # A plan that changes nothing may still say where code stands now.
+                    self._known = None
                     return receipt
         raise StoreUnavailable(f"the registry changed {_MOST_DECISIONS} times while this commit was checked")
 
@@ -386,21 +394,11 @@ class Registry:
                 self._insert_event(connection, _key_event("api_key_revoked", fingerprint, f"key {fingerprint} revoked"))
         return revoked
 
-    def put_job(self, job: JobRecord) -> None:
-        """Store the display copy of a job, in place of the one before."""
-        with self.database.write() as connection:
-            upsert(connection, schema.jobs, self._stamped(job))
-
     def jobs(self) -> list[JobRecord]:
         """Display copies of all jobs."""
         with self.database.read() as connection:
             rows = connection.execute(select(schema.jobs).order_by(*schema.jobs.primary_key)).all()
         return [record_of(JobRecord, row) for row in rows]
-
-    def put_source(self, status: SourceStatus) -> None:
-        """Store the display copy of a source's progress, in place of the one before."""
-        with self.database.write() as connection:
-            upsert(connection, schema.source_statuses, self._stamped(status))
 
     def source_statuses(self) -> list[SourceStatus]:
         """Display copies of all sources' progress."""
@@ -429,7 +427,7 @@ class Registry:
         return [record_of(DatasetStatus, row) for row in rows]
 
     def scale(self, pipeline: str, partition_count: int) -> None:
-        """Say how many workers a pipeline shall have, from now on; moves the registry's version.
+        """Say how many workers a pipeline shall have, from now on; moves the registry's version unless it was so.
 
         Args:
             pipeline: its ref.
@@ -440,9 +438,13 @@ class Registry:
         """
         if not 1 <= partition_count <= MOST_WORKERS:
             raise InvalidRequest(f"partition_count: {partition_count} is not between 1 and {MOST_WORKERS}")
+        table = schema.pipeline_partitions
         with self.database.exclusive() as connection:
+            before = connection.scalar(select(table.c.partition_count).where(table.c.pipeline == pipeline))
+            if before == partition_count:
+                return
             row = {"pipeline": pipeline, "partition_count": partition_count, "updated_at": self._clock.now()}
-            upsert(connection, schema.pipeline_partitions, row)
+            upsert(connection, table, row)
             _bump(connection)
             self._insert_event(connection, _scale_event(pipeline, partition_count))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from featurelib.errors import InvalidRequest, ThymeError
 from featurelib.plan import CommitReceipt
@@ -27,7 +27,7 @@ class JobChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    partition_count: int = Field(ge=1, le=64)
+    partition_count: StrictInt = Field(ge=1, le=64)
     """Workers of the pipeline, from 1 to 64."""
 
 

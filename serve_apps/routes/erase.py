@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from serve_apps.erasing import MOST_ENTITIES, ErasureService
 from serve_apps.routes.access import ServicesOf, Writer
@@ -20,7 +20,8 @@ class EraseRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     dataset: str = Field(min_length=1, max_length=128)
-    entity_ids: list[str | int] = Field(min_length=1, max_length=MOST_ENTITIES)
+    # Strict: `true` and `1.0` would erase the entity 1.
+    entity_ids: list[StrictStr | StrictInt] = Field(min_length=1, max_length=MOST_ENTITIES)
     block: bool = False
     """Refuse records of these entities from now on, for ever."""
 

@@ -76,6 +76,19 @@ async def test_a_value_json_has_no_number_for_is_shown_as_text(door):
     assert letter["record"] == {"ride": "nan", "x": "\\ud800"}
 
 
+@pytest.mark.parametrize("levels", [90, 300, 900])
+async def test_a_record_nested_deeper_than_json_is_written_is_a_letter_that_can_be_shown(door, levels):
+    deep = "[" * levels + "]" * levels
+    body = json.dumps({"dataset": "Ride", "events": [ride(1, fare="deep"), ride(2, fare="much")]})
+    sent = await door.post("/api/v1/log", content=body.replace('"deep"', deep))
+    assert (sent.status_code, sent.json()["rejected"]) == (200, 2)
+    letters = {letter["record"]["ride"]: letter for letter in await listed(door)}
+    assert letters["r2"]["record"] == ride(2, fare="much")
+    assert letters["r1"]["reason"] == "wrong_type"
+    assert ("nested more than" in json.dumps(letters["r1"]["record"])) is (levels > 100)
+    assert (await ask(door, "replay", all=True))["failed"] == 2
+
+
 async def test_pages_hold_every_letter_once_newest_first(platform, door):
     log = platform.log
     intake = Intake(log, *at_the_door(platform))
@@ -122,6 +135,19 @@ async def test_a_letter_that_fits_now_is_accepted_once_and_is_a_letter_no_more(p
     assert rides_held(platform.log) == ["r1", "r2", "r3"]
     events = (await door.get("/api/v1/events?event_type=dead_letters_replayed")).json()
     assert "2 dead letters were replayed, 1 failed again" in {event["message"] for event in events}
+
+
+async def test_letters_of_a_request_with_a_key_are_replayed_and_the_request_sent_again_adds_nothing(platform, door):
+    body = {"dataset": "Ride", "events": [ride(number, fare=None) for number in range(8)]}
+    headers = {"Idempotency-Key": "monday"}
+    assert (await door.post("/api/v1/log", json=body, headers=headers)).json()["rejected"] == 8
+    assert (await door.post("/api/v1/log", json=body, headers=headers)).status_code == 200
+    assert len(await listed(door)) == 8
+    await make_optional(platform, door)
+    assert (await ask(door, "replay", all=True))["accepted"] == 8
+    assert rides_held(platform.log) == [f"r{number}" for number in range(8)]
+    assert (await door.post("/api/v1/log", json=body, headers=headers)).json()["duplicates"] == 8
+    assert rides_held(platform.log) == [f"r{number}" for number in range(8)]
 
 
 async def test_a_crash_between_the_append_and_the_removal_repeats_nothing(platform, door, monkeypatch):

@@ -229,7 +229,7 @@ async def test_a_source_hides_its_secrets(platform, client):
     source = SourceDef(dataset="Ride", connector=ConnectorDef(type="files", config=secrets), cursor="at")
     commit = rides_commit().model_copy(update={"sources": (source,)})
     answer = await client.post("/api/v1/commit", content=commit.model_dump_json())
-    platform.registry.put_source(SourceStatus(dataset="Ride", cursor_value="2026", rows_in=3))
+    platform.registry.put_statuses([], [SourceStatus(dataset="Ride", cursor_value="2026", rows_in=3)], [])
     assert answer.status_code == 200, answer.text
     (shown,) = (await client.get("/api/v1/sources")).json()
     assert shown["config"] == {

@@ -88,6 +88,8 @@ async def test_records_of_a_blocked_entity_are_refused_and_counted(rides, platfo
         ({"dataset": "RiderStats", "entity_ids": ["7"]}, 400, "made by a pipeline; erase from 'Ride'"),
         ({"dataset": "Ride", "entity_ids": []}, 400, "entity_ids"),
         ({"dataset": "Ride", "entity_ids": [{"ride": "r1"}]}, 400, "entity_ids"),
+        ({"dataset": "Ride", "entity_ids": [True]}, 400, "entity_ids"),
+        ({"dataset": "Ride", "entity_ids": [1.0]}, 400, "entity_ids"),
         ({"dataset": "Ride", "entity_ids": ["r1"], "hard": True}, 400, "hard"),
     ],
 )

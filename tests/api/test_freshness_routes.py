@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from featurelib.clock import HOUR, SECOND, format_instant
+from featurelib.definitions import Definitions
 from featurelib.stores.registry import DatasetStatus, JobRecord, PartitionStatus, WorkerStatus
+from serve_apps.definition_service import job_named
 from serve_apps.freshness import Rules, age_s, dataset_freshness, is_idle
 from tests.api.conftest import NOON
 
@@ -141,7 +143,15 @@ async def test_a_job_is_given_another_number_of_workers(rides, platform, name):
     assert platform.registry.partition_counts() == {"by_rider@1": 5}
 
 
-@pytest.mark.parametrize("count", [0, 65, "many", None])
+async def test_a_pipeline_whose_own_name_ends_like_a_jobs_is_found_by_it(rides, platform):
+    by_rider = platform.registry.definitions().pipelines[0]
+    renamed = by_rider.model_copy(update={"name": "nightly_job"})
+    definitions = Definitions(datasets=platform.registry.definitions().datasets, pipelines=(by_rider, renamed))
+    assert job_named("nightly_job", definitions) is job_named("nightly_job_job@1", definitions) is renamed
+    assert job_named("by_rider_job", definitions) is by_rider
+
+
+@pytest.mark.parametrize("count", [0, 65, "many", True, None])
 async def test_a_number_of_workers_out_of_range_is_refused(rides, platform, count):
     answer = await rides.patch("/api/v1/jobs/by_rider", json={"partition_count": count})
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake.exceptions import CommitFailedError
 
 from featurelib.clock import DAY, parse_instant
 from featurelib.definitions import DatasetDef, FieldDef
 from featurelib.engine.records import record_schema
+from featurelib.stores import archive as archive_module
 from featurelib.stores.archive import Archive
 
 START = parse_instant("2026-01-20")
@@ -93,6 +96,38 @@ def test_erasing_again_removes_nothing_and_what_is_not_there_is_no_failure(archi
     assert archive.erase(of, {"person-0-of-ten": 9, "nobody": 9}) == 1
     assert archive.erase(of, {"person-0-of-ten": 9}) == 0
     assert archive.erase(of, {}) == 0
+
+
+def test_a_file_that_a_writer_left_before_its_commit_goes_as_well(archive: Archive, tmp_path: Path) -> None:
+    of, gone = dataset("str"), KEYS["str"][3]
+    archive.append(of, records(of, 0, 10))
+    (written,) = tmp_path.rglob("*.parquet")
+    left = written.with_name("part-00001-00000000-0000-4000-8000-000000000000-c000.zstd.parquet")
+    left.write_bytes(written.read_bytes())
+    archive.vacuum(of)
+    assert left.exists()  # it may be of a commit under way
+    archive.erase(of, {gone: 9})
+    archive.purge(of)
+    assert held(tmp_path, gone) == []
+    assert not left.exists()
+    assert len(archive.read(of)) == 9
+
+
+def test_another_writer_in_between_has_the_rows_looked_for_again(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = dataset("str")
+    archive.append(of, records(of, 0, 10))
+    rewrite, refused = archive_module._rewrite_without, []
+
+    def second(*month: Any) -> int:
+        if not refused:
+            refused.append(month)
+            raise CommitFailedError("another was faster")
+        return rewrite(*month)
+
+    monkeypatch.setattr(archive_module, "_rewrite_without", second)
+    assert archive.erase(of, {KEYS["str"][3]: 9}) == 1
 
 
 def test_an_archive_without_a_row_left_goes_on(archive: Archive) -> None:

@@ -44,8 +44,9 @@ def test_a_receipt_comes_back_with_how_far_it_got(erasures: Erasures) -> None:
     assert erasures.open() == []
     assert erasures.get(ID).completed_at is not None
     assert [each.id for each in erasures.list()] == [ID]
-    with pytest.raises(NotFound):
-        erasures.get("none such")
+    for unknown in ("none such", "\0"):
+        with pytest.raises(NotFound):
+            erasures.get(unknown)
 
 
 def test_a_request_that_ends_after_its_tombstones_were_adopted_completes_the_receipt(erasures: Erasures) -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from featurelib.clock import SystemClock
 from featurelib.connectors import Mark, Source, SourceBatch, connect
+from featurelib.connectors.credentials import resolve
 from featurelib.definitions import ConnectorDef, SourceDef
 from featurelib.errors import SourceError
+from featurelib.secrets import SecretRef
 
 ROWS = 25
 BATCH_ROWS = 4
@@ -333,3 +335,10 @@ def test_an_unknown_connector_type_is_named():
     source = SourceDef(dataset="Trip", connector=ConnectorDef(type="carrier_pigeon", config={}))
     with pytest.raises(SourceError, match="carrier_pigeon"):
         connect(source, 10, SystemClock())
+
+
+@pytest.mark.parametrize(("variable", "is_own"), [("THYME_ORDERS_PASSWORD", True), ("ORDERS_PASSWORD", False)])
+def test_a_variable_that_the_platform_does_not_pass_on_is_said_to_need_another_name(variable, is_own):
+    with pytest.raises(SourceError, match=f"{variable}.*has not set") as caught:
+        resolve(SecretRef(kind="env", value=variable), "postgres source of Order: password")
+    assert ("choose another name" in str(caught.value)) is is_own

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pyarrow as pa
 import pytest
 
-from featurelib.clock import DAY, HOUR, SECOND, format_instant
+from featurelib.clock import DAY, HOUR, MINUTE, SECOND, format_instant
 from featurelib.definitions import ref
-from featurelib.engine.keys import KEY_GROUPS
+from featurelib.engine.keys import KEY_GROUPS, key_group, owner_of_group
 from featurelib.engine.sealing import SLOT
 from featurelib.errors import Fenced, StoreUnavailable
+from featurelib.stores import online
 from featurelib.stores.archive import Archive
 from featurelib.stores.history import History
 from featurelib.stores.intake import Intake, Lateness
@@ -20,6 +22,7 @@ from featurelib.stores.online import SEALED, Lookup, OnlineReader, OnlineStore, 
 from featurelib.stores.point_in_time import PointInTime
 from jobs.sealing import Sealer
 from jobs.worker import PartitionWorker
+from tests.faults.test_worker import dying_after_one_script
 from tests.laws.test_windows import EVENTS, T0, program
 
 PARTITIONS = 2
@@ -55,7 +58,7 @@ class Live:
         self.dropped = self.built = 0
         self.begin()
 
-    def begin(self) -> None:
+    def begin(self, batch_rows: int = 1_000) -> None:
         """A worker that knows nothing, as after a kill."""
         self.worker = PartitionWorker(
             self.program,
@@ -64,7 +67,7 @@ class Live:
             log=self.log,
             store=self.store,
             history=self.history,
-            batch_rows=1_000,
+            batch_rows=batch_rows,
         )
         self.worker.start()
         self.sealer = Sealer(self.program, self.state, self.store)
@@ -174,6 +177,63 @@ def test_folding_goes_on_while_slots_cannot_be_built(live, monkeypatch):
     live.clock.time += HOUR
     live.seal()
     assert live.online(BUSY, live.clock.now()) == live.past(BUSY, live.clock.now())
+
+
+def test_a_slot_is_not_built_while_a_commit_that_was_cut_short_is_redone_in_smaller_steps(live, monkeypatch):
+    three_days(live, 1)
+    now = live.clock.now()
+    slot = (now - DAY + SLOT) // SLOT + 1
+    neighbour = next(key for key in map("z{}".format, range(10_000)) if key_group(key) == key_group(BUSY))
+    live.post(BUSY, [slot * SLOT + place * SECOND for place in range(40)])
+    live.post(neighbour, [now])
+    with monkeypatch.context() as patch:
+        patch.setattr(online, "_KEYS_PER_SCRIPT", 1)
+        patch.setattr(live.store, "commit", dying_after_one_script(live.store))
+        with pytest.raises(StoreUnavailable):
+            live.fold()
+    live.begin(batch_rows=10)
+    live.worker.step()
+    live.clock.time += SLOT - 10 * MINUTE
+    live.seal()
+    live.fold()
+    live.seal()
+    for at in (slot * SLOT + DAY + 10 * SECOND, live.clock.now()):
+        assert live.online(BUSY, at) == live.past(BUSY, at)
+
+
+def test_what_is_erased_from_a_sealed_state_never_comes_back(live):
+    chosen = random.Random(3)
+    for turn in range(24):
+        live.clock.time += SLOT * 4 // 5
+        now = live.clock.now()
+        live.post(BUSY, [now - chosen.randrange(chosen.choice([SLOT, 2 * DAY])) for _ in range(90)])
+        live.fold()
+        if turn % 4 == 3:
+            part = owner_of_group(key_group(BUSY), PARTITIONS)
+            (tombstone,) = live.log.erase(ref(EVENTS), part, pa.table({"key": [BUSY]}), erasure=f"{turn}")
+            live.post(BUSY, [now - chosen.randrange(2 * SLOT) for _ in range(70)])
+            live.seal()  # the tombstone is in the log and not applied
+            live.fold()
+            live.archived()
+            if chosen.random() < 0.5:
+                live.archive.erase(EVENTS, {BUSY: tombstone})
+        if chosen.random() < 0.2:
+            live.begin()
+        live.seal()
+        for at in (now - HOUR, now, now + HOUR):
+            assert live.online(BUSY, at) == live.past(BUSY, at)
+    assert live.built > 0
+
+
+def test_slots_are_built_also_while_nothing_comes(live):
+    three_days(live, 6)
+    dropped = live.dropped
+    for _ in range(30):
+        live.clock.time += SLOT // 4
+        live.seal()
+        for at in (live.clock.now(), live.clock.now() - HOUR):
+            assert live.online(BUSY, at) == live.past(BUSY, at)
+    assert live.dropped > dropped
 
 
 def test_a_worker_that_was_replaced_seals_nothing(live):

@@ -22,7 +22,7 @@ FAULTS = [
 
 def test_after_faults_under_load_every_event_is_there_once_and_nothing_else_is(tmp_path_factory) -> None:
     home = tmp_path_factory.mktemp("home")
-    tally, soak, verdict = run(home, FAULTS, seconds=12.0, events=20_000, chosen=random.Random(1))
+    tally, soak, verdict = run(home, FAULTS, seconds=6.0, events=20_000, chosen=random.Random(1))
     assert verdict.problems == []
     assert (verdict.lost, verdict.doubled) == (0, 0)
     assert sum(tally.faults.values()) == len(FAULTS)

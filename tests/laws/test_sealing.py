@@ -6,11 +6,14 @@ import random
 
 import pytest
 
+from featurelib.aggregates import Count, ExpDecaySum, First, Last, LastK, Max, Stddev, TopK
 from featurelib.clock import DAY, HOUR
+from featurelib.definitions import AggregateStep, Definitions, NamedAggregate, PipelineDef
 from featurelib.engine.panes import HEADER, Sealed, decode_node, pane_field, pane_of
 from featurelib.engine.program import Program
 from featurelib.engine.sealing import SLOT, SLOT_LEVEL, SealingPlan, is_live, sealing_plan, slots_ahead
-from tests.laws.test_windows import SIZES, T0, Event, Store, naive, program, table
+from featurelib.windows import AnyWindow, Continuous, Hopping, Lifetime, Tumbling
+from tests.laws.test_windows import EVENTS, OUT, SIZES, T0, Event, Store, naive, program, table
 
 FINITE = ("1h", "24h", "7d")
 
@@ -92,6 +95,53 @@ def test_reads_around_now_equal_lists_and_loops_while_panes_are_sealed_and_built
         assert store.read(at) == expected(events, at, windows)
     assert store.built > 3
     assert sum(map(len, store.fields.values())) < sum(map(len, twin.fields.values())) / 2
+
+
+STEPPED = (Tumbling("10m"), Tumbling("7h", offset="13m"), Hopping("30h", "7h", offset="11m", lookback="3h"))
+MOVED_BACK = (Lifetime(offset="2d"), Lifetime(), Continuous("5h"))
+CAPPED = (Continuous("2d", max_rows=20), Continuous("1d", offset="2d"), Hopping("1d", "5m"))
+
+
+def program_of(windows: tuple[AnyWindow, ...]) -> Program:
+    aggregates = []
+    for place, window in enumerate(windows):
+        of_window = (
+            Count(window=window),
+            Max("value", window),
+            Stddev("value", window),
+            ExpDecaySum("value", window, half_life="3h"),
+            First("text", window),
+            Last("text", window),
+            LastK("text", window, k=3),
+            TopK("text", window, k=2),
+        )
+        aggregates += [NamedAggregate(output=f"{type(each).__name__}_{place}", aggregate=each) for each in of_window]
+    step = AggregateStep(keys=("key",), aggregates=tuple(aggregates))
+    pipeline = PipelineDef(name="p", input_datasets=("Event",), output_dataset="Out", steps=(step,))
+    return Program.compile(pipeline, Definitions(datasets=(EVENTS, OUT)))
+
+
+def rounded(row: dict[str, object] | None) -> dict[str, object] | None:
+    return row and {name: float(f"{value:.8e}") if isinstance(value, float) else value for name, value in row.items()}
+
+
+@pytest.mark.parametrize("windows", [STEPPED, MOVED_BACK, CAPPED], ids=["stepped", "moved back", "capped"])
+def test_edges_that_jump_or_lag_are_built_in_time(windows):
+    chosen = random.Random(len(windows))
+    store, twin, events = SealedStore(program_of(windows)), Store(program_of(windows)), []
+    now = T0
+    for _ in range(60):
+        now += SLOT // chosen.choice([4, 5, 7])
+        first = len(events)
+        events += arrivals(chosen, now)
+        for each in (store, twin):
+            each.add(table(events).slice(first))
+        if chosen.random() < 0.2:
+            store.restart()
+        store.keep_up(now, events)
+        for at in (now, (now + HOUR) // HOUR * HOUR - 1, now + chosen.randrange(-SLOT // 2, SLOT // 2)):
+            assert rounded(store.read(at)) == rounded(twin.read(at))
+    assert len(store.fields) < len(twin.fields)
 
 
 def test_a_read_whose_edge_falls_into_a_sealed_pane_says_so():

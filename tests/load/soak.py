@@ -184,6 +184,10 @@ class Taps:
             self._send(number)
             self.again += 1
 
+    def close(self) -> None:
+        """No more requests."""
+        self._client.close()
+
     def expected(self) -> Answers:
         """Per tap (taps, cents)."""
         counts: Counter[str] = Counter()
@@ -238,6 +242,7 @@ class Reads(threading.Thread):
         """Stop reading."""
         self._over.set()
         self.join()
+        self._client.close()
 
     def _read(self) -> str:
         try:
@@ -258,6 +263,7 @@ class Soak:
         self.reads = Reads(town.platform.client())
         self.shift_s = 0
         self.began = time.monotonic()
+        self.per_s = 0.0
         self.down: list[tuple[float, float]] = []
         """When the online store was away."""
         self._over = threading.Event()
@@ -284,6 +290,8 @@ class Soak:
         self._over.set()
         for thread in self._threads:
             thread.join()
+        self.per_s = self.events / (time.monotonic() - self.began)
+        self.taps.close()
         self.reads.finish()
         if self._broken:
             raise self._broken[0]
@@ -607,12 +615,11 @@ def main() -> int:
     chosen = random.Random(seed)
     kinds = list(FAULTS) * rounds
     chosen.shuffle(kinds)
-    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="thyme-soak-") as folder:
         tally, soak, verdict = run(Path(folder), kinds, seconds, events, chosen)
     Console(width=140).print(table(tally))
     print(f"archive: {soak.disk.note()}; clock: event times jump, the machine's clock does not")
-    print(f"{soak.events / (time.monotonic() - began):.0f} events/s; {soak.reads.asked} reads, ", end="")
+    print(f"{soak.per_s:.0f} events/s; {soak.reads.asked} reads, ", end="")
     print(f"{len(soak.reads.failures)} failed, the slowest answer after {soak.reads.slowest_s:.1f} s")
     for problem in verdict.problems:
         print(problem)

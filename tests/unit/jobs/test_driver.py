@@ -6,6 +6,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
+
 from cluster.processes import wait_until
 from featurelib.errors import Fenced, StoreUnavailable
 from jobs.driver import Driver, leave
@@ -63,6 +65,27 @@ def test_an_unforeseen_error_is_contained_like_any_other() -> None:
     assert task.idle.wait(WITHIN_S)
     assert driver.report().detail == "ZeroDivisionError: x"
     driver.stop()
+
+
+def test_the_log_of_a_failure_holds_its_trace_and_no_local_variables(capsys) -> None:
+    class Secretive(Scripted):
+        def step(self) -> bool:
+            password = f"hunter{len(self.script) + 1}"
+            return bool(password) and super().step()
+
+    before = structlog.get_config()
+    structlog.reset_defaults()  # as in a worker's process, where nobody has chosen a renderer
+    task = Secretive([ZeroDivisionError("x")])
+    try:
+        driver = Driver("t", "d", lambda: task)
+        driver.begin()
+        assert wait_until(lambda: driver.report().failures == 1 and driver.report().state == "running", WITHIN_S)
+        driver.stop()
+    finally:
+        structlog.configure(**before)
+    shown = capsys.readouterr().out
+    assert "ZeroDivisionError: x" in shown
+    assert "hunter2" not in shown, "the value, which stands nowhere in the text of the program"
 
 
 def test_a_fenced_worker_ends_and_does_not_claim_again() -> None:

@@ -184,6 +184,32 @@ def test_what_is_given_again_is_judged_once(log, kind):
     assert len(log.dead.newest(ref(TRIP), PARTITIONS)) == 2
 
 
+@pytest.mark.parametrize("first", ["replayed", "given again"])
+def test_a_named_letter_that_fits_now_is_accepted_once_be_it_replayed_or_given_again_first(log, first):
+    rows = [{"rider": f"r{i}", "at": 1_770_000_000, "fare": 1, "n": i} for i in range(10)]
+    names = [f"{i:03}" for i in range(10)]
+    fares_are_flags = TRIP.model_copy(
+        update={"fields": tuple(f.model_copy(update={"type": "bool"}) if f.name == "fare" else f for f in TRIP.fields)}
+    )
+    rules = lateness_of(None, IngestSettings())
+    log.create(ref(TRIP), PARTITIONS)
+    Intake(log, fares_are_flags, PARTITIONS, rules).take(rows, Identity("t", Mark(0, "a"), None, names), [], "")
+    assert numbers(log) == []
+    door = Intake(log, TRIP, PARTITIONS, rules)
+
+    def replay() -> None:
+        done = door.replay(log.dead.newest(ref(TRIP), PARTITIONS))
+        assert (done.accepted, done.duplicates) == (10, 0)
+
+    def give_again() -> None:
+        taken = door.take(rows, Identity("t", Mark(0, "b"), None, names), [], "")
+        assert (taken.accepted, taken.duplicates) == (0, 10)
+
+    for step in (replay, give_again) if first == "replayed" else (give_again, replay):
+        step()
+    assert numbers(log) == list(range(10))
+
+
 def test_a_letter_read_again_after_a_crash_is_one_letter(log):
     intake = Intake(log, TRIP, PARTITIONS, lateness_of(None, IngestSettings()))
     letters = [DeadLetter({"text": "x"}, "malformed", "", "no record", n) for n in range(1, 5)]

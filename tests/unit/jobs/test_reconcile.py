@@ -69,6 +69,12 @@ def test_a_worker_that_answers_but_hangs_in_a_step_is_ended() -> None:
     assert do(all_seen(by_rider_0=seen("by_rider:0", step_s=299.0))) == []
 
 
+def test_the_archiver_may_take_as_long_as_it_takes() -> None:
+    archive = next(spec for spec in WANTED.values() if spec.kind == "archive")
+    long = Seen("archive", NOW, Report(archive.digest, "running", "", 0, {}, 4_000.0))
+    assert do(all_seen(archive=long)) == []
+
+
 def test_a_fenced_worker_is_ended_and_says_why() -> None:
     fenced = seen("by_rider:0", state="fenced", detail="another worker has taken over")
     first, second = do(all_seen(by_rider_0=fenced))

@@ -569,6 +569,7 @@ def test_a_credential_is_stored_as_a_tagged_reference_and_never_shown():
     assert by_env.to_dict()["password"] == {"kind": "env", "value": "PASSWORD"}
     assert literal.to_dict()["password"] == {"kind": "literal", "value": "hunter2"}
     assert "hunter2" not in repr(literal)
+    assert "hunter2" not in repr(KafkaSource(topic="t", schema_registry_url="https://reader:hunter2@schemas.internal"))
 
 
 def test_the_bucket_source_is_stored_under_the_name_with_an_underscore():
