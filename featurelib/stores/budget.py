@@ -12,8 +12,9 @@ from typing import NamedTuple, cast
 import redis
 
 from featurelib.clock import SECOND, Clock, Instant
-from featurelib.errors import LogFull, StoreUnavailable
+from featurelib.errors import LogFull
 from featurelib.settings import OnlineSettings
+from featurelib.stores.server import answering, partition_key
 
 LOGS = "thyme:logs"
 """Hash: dataset → its number of log partitions. Kept by ``Log.create``."""
@@ -113,16 +114,14 @@ class LogRoom:
         Raises:
             StoreUnavailable: the server does not answer.
         """
-        try:
+        with answering():
             logs = cast("dict[bytes, bytes]", self._redis.hgetall(LOGS))
             pipe = self._redis.pipeline(transaction=False)
             pipe.info("memory")
             for dataset, partitions in logs.items():
                 for partition in range(int(partitions)):
-                    pipe.memory_usage(f"{{{dataset.decode()}:{partition}}}:log", samples=_SAMPLED_ENTRIES)
+                    pipe.memory_usage(partition_key(dataset.decode(), partition, "log"), samples=_SAMPLED_ENTRIES)
             info, *sizes = pipe.execute()
-        except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
-            raise StoreUnavailable(f"the online store does not answer: {error}") from error
         limits = [limit for limit in (self._budget.memory, int(info["maxmemory"])) if limit]
         log = sum(size or 0 for size in sizes)
         return Usage(int(info["used_memory"]), min(limits, default=None), log, self._budget.log)
@@ -141,9 +140,8 @@ def server_warnings(redis_url: str, settings: OnlineSettings) -> list[str]:
     """
     client = redis.Redis.from_url(redis_url)
     try:
-        info = client.info("memory")
-    except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
-        raise StoreUnavailable(f"the online store does not answer: {error}") from error
+        with answering():
+            info = client.info("memory")
     finally:
         client.close()
     policy, limit, found = str(info["maxmemory_policy"]), settings.memory_mb, int(info["maxmemory"])

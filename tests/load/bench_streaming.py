@@ -92,6 +92,7 @@ ROWS = 1_000_000
 _PROBE_EVERY_S = 0.2
 _LOOK_EVERY_S = 0.004
 _GIVE_UP_S = 60.0
+_IDLE_S = 2.0
 _DEADLINE_S = 120.0
 
 
@@ -115,7 +116,7 @@ class Peers:
     def __init__(self, port: int, key: str) -> None:
         self._port = port
         self._key = key
-        self._free: list[Peer] = []
+        self._free: list[tuple[Peer, float]] = []
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """One request; a connection that breaks is not used again.
@@ -127,18 +128,27 @@ class Peers:
             f"{method} {path} HTTP/1.1\r\nHost: thyme\r\nAuthorization: Bearer {self._key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        peer = self._free.pop() if self._free else Peer(*await asyncio.open_connection("127.0.0.1", self._port))
+        peer = self._fresh() or Peer(*await asyncio.open_connection("127.0.0.1", self._port))
         try:
             answer = await peer.ask(request.encode() + body)
         except (OSError, asyncio.IncompleteReadError) as error:
             peer.writer.close()
             raise OSError(str(error)) from error
-        self._free.append(peer)
+        self._free.append((peer, time.monotonic()))
         return answer
+
+    def _fresh(self) -> Peer | None:
+        """A connection that was used so lately that the service has not hung up: it does after five idle seconds."""
+        while self._free:
+            peer, used = self._free.pop()
+            if time.monotonic() - used < _IDLE_S:
+                return peer
+            peer.writer.close()
+        return None
 
     def close(self) -> None:
         """Hang up."""
-        for peer in self._free:
+        for peer, _ in self._free:
             peer.writer.close()
 
 
