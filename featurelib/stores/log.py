@@ -263,12 +263,28 @@ class Log:
             pipe.hexists(LOGS, dataset)
             fixed, listed = pipe.execute()
             if fixed is None:
+                self._inherit_blocks(dataset, partitions)
                 self._redis.set(_partitions_key(dataset), partitions, nx=True)
             in_force = self.partitions(dataset)
             if not listed:
                 self._redis.hset(LOGS, dataset, str(in_force))
         self._created[dataset] = (in_force, now)
         return in_force
+
+    def _inherit_blocks(self, dataset: str, partitions: int) -> None:
+        """What was erased for good stays so in a new version: before it takes a record, it has the others' blocks."""
+        name = _name_of(dataset)
+        others = {ref.decode(): int(count) for ref, count in cast("Any", self._redis.hgetall(LOGS)).items()}
+        sets = [
+            partition_key(ref, part, "blocked")
+            for ref, count in others.items()
+            if _name_of(ref) == name and ref != dataset
+            for part in range(count)
+        ]
+        blocked = {digest for each in sets for digest in cast("set[bytes]", self._redis.smembers(each))}
+        for part in range(partitions) if blocked else ():
+            self._redis.sadd(partition_key(dataset, part, "blocked"), *blocked)
+            self._redis.hset(partition_key(dataset, part, "head"), "blocks", "1")
 
     def require_room(self) -> None:
         """Return when records may be appended; always, when the log was opened without a budget.
@@ -685,7 +701,12 @@ def key_digest(dataset: str, key: str) -> str:
 
 
 def _blocked(dataset: str, key: str) -> bytes:
-    return bytes.fromhex(key_digest(dataset, key))
+    # Of the name alone: a block holds for every version.
+    return bytes.fromhex(key_digest(_name_of(dataset), key))
+
+
+def _name_of(dataset: str) -> str:
+    return dataset.partition("@")[0]
 
 
 def _note_key(dataset: str, name: str) -> str:

@@ -8,6 +8,8 @@ from featurelib.definitions import ref
 from featurelib.stores.append_file import AppendFile
 from featurelib.stores.archive import Archive
 from featurelib.stores.fsync import FsyncFence
+from featurelib.stores.intake import Intake
+from featurelib.stores.log import Lateness
 from featurelib.stores.online import OnlineStore
 from jobs.erase import Eraser
 from jobs.maintain import ArchiveCopy
@@ -79,6 +81,15 @@ async def test_records_of_a_blocked_entity_are_refused_and_counted(rides, platfo
     event = {"ride": "r1", "rider": 7, "city": "Oslo", "fare": 1.0, "at": "2026-03-01T11:30:00Z"}
     sent = await rides.post("/api/v1/log", json={"dataset": "Ride", "events": [event, event | {"ride": "r9"}]})
     assert (sent.json()["events_sent"], sent.json()["erased"], sent.json()["rejected"]) == (1, 1, 0)
+
+
+async def test_a_block_holds_for_later_versions_of_the_dataset_too(rides, platform):
+    await rides.post("/api/v1/erase", json={"dataset": "Ride", "entity_ids": ["r1"], "block": True})
+    later = platform.registry.definitions().dataset("Ride").model_copy(update={"version": 2})
+    assert platform.log.create(ref(later), 3) == 3
+    event = {"ride": "r1", "rider": 7, "city": "Oslo", "fare": 1.0, "at": "2026-03-01T11:30:00Z"}
+    taken = Intake(platform.log, later, 3, Lateness(None, 0)).accept([event, event | {"ride": "r9"}])
+    assert (taken.accepted, taken.erased) == (1, 1)
 
 
 @pytest.mark.parametrize(
