@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import redis
 
-from featurelib.clock import DAY, SECOND, Clock, Duration, Instant
+from featurelib.clock import DAY, Clock, Duration, Instant
 from featurelib.engine.keys import key_texts
 from featurelib.engine.records import ACCEPTED_AT, DELETED, ERASED, LATE, OFFSET, PARTITION, TIME, Mark, mark_late
 from featurelib.errors import CorruptState
@@ -242,21 +242,13 @@ class Log:
         self._replace_note = self._redis.register_script(_REPLACE_NOTE)
         self._clock = clock
         self._schemas: dict[tuple[str, str], pa.Schema] = {}
-        self._created: dict[str, tuple[int, Instant]] = {}
 
     def close(self) -> None:
         """Give the connections back."""
         self._redis.close()
 
     def create(self, dataset: str, partitions: int) -> int:
-        """Fix the number of log partitions of a dataset, once and for ever; returns the number in force.
-
-        Every request asks; the server is asked again after a second, for it may have lost its newest second.
-        """
-        known = self._created.get(dataset)
-        now = self._clock.now()
-        if known is not None and 0 <= now - known[1] < SECOND:
-            return known[0]
+        """Fix the number of log partitions of a dataset, once and for ever; returns the number in force."""
         with answering():
             pipe = self._redis.pipeline(transaction=False)
             pipe.get(_partitions_key(dataset))
@@ -268,7 +260,6 @@ class Log:
             in_force = self.partitions(dataset)
             if not listed:
                 self._redis.hset(LOGS, dataset, str(in_force))
-        self._created[dataset] = (in_force, now)
         return in_force
 
     def _inherit_blocks(self, dataset: str, partitions: int) -> None:
