@@ -29,7 +29,7 @@ from featurelib.clock import DAY, HOUR, MINUTE, SECOND, Clock, Instant
 from featurelib.connectors.contract import Position, SourceBatch
 from featurelib.connectors.credentials import resolve
 from featurelib.connectors.rest import Busy, Rest, awaited, cut
-from featurelib.connectors.tables import Bound, Kind, Row, Shape, Start, TablePolls
+from featurelib.connectors.tables import Bound, Kind, Row, Shape, Start, TablePolls, require
 from featurelib.definitions import SourceDef
 from featurelib.errors import SourceError
 
@@ -76,12 +76,7 @@ class BigQueryTable:
 
     def __init__(self, source: SourceDef, batch_rows: int, clock: Clock) -> None:
         config = source.connector.config
-        what = f"bigquery source of {source.dataset}"
-        for name in ("dataset_id", "table"):
-            if not config.get(name):
-                raise SourceError(f"{what}: {name} is required")
-        if not source.cursor:
-            raise SourceError(f"{what}: a cursor column is required; write @source(…, cursor='updated_at')")
+        what = require(source, "dataset_id", "table")
         key = _key(resolve(config.get("credentials_json"), f"{what}: credentials_json"), what)
         project = str(config.get("project_id") or key.get("project_id") or "")
         if not project:
@@ -105,7 +100,7 @@ class BigQueryTable:
         columns = self._columns()
         place = self._place(columns)
         column = columns[place]
-        known = self._cursor_type(column)
+        known = self._polls.cursor_type(_CURSOR_TYPES, column.name, column.type)
         start = self._polls.start(position, known.kind)
         shape = Shape([each.name for each in columns], place, known.kind, range(len(columns)))
         unread = self._unread(column, known)
@@ -121,30 +116,14 @@ class BigQueryTable:
         answer = self._ask("POST", self._queries, json={"query": statement, "useLegacySql": False, "dryRun": True})
         fields = answer["schema"]["fields"]
         refused = [field["name"] for field in fields if field["type"] == "BYTES"]
-        if refused:
-            message = (
-                f"{self._where}: {', '.join(refused)} is of type BYTES, which no column of a dataset can hold; "
-                "read a view without it"
-            )
-            raise SourceError(message)
+        self._polls.refuse_bytes(refused, "BYTES")
         return [_Column(field["name"], _type_of(field), _reader(field)) for field in fields]
 
     def _place(self, columns: list[_Column]) -> int:
         for place, column in enumerate(columns):
             if self._cursor.lower() == column.name.lower():  # BigQuery does not tell them apart either
                 return place
-        message = f"{self._where} has no column {self._cursor!r}; it has {', '.join(each.name for each in columns)}"
-        raise SourceError(message)
-
-    def _cursor_type(self, column: _Column) -> _CursorType:
-        found = _CURSOR_TYPES.get(column.type)
-        if found is None:
-            message = (
-                f"{self._where}: {column.name} is of type {column.type}, which cannot be a cursor; "
-                f"these can: {', '.join(_CURSOR_TYPES)}"
-            )
-            raise SourceError(message)
-        return found
+        raise self._polls.no_cursor(each.name for each in columns)
 
     def _unread(self, column: _Column, known: _CursorType) -> int:
         readable = known.readable.format(f"`{column.name}`")

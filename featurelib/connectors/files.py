@@ -36,6 +36,8 @@ from featurelib.secrets import SecretRef
 Setting = SecretRef | str | int | float | bool | None
 
 _FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+# Names that writers give a file until it is whole. A source with `format=` takes files of any other ending.
+_UNFINISHED = frozenset({".part", ".partial", ".tmp", ".temp", ".inprogress"})
 # 4 MiB hold some 45,000 records of 90 bytes: parsing cost per block is lost in them, and memory stays flat.
 _BLOCK_BYTES = 4 * 1024 * 1024
 # A line longer than this is not a record; without the bound a file without line ends would be read whole.
@@ -108,7 +110,7 @@ class FilesSource:
         files = [
             _File(entry.relative_to(root).as_posix(), entry, self._format_of(entry))
             for entry in found
-            if not _hidden(entry.relative_to(root)) and entry.is_file()
+            if not _left_out(entry.relative_to(root)) and entry.is_file()
         ]
         return sorted(file for file in files if file.format)
 
@@ -255,8 +257,9 @@ def _fixed_part(pattern: Path) -> Path:
     return Path(*parts[:wild])
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
+def _left_out(path: Path) -> bool:
+    """Whether a file is hidden, or still being written: read under that name and its last one, it would count twice."""
+    return path.suffix.lower() in _UNFINISHED or any(part.startswith((".", "_")) for part in path.parts)
 
 
 def _text(config: Mapping[str, Setting], name: str) -> str:

@@ -15,7 +15,7 @@ one (UTC), json and arrays as objects and lists, and what has no type here (uuid
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -29,7 +29,7 @@ from psycopg.types.string import TextLoader
 from featurelib.clock import Clock
 from featurelib.connectors.contract import Position, SourceBatch
 from featurelib.connectors.credentials import Setting, resolve
-from featurelib.connectors.tables import Bound, Kind, Shape, Start, TablePolls
+from featurelib.connectors.tables import Bound, Kind, Shape, Start, TablePolls, require
 from featurelib.definitions import SourceDef
 from featurelib.errors import SourceError
 
@@ -121,11 +121,9 @@ class PostgresTable:
 
     def __init__(self, source: SourceDef, batch_rows: int, clock: Clock) -> None:  # noqa: ARG002  # the contract's
         config = source.connector.config
-        self._table, self._schema = _required(source, "table"), str(config.get("schema") or "public")
+        require(source, "table")
+        self._table, self._schema = str(config["table"]), str(config.get("schema") or "public")
         self._where = _where(source, self._schema, self._table)
-        if not source.cursor:
-            message = f"{self._where}: a cursor column is required; write @source(…, cursor='updated_at')"
-            raise SourceError(message)
         self._cursor = source.cursor
         self._by_key = source.cdc == "append"
         self._batch_rows = batch_rows
@@ -187,13 +185,12 @@ class PostgresTable:
         columns = [_Column(name, kind, bool(primary)) for name, kind, primary in found]
         if not columns:
             raise SourceError(self._no_table(connection))
-        self._refuse_bytes(columns)
+        self._polls.refuse_bytes([c.name for c in columns if c.type in {"bytea", "_bytea"}], "bytea")
         names = [column.name for column in columns]
         if self._cursor not in names:
-            message = f"{self._where} has no column {self._cursor!r}; it has {', '.join(names)}"
-            raise SourceError(message)
+            raise self._polls.no_cursor(names)
         place = names.index(self._cursor)
-        cursor = self._cursor_type(columns[place])
+        cursor = self._polls.cursor_type(_CURSOR_TYPES, self._cursor, columns[place].type)
         keys = [index for index, column in enumerate(columns) if column.primary] if self._by_key else []
         return _Table(columns, cursor, Shape(names, place, cursor.kind, keys or range(len(names))))
 
@@ -201,25 +198,6 @@ class PostgresTable:
         there = [name for (name,) in connection.execute(_TABLES, (self._schema,)).fetchall()]
         listed = f"that schema has {', '.join(there)}" if there else "that schema has no tables, or does not exist"
         return f"{self._where} does not exist; {listed}"
-
-    def _refuse_bytes(self, columns: Sequence[_Column]) -> None:
-        bytes_ = [column.name for column in columns if column.type in {"bytea", "_bytea"}]
-        if bytes_:
-            message = (
-                f"{self._where}: {', '.join(bytes_)} is of type bytea, which no column of a dataset can hold; "
-                "read a view without it"
-            )
-            raise SourceError(message)
-
-    def _cursor_type(self, column: _Column) -> _CursorType:
-        found = _CURSOR_TYPES.get(column.type)
-        if found is None:
-            message = (
-                f"{self._where}: {column.name} is of type {column.type}, which cannot be a cursor; "
-                f"these can: {', '.join(_CURSOR_TYPES)}"
-            )
-            raise SourceError(message)
-        return found
 
     def _unread(self, connection: psycopg.Connection[Any], table: _Table) -> int:
         statement = sql.SQL("SELECT count(*) FROM {} WHERE ({}) IS NOT TRUE").format(
@@ -304,13 +282,6 @@ def _bound(bound: Bound, cast: str) -> datetime | str:
         moment = _EPOCH + timedelta(microseconds=bound)
         return moment.replace(tzinfo=UTC) if cast == "timestamptz" else moment
     return str(bound)
-
-
-def _required(source: SourceDef, name: str) -> str:
-    value = source.connector.config.get(name)
-    if not isinstance(value, str) or not value:
-        raise SourceError(f"postgres source of {source.dataset}: {name} is required")
-    return value
 
 
 def _where(source: SourceDef, schema: str, table: str) -> str:

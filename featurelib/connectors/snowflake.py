@@ -29,7 +29,7 @@ from featurelib.clock import DAY, HOUR, SECOND, Clock, Instant
 from featurelib.connectors.contract import Position, SourceBatch
 from featurelib.connectors.credentials import resolve
 from featurelib.connectors.rest import Busy, Rest, awaited, cut
-from featurelib.connectors.tables import Bound, Kind, Row, Shape, Start, TablePolls
+from featurelib.connectors.tables import Bound, Kind, Row, Shape, Start, TablePolls, require
 from featurelib.definitions import SourceDef
 from featurelib.errors import SourceError
 
@@ -76,12 +76,7 @@ class SnowflakeTable:
 
     def __init__(self, source: SourceDef, batch_rows: int, clock: Clock) -> None:
         config = source.connector.config
-        what = f"snowflake source of {source.dataset}"
-        for name in ("table", "account", "user"):
-            if not config.get(name):
-                raise SourceError(f"{what}: {name} is required")
-        if not source.cursor:
-            raise SourceError(f"{what}: a cursor column is required; write @source(…, cursor='updated_at')")
+        what = require(source, "table", "account", "user")
         self._context = {
             name: str(config[name]) for name in ("database", "schema", "warehouse", "role") if config.get(name)
         }
@@ -105,7 +100,7 @@ class SnowflakeTable:
         columns = self._columns()
         place = self._place(columns)
         column = columns[place]
-        known = self._cursor_type(column)
+        known = self._polls.cursor_type(_CURSOR_TYPES, column.name, column.type)
         start = self._polls.start(position, known.kind)
         shape = Shape([each.name for each in columns], place, known.kind, range(len(columns)))
         unread = self._unread(column, known)
@@ -122,30 +117,14 @@ class SnowflakeTable:
         described = answer["resultSetMetaData"]["rowType"]
         columns = [_column(each) for each in described]
         refused = [column.stored for column in columns if column.type == "binary"]
-        if refused:
-            message = (
-                f"{self._where}: {', '.join(refused)} is of type BINARY, which no column of a dataset can hold; "
-                "read a view without it"
-            )
-            raise SourceError(message)
+        self._polls.refuse_bytes(refused, "BINARY")
         return columns
 
     def _place(self, columns: list[_Column]) -> int:
         for place, column in enumerate(columns):
             if self._cursor in {column.stored, column.name}:
                 return place
-        message = f"{self._where} has no column {self._cursor!r}; it has {', '.join(each.name for each in columns)}"
-        raise SourceError(message)
-
-    def _cursor_type(self, column: _Column) -> _CursorType:
-        found = _CURSOR_TYPES.get(column.type)
-        if found is None:
-            message = (
-                f"{self._where}: {column.name} is of type {column.type}, which cannot be a cursor; "
-                f"these can: {', '.join(_CURSOR_TYPES)}"
-            )
-            raise SourceError(message)
-        return found
+        raise self._polls.no_cursor(each.name for each in columns)
 
     def _unread(self, column: _Column, known: _CursorType) -> int:
         readable = known.readable.format(_quoted(column.stored))

@@ -25,13 +25,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from featurelib.clock import DAY, format_instant, parse_duration
 from featurelib.connectors.contract import NO_SEQUENCE, Position, SourceBatch
 from featurelib.connectors.credentials import Setting
+from featurelib.definitions import SourceDef
 from featurelib.engine.records import Mark
 from featurelib.errors import SourceError
 
@@ -42,6 +43,8 @@ Bound = Decimal | int | str
 """A cursor value that a statement is asked to begin at: a number, an instant in µs, or text."""
 
 Row = Sequence[Any]
+
+_T = TypeVar("_T")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_US = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
@@ -159,8 +162,23 @@ def _shown(value: Any) -> str:
     return format_instant(_micros(value)) if isinstance(value, datetime) else str(value)
 
 
+def require(source: SourceDef, *names: str) -> str:
+    """The source as messages name it, after a look whether it has these settings and a cursor.
+
+    Raises:
+        SourceError: it lacks one.
+    """
+    what = f"{source.connector.type} source of {source.dataset}"
+    for name in names:
+        if not source.connector.config.get(name):
+            raise SourceError(f"{what}: {name} is required")
+    if not source.cursor:
+        raise SourceError(f"{what}: a cursor column is required; write @source(…, cursor='updated_at')")
+    return what
+
+
 class TablePolls:
-    """Turns the rows of polls into batches.
+    """Checks a table's columns, and turns the rows of polls into batches.
 
     What it keeps between polls is a hint, not state: the names that the last poll ended with, so that the next one
     does not give them again as long as the log stands where that poll left it.
@@ -175,6 +193,36 @@ class TablePolls:
         self._known: frozenset[str] = frozenset()
         self._known_at: Mark | None = None
         self._unread = 0
+
+    def refuse_bytes(self, columns: Sequence[str], kind: str) -> None:
+        """Refuse a table with columns of bytes.
+
+        Raises:
+            SourceError: ``columns``, which are of that type, are not empty.
+        """
+        if columns:
+            message = (
+                f"{self._what}: {', '.join(columns)} is of type {kind}, which no column of a dataset can hold; "
+                "read a view without it"
+            )
+            raise SourceError(message)
+
+    def no_cursor(self, columns: Iterable[str]) -> SourceError:
+        """That none of a table's columns is the cursor."""
+        return SourceError(f"{self._what} has no column {self._cursor!r}; it has {', '.join(columns)}")
+
+    def cursor_type(self, known: Mapping[str, _T], column: str, kind: str) -> _T:
+        """What is known of the type of the cursor column.
+
+        Raises:
+            SourceError: a column of that type cannot be a cursor.
+        """
+        if kind not in known:
+            message = (
+                f"{self._what}: {column} is of type {kind}, which cannot be a cursor; these can: {', '.join(known)}"
+            )
+            raise SourceError(message)
+        return known[kind]
 
     def start(self, position: Position, kind: Kind) -> Start:
         """Where a poll of a cursor column of that kind begins.

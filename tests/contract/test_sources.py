@@ -302,6 +302,16 @@ def test_a_glob_names_streams_below_its_fixed_part_in_the_order_of_names(tmp_pat
     assert [batch.stream for batch in files(tmp_path).poll({})] == streams
 
 
+@pytest.mark.parametrize("ending", ["part", "partial", "tmp", "TEMP", "inprogress"])
+def test_a_file_that_is_still_being_written_is_read_under_its_last_name_alone(tmp_path, ending):
+    source = files(tmp_path, format="jsonl")
+    written = tmp_path / f"a.{ending}"
+    written.write_text('{"id": "x"}\n')
+    assert list(source.poll({})) == []
+    written.rename(tmp_path / "a.jsonl")
+    assert [batch.stream for batch in source.poll({})] == ["a.jsonl"]
+
+
 def test_a_file_read_to_its_end_is_not_opened_again_until_it_changes(tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_text("id\nx\n")
