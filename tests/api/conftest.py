@@ -19,6 +19,7 @@ from featurelib.stores.registry import Registry
 from jobs.pipeline import PipelineTask
 from serve_apps.services import Services, open_services
 from serve_apps.web import Application
+from tests.support.clocks import MovedClock
 
 NOON = parse_instant("2026-03-01T12:00:00Z")
 RIDES = [
@@ -32,23 +33,10 @@ CITIES = [
 ]
 
 
-class SettableClock:
-    """A clock the test moves."""
-
-    def __init__(self, now: int) -> None:
-        self._now = now
-
-    def now(self) -> int:
-        return self._now
-
-    def advance(self, duration: int) -> None:
-        self._now += duration
-
-
 class Platform:
     """Application, its stores, and a client per role."""
 
-    def __init__(self, settings: Settings, clock: SettableClock) -> None:
+    def __init__(self, settings: Settings, clock: MovedClock) -> None:
         self.settings = settings
         self.clock = clock
         self.registry = Registry(settings.registry_url, clock)
@@ -86,15 +74,15 @@ class Platform:
 
 
 @pytest.fixture
-def clock() -> SettableClock:
-    return SettableClock(NOON)
+def clock() -> MovedClock:
+    return MovedClock(NOON)
 
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry that was migrated once; each test has a copy."""
     path = tmp_path_factory.mktemp("registry") / "registry.db"
-    registry = Registry(f"sqlite:///{path}", SettableClock(NOON))
+    registry = Registry(f"sqlite:///{path}", MovedClock(NOON))
     registry.migrate()
     registry.close()
     return path
@@ -112,7 +100,7 @@ def settings(tmp_path: Path, empty_redis_url: str, migrated: Path) -> Settings:
 
 
 @pytest.fixture
-async def platform(settings: Settings, clock: SettableClock) -> AsyncIterator[Platform]:
+async def platform(settings: Settings, clock: MovedClock) -> AsyncIterator[Platform]:
     """Running, with nothing committed."""
     platform = Platform(settings, clock)
     async with platform.application.running() as services:

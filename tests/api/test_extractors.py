@@ -14,7 +14,8 @@ from featurelib.compile import compile_module
 from featurelib.errors import ClusterError
 from featurelib.settings import ServingSettings, Settings
 from serve_apps.isolation import QUARANTINED
-from tests.api.conftest import Platform, SettableClock
+from tests.api.conftest import Platform
+from tests.support.clocks import MovedClock
 
 SHOPS = [
     {"shop": "a", "rent": 45.0, "owner": "b", "at": "2026-03-01T09:00:00Z"},
@@ -28,7 +29,7 @@ Start = Callable[..., AbstractAsyncContextManager[Platform]]
 
 
 @pytest.fixture
-def start(settings: Settings, clock: SettableClock) -> Start:
+def start(settings: Settings, clock: MovedClock) -> Start:
     """Runs a platform of its own with other limits; a second one over the same stores is a replica put in its place."""
 
     @asynccontextmanager

@@ -23,6 +23,9 @@ from featurelib.stores.history import History
 from featurelib.stores.intake import Intake
 from featurelib.stores.log import Lateness, Log
 from jobs.maintain import ArchiveCopy
+from tests.support.clocks import MovedClock
+
+NOW = parse_instant("2026-12-01")
 
 PARTITIONS = 2
 TRIP = DatasetDef(
@@ -38,16 +41,6 @@ JANUARY = parse_instant("2026-01-01")
 DAY_US = 86_400_000_000
 
 
-class StoppedClock:
-    """Time that a test moves."""
-
-    def __init__(self, now: int = parse_instant("2026-12-01")) -> None:
-        self.time = now
-
-    def now(self) -> int:
-        return self.time
-
-
 @pytest.fixture
 def archive(tmp_path) -> Archive:
     return Archive(str(tmp_path / "archive"))
@@ -55,7 +48,7 @@ def archive(tmp_path) -> Archive:
 
 @pytest.fixture
 def log(empty_redis_url):
-    log = Log(empty_redis_url, StoppedClock())
+    log = Log(empty_redis_url, MovedClock(NOW))
     log.create(ref(TRIP), PARTITIONS)
     yield log
     log.close()
@@ -291,7 +284,7 @@ def send(log: Log, count: int, first: int = 0) -> None:
 
 
 def copy_of(log: Log, archive: Archive, fence: FsyncFence, **options) -> ArchiveCopy:
-    options = {"clock": StoppedClock(), "batch_rows": 1_000, **options}
+    options = {"clock": MovedClock(NOW), "batch_rows": 1_000, **options}
     return ArchiveCopy([TRIP], log, archive, fence=fence, **options)
 
 
@@ -352,7 +345,7 @@ def test_nothing_is_archived_before_the_server_confirms_its_disk(log, archive):
 def test_without_waitaof_only_what_is_older_than_three_seconds_is_archived(archive, redis_server):
     with redis_server.client() as client:
         client.config_set("appendonly", "no")
-    log, fence, clock = Log(redis_server.url, StoppedClock()), FsyncFence(redis_server.url), StoppedClock()
+    log, fence, clock = Log(redis_server.url, MovedClock(NOW)), FsyncFence(redis_server.url), MovedClock(NOW)
     log.create(ref(TRIP), PARTITIONS)
     copy = copy_of(log, archive, fence, clock=clock)
     send(log, 20)
@@ -381,7 +374,7 @@ def test_the_fence_says_yes_only_after_an_fsync_of_what_others_wrote(redis_serve
 
 
 def test_what_is_archived_is_still_in_the_log_after_the_server_was_killed(archive, redis_server):
-    log, fence = Log(redis_server.url, StoppedClock()), FsyncFence(redis_server.url)
+    log, fence = Log(redis_server.url, MovedClock(NOW)), FsyncFence(redis_server.url)
     log.create(ref(TRIP), PARTITIONS)
     send(log, 30)
     copy_of(log, archive, fence).step()
@@ -506,7 +499,7 @@ def test_any_order_of_sending_copying_trimming_and_compacting_gives_the_same_his
 ):
     with shared_redis.client() as client:
         client.flushall()
-    log, fence = Log(shared_redis.url, StoppedClock()), FsyncFence(shared_redis.url)
+    log, fence = Log(shared_redis.url, MovedClock(NOW)), FsyncFence(shared_redis.url)
     log.create(ref(TRIP), PARTITIONS)
     archive = Archive(str(tmp_path_factory.mktemp("archive")))
     copy, sent = copy_of(log, archive, fence), 0

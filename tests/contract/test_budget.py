@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import redis
 
+from cluster.processes import wait_until
 from featurelib.clock import DAY, HOUR, MINUTE, SECOND, parse_instant
 from featurelib.definitions import DatasetDef, FieldDef, ref
 from featurelib.engine.records import OFFSET
@@ -23,6 +24,7 @@ from featurelib.stores.log import Identity, Lateness, Log, Mark
 from featurelib.stores.online import GroupCommit, OnlineStore, StateName
 from featurelib.stores.registry import Registry
 from jobs.maintain import ArchiveCopy, LogTrimming, Upkeep
+from tests.support.clocks import MovedClock
 from tests.support.redis_server import RedisServer
 
 MB = 1 << 20
@@ -37,19 +39,9 @@ SALE = DatasetDef(
 NOISE = np.random.default_rng(7)
 
 
-class MovedClock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.time = parse_instant("2026-12-01")
-
-    def now(self) -> int:
-        return self.time
-
-
 @pytest.fixture
 def clock() -> MovedClock:
-    return MovedClock()
+    return MovedClock(parse_instant("2026-12-01"))
 
 
 @pytest.fixture
@@ -225,6 +217,8 @@ def test_close_to_the_memory_limit_appends_are_refused_and_workers_still_commit(
     assert store.progress(state).standings == {0: [10]}
     store.close()
     client.delete("ballast")
+    # The server frees what is large in a thread of its own.
+    assert wait_until(lambda: client.info("memory")["used_memory"] < 0.9 * limit, 10.0, every_s=0.01)
     clock.time += SECOND
     send(log)
 

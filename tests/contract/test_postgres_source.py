@@ -23,6 +23,7 @@ from featurelib.secrets import SecretRef
 from featurelib.settings import IngestSettings
 from featurelib.stores.log import Log
 from jobs.ingest import SourceIngest
+from tests.support.fed import FailsAfter
 from tests.support.tls_postgres import PASSWORD
 
 BATCH_ROWS = 4
@@ -476,20 +477,6 @@ def test_an_abandoned_poll_leaves_no_transaction_open(trips):
 
 
 # Through the ingest, into the log.
-
-
-class FailsAfter(Log):
-    """A log whose connection is lost at one append: nothing of that one, and nothing later, is written."""
-
-    def __init__(self, url: str, appends: int) -> None:
-        super().__init__(url, SystemClock())
-        self._left = appends
-
-    def append(self, *args, **kwargs):
-        if self._left == 0:
-            raise StoreUnavailable("lost")
-        self._left -= 1
-        return super().append(*args, **kwargs)
 
 
 class Feeding:

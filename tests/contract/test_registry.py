@@ -61,6 +61,7 @@ from featurelib.stores.registry import (
     SourceStatus,
     WorkerStatus,
 )
+from tests.support.clocks import MovedClock
 
 START: Instant = 1_700_000_000 * SECOND
 SPAWN = multiprocessing.get_context("spawn")
@@ -75,13 +76,6 @@ class SteppingClock:
     def now(self) -> Instant:
         self.time += 1
         return self.time
-
-
-class StoppedClock:
-    """Always the same instant."""
-
-    def now(self) -> Instant:
-        return START
 
 
 @pytest.fixture
@@ -677,7 +671,7 @@ def test_events_come_newest_first(registry: Registry) -> None:
 
 
 def test_events_of_one_instant_keep_their_order(database_url: str) -> None:
-    registry = Registry(database_url, StoppedClock())
+    registry = Registry(database_url, MovedClock(START))
     registry.migrate()
     for number in range(5):
         registry.record_event(event(f"s{number}"))

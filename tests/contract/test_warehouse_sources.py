@@ -20,6 +20,7 @@ from featurelib.clock import SystemClock, parse_instant
 from featurelib.connectors import connect
 from featurelib.definitions import ConnectorDef, SourceDef
 from featurelib.errors import SourceError
+from tests.support.clocks import MovedClock
 
 KEY = rsa.generate_private_key(public_exponent=65_537, key_size=2_048)
 MOMENT = 1_775_037_600  # 2026-04-01T10:00:00Z
@@ -30,19 +31,9 @@ def pem(passphrase: str = "") -> str:
     return KEY.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how).decode()
 
 
-class MovedClock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.time = SystemClock().now()
-
-    def now(self) -> int:
-        return self.time
-
-
 @pytest.fixture
 def clock() -> MovedClock:
-    return MovedClock()
+    return MovedClock(SystemClock().now())
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from featurelib.stores.registry import Registry
 from jobs.inputs import InputReader, input_partitions, lowest_positions
 from jobs.maintain import ArchiveTask
 from jobs.worker import PartitionWorker
+from tests.support.clocks import MovedClock
 from tests.support.redis_server import RedisServer
 from tests.support.worlds import NEVER_LATE, RAIN, RIDES, T0, World, drain
 
@@ -233,15 +234,6 @@ def test_an_offset_that_neither_log_nor_archive_holds_is_an_error_aloud(shelved:
 # The archive away.
 
 
-class MovedClock:
-    """Time that a test moves."""
-
-    time = T0
-
-    def now(self) -> int:
-        return self.time
-
-
 class Platform:
     """A log with a small budget, a registry for events, and an archiver over one folder."""
 
@@ -251,7 +243,7 @@ class Platform:
             online={"redis_url": server.url, "log_budget_mb": 1, "hot_log_ms": 1},
             archive={"url": str(archive), "interval_ms": 1},
         )
-        self.clock = MovedClock()
+        self.clock = MovedClock(T0)
         self.log = Log(server.url, self.clock, Budget.of(self.settings.online))
         self.log.create(ref(RIDES), 2)
         self.registry = Registry(self.settings.registry_url, self.clock)

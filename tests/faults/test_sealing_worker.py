@@ -24,6 +24,7 @@ from jobs.sealing import Sealer
 from jobs.worker import PartitionWorker
 from tests.faults.test_worker import dying_after_one_script
 from tests.laws.test_windows import EVENTS, T0, program
+from tests.support.clocks import MovedClock
 
 PARTITIONS = 2
 WINDOWS = ("1h", "24h", "")
@@ -31,21 +32,11 @@ NOTHING_IS_LATE = Lateness(None, 300 * SECOND)
 BUSY, QUIET = "busy", "quiet"
 
 
-class MovedClock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.time = T0
-
-    def now(self) -> int:
-        return self.time
-
-
 class Live:
     """One pipeline over real stores, kept up to date by one worker at a time."""
 
     def __init__(self, url: str, folder: str) -> None:
-        self.clock = MovedClock()
+        self.clock = MovedClock(T0)
         self.program = program(*WINDOWS)
         self.state = StateName(self.program.ref, 1)
         self.log = Log(url, self.clock)

@@ -29,6 +29,7 @@ from featurelib.testing import MockContext
 from jobs.backfill import Order, PartitionBuilder
 from jobs.inputs import input_partitions
 from jobs.worker import PartitionWorker
+from tests.support.clocks import MovedClock
 from tests.support.oracle import Record
 from tests.support.paths import Answer, as_of_now, unlike
 from tests.support.random_pipelines import World, described, world
@@ -40,23 +41,13 @@ LATENESS = Lateness(max_lateness_us=DAY, max_clock_skew_us=5 * MINUTE)
 Batch = list[tuple[str, Record]]
 
 
-class SettableClock:
-    """A clock the test moves."""
-
-    def __init__(self) -> None:
-        self.at = 0
-
-    def now(self) -> int:
-        return self.at
-
-
 class Scene:
     """A world whose records go through a real log while a worker follows it."""
 
     def __init__(self, drawn: World, url: str, root: Path) -> None:
         self.world = drawn
         self.url = url
-        self.clock = SettableClock()
+        self.clock = MovedClock()
         self.log = Log(url, self.clock)
         self.store = OnlineStore(url)
         self.random = random.Random(drawn.seed)
@@ -79,12 +70,12 @@ class Scene:
 
     def post(self, batch: Batch) -> None:
         """Accept a batch, in the log and in the mock context alike."""
-        self.clock.at = max(self.clock.at + 1, batch[-1][1]["__accepted_at"])
+        self.clock.time = max(self.clock.time + 1, batch[-1][1]["__accepted_at"])
         for name in dict.fromkeys(name for name, _ in batch):
             records = [record for each, record in batch if each == name]
             self._append(self.dataset(name), records)
             given = [self._event(self.dataset(name), record) for record in records]
-            self.mock.add_events(name, given, accepted_at=format_instant(self.clock.at))
+            self.mock.add_events(name, given, accepted_at=format_instant(self.clock.time))
 
     def _append(self, dataset: DatasetDef, records: Sequence[Record]) -> None:
         owner = {id(r): owner_of_group(key_group(str(r[dataset.key.name])), PARTITIONS) for r in records}

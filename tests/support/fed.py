@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featurelib.clock import SystemClock
+from featurelib.clock import Clock, SystemClock
 from featurelib.connectors import Mark, Source, SourceBatch, connect
 from featurelib.definitions import DatasetDef, FieldDef, SourceDef, ref
 from featurelib.errors import StoreUnavailable
@@ -25,8 +25,8 @@ TRIP = DatasetDef(
 class FailsAfter(Log):
     """A log whose connection is lost at one append: nothing of that one, and nothing later, is written."""
 
-    def __init__(self, url: str, appends: int) -> None:
-        super().__init__(url, SystemClock())
+    def __init__(self, url: str, appends: int, clock: Clock | None = None) -> None:
+        super().__init__(url, clock or SystemClock())
         self._left = appends
 
     def append(self, *args, **kwargs):

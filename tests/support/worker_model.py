@@ -54,6 +54,7 @@ from jobs.inputs import input_partitions
 from jobs.maintain import ArchiveCopy
 from jobs.worker import PartitionWorker
 from tests.support.accepted import Accepted, Row
+from tests.support.clocks import MovedClock
 from tests.support.oracle import Oracle
 from tests.support.paths import same
 from tests.support.redis_server import RedisServer
@@ -220,17 +221,6 @@ class MortalArchive(Archive):
         return written
 
 
-class SteppedClock:
-    """Time as a test has it, backwards too."""
-
-    def __init__(self) -> None:
-        self.time = T0 + 6 * HOUR
-
-    def now(self) -> int:
-        """The time now."""
-        return self.time
-
-
 class WorkerModel(RuleBasedStateMachine):
     """One pipeline over its datasets; every rule is something that may happen next."""
 
@@ -246,7 +236,7 @@ class WorkerModel(RuleBasedStateMachine):
             client.flushall()
         self.folder = Path(tempfile.mkdtemp(prefix="thyme-model-"))
         self.loop = asyncio.new_event_loop()
-        self.clock = SteppedClock()
+        self.clock = MovedClock(T0 + 6 * HOUR)
         self.definitions = _definitions(self.shape)
         (pipeline,) = self.definitions.pipelines
         self.program = Program.compile(pipeline, self.definitions)

@@ -8,6 +8,7 @@ from featurelib.definitions import DatasetDef, FieldDef
 from featurelib.engine.drift import VANISHED_AFTER, Drift, look
 from featurelib.stores.log import Log
 from featurelib.stores.shapes import Shapes, as_detail
+from tests.support.clocks import MovedClock
 
 TRIP = DatasetDef(
     name="Trip",
@@ -20,17 +21,9 @@ TRIP = DatasetDef(
 )
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.time = 1_000 * HOUR
-
-    def now(self) -> int:
-        return self.time
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return MovedClock(1_000 * HOUR)
 
 
 @pytest.fixture

@@ -23,29 +23,20 @@ from jobs.freshness import (
     state_of,
     unknown_job,
 )
+from tests.support.clocks import MovedClock
 
 RIDE = "Ride@1"
 T0 = 1_700_000_000_000_000
 STRICT = Lateness(max_lateness_us=10_000_000, max_clock_skew_us=0)
 
 
-class SteppingClock:
-    """A second later each time it is moved."""
-
-    def __init__(self) -> None:
-        self.time = T0
-
-    def now(self) -> int:
-        return self.time
+@pytest.fixture
+def clock() -> MovedClock:
+    return MovedClock(T0)
 
 
 @pytest.fixture
-def clock() -> SteppingClock:
-    return SteppingClock()
-
-
-@pytest.fixture
-def log(empty_redis_url: str, clock: SteppingClock) -> Iterator[Log]:
+def log(empty_redis_url: str, clock: MovedClock) -> Iterator[Log]:
     made = Log(empty_redis_url, clock)
     made.create(RIDE, 2)
     yield made
@@ -58,7 +49,7 @@ def append(log: Log, partition: int, times: list[int], dead: int = 0) -> None:
     log.append(RIDE, partition, table, lateness=STRICT, dead=letters)
 
 
-def fill(log: Log, clock: SteppingClock, seconds: int, rows: int = 3) -> None:
+def fill(log: Log, clock: MovedClock, seconds: int, rows: int = 3) -> None:
     """Batches of ``rows`` records in partition 0, accepted a second apart."""
     for _ in range(seconds):
         append(log, 0, [clock.time] * rows)
@@ -69,14 +60,14 @@ def facts(rows: int, newest: int | None, applied: dict[int, int]) -> dict[str, o
     return {"rows": rows, "newest_us": newest, "failed": 0, "applied": {RIDE: applied}}
 
 
-def test_when_any_record_was_accepted_is_found_without_reading_it(log: Log, clock: SteppingClock) -> None:
+def test_when_any_record_was_accepted_is_found_without_reading_it(log: Log, clock: MovedClock) -> None:
     fill(log, clock, 5)
     asked = [(RIDE, 0, offset) for offset in (0, 2, 3, 14, 15, 99)] + [(RIDE, 1, 0)]
     assert log.accepted_at(asked) == [T0, T0, T0 + 1_000_000, T0 + 4_000_000, None, None, None]
     assert log.accepted_at([]) == []
 
 
-def test_the_next_record_stands_in_for_a_trimmed_one(log: Log, clock: SteppingClock) -> None:
+def test_the_next_record_stands_in_for_a_trimmed_one(log: Log, clock: MovedClock) -> None:
     fill(log, clock, 5)
     log.trim(RIDE, 0, 6)
     assert log.accepted_at([(RIDE, 0, 0), (RIDE, 0, 7)]) == [T0 + 2_000_000, T0 + 2_000_000]
@@ -91,7 +82,7 @@ def test_workers_that_read_different_partitions_do_not_hold_one_another_back() -
     assert progress_of([facts(5, T0, {0: 10}), facts(2, T0 + 1, {1: 3})]).applied == {(RIDE, 0): 10, (RIDE, 1): 3}
 
 
-def test_the_backlog_counts_records_and_tells_since_when_the_oldest_waits(log: Log, clock: SteppingClock) -> None:
+def test_the_backlog_counts_records_and_tells_since_when_the_oldest_waits(log: Log, clock: MovedClock) -> None:
     fill(log, clock, 5)
     heads = heads_of(log, [RIDE])
     stands = {"behind": {(RIDE, 0): 7, (RIDE, 1): 0}, "level": {(RIDE, 0): 15}, "ahead": {(RIDE, 0): 16}}
@@ -102,7 +93,7 @@ def test_the_backlog_counts_records_and_tells_since_when_the_oldest_waits(log: L
     }
 
 
-def test_a_job_shows_rows_of_every_outcome(log: Log, clock: SteppingClock) -> None:
+def test_a_job_shows_rows_of_every_outcome(log: Log, clock: MovedClock) -> None:
     append(log, 0, [T0, T0 - 60_000_000, T0])
     heads = heads_of(log, [RIDE])
     progress = Progress({(RIDE, 0): 3, (RIDE, 1): 0}, 1, T0)
@@ -133,7 +124,7 @@ def test_one_word_stands_for_all_workers(states: tuple[str, ...], word: str) -> 
     assert state_of([WorkerStatus(partition=n, state=state) for n, state in enumerate(states)]) == word
 
 
-def test_a_dataset_shows_its_partitions_and_the_slowest_of_its_readers(log: Log, clock: SteppingClock) -> None:
+def test_a_dataset_shows_its_partitions_and_the_slowest_of_its_readers(log: Log, clock: MovedClock) -> None:
     append(log, 0, [T0, T0 - 60_000_000], dead=2)
     (heads,) = heads_of(log, [RIDE]).values()
     stand = slowest([{(RIDE, 0): 2}, {(RIDE, 0): 1}])

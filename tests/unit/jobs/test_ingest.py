@@ -15,6 +15,10 @@ from featurelib.stores.intake import Intake, lateness_of
 from featurelib.stores.log import Log
 from featurelib.stores.registry import Registry
 from jobs.ingest import SourceIngest, SourceTask
+from tests.support.clocks import MovedClock
+from tests.support.fed import FailsAfter
+
+NOW = parse_instant("2026-05-01")
 
 PARTITIONS = 3
 TRIP = DatasetDef(
@@ -30,19 +34,9 @@ TRIP = DatasetDef(
 START = parse_instant("2026-04-01T00:00:00Z") // 1_000_000
 
 
-class StoppedClock:
-    """Time that a test moves."""
-
-    def __init__(self, now: int = parse_instant("2026-05-01")) -> None:
-        self.time = now
-
-    def now(self) -> int:
-        return self.time
-
-
 @pytest.fixture
 def log(empty_redis_url):
-    log = Log(empty_redis_url, StoppedClock())
+    log = Log(empty_redis_url, MovedClock(NOW))
     yield log
     log.close()
 
@@ -91,20 +85,6 @@ def dead(log: Log) -> list[tuple[str, int]]:
     return sorted((stored.letter.reason, stored.letter.sequence) for stored in letters)
 
 
-class FailsAfter(Log):
-    """A log whose connection is lost at one append: nothing of that one, and nothing later, is written."""
-
-    def __init__(self, url: str, appends: int) -> None:
-        super().__init__(url, StoppedClock())
-        self._left = appends
-
-    def append(self, *args, **kwargs):
-        if self._left == 0:
-            raise StoreUnavailable("lost")
-        self._left -= 1
-        return super().append(*args, **kwargs)
-
-
 def test_every_record_is_in_the_partition_of_its_key_once(tmp_path, log):
     write(tmp_path / "a.csv", trips(95))
     steps = finish(ingest(tmp_path, log))
@@ -141,7 +121,7 @@ def test_a_crash_between_the_appends_of_a_batch_neither_loses_nor_doubles(tmp_pa
     write(tmp_path / "a.csv", rows)
     with (tmp_path / "a.csv").open("a") as opened:
         opened.write("half a line\n")
-    crashing = FailsAfter(empty_redis_url, appends)
+    crashing = FailsAfter(empty_redis_url, appends, MovedClock(NOW))
     with pytest.raises(StoreUnavailable):
         finish(ingest(tmp_path, crashing))
     crashing.close()
@@ -152,7 +132,7 @@ def test_a_crash_between_the_appends_of_a_batch_neither_loses_nor_doubles(tmp_pa
 
 def test_the_same_job_goes_on_after_the_store_was_away(tmp_path, log, empty_redis_url):
     write(tmp_path / "a.csv", trips(30))
-    away = FailsAfter(empty_redis_url, 4)
+    away = FailsAfter(empty_redis_url, 4, MovedClock(NOW))
     job = ingest(tmp_path, away)
     with pytest.raises(StoreUnavailable):
         finish(job)
@@ -164,7 +144,7 @@ def test_the_same_job_goes_on_after_the_store_was_away(tmp_path, log, empty_redi
 
 def test_a_killed_server_loses_nothing_it_acknowledged(tmp_path, redis_server):
     write(tmp_path / "a.csv", trips(40))
-    log = Log(redis_server.url, StoppedClock())
+    log = Log(redis_server.url, MovedClock(NOW))
     job = ingest(tmp_path, log)
     job.step()
     job.step()

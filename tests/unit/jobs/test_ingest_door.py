@@ -18,6 +18,7 @@ from featurelib.stores.intake import Intake, lateness_of
 from featurelib.stores.log import Identity, Log
 from featurelib.stores.registry import Registry
 from jobs.ingest import Pace, SourceIngest, SourceTask
+from tests.support.clocks import MovedClock
 
 PARTITIONS = 2
 TRIP = DatasetDef(
@@ -30,14 +31,6 @@ TRIP = DatasetDef(
     ),
     expectations=(ExpectationDef(type="column_values_between", column="fare", min_value=0),),
 )
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.time = 0
-
-    def now(self) -> int:
-        return self.time
 
 
 @pytest.fixture
@@ -221,7 +214,7 @@ def test_a_letter_read_again_after_a_crash_is_one_letter(log):
 
 
 def test_polls_begin_at_a_fixed_pace_and_a_long_one_is_followed_at_once():
-    clock = Clock()
+    clock = MovedClock()
     pace = Pace(10 * SECOND, clock)
     pace.begin()
     clock.time += 4 * SECOND
@@ -234,7 +227,7 @@ def test_polls_begin_at_a_fixed_pace_and_a_long_one_is_followed_at_once():
 
 
 def test_a_clock_that_jumps_makes_no_pause_longer_than_the_pace():
-    clock = Clock()
+    clock = MovedClock()
     pace = Pace(10 * SECOND, clock)
     pace.begin()
     clock.time -= 3_600 * SECOND
@@ -245,7 +238,7 @@ def test_a_clock_that_jumps_makes_no_pause_longer_than_the_pace():
 
 
 def test_a_source_that_waits_for_records_is_polled_at_once_unless_it_failed():
-    pace = Pace(0, Clock())
+    pace = Pace(0, MovedClock())
     pace.begin()
     assert pace.left_us() == 0
     pace.begin()

@@ -7,17 +7,10 @@ import pytest
 from featurelib.clock import parse_instant
 from featurelib.errors import InvalidRequest, InvalidTimestamp, NotFound
 from featurelib.testing import DeadLetter, ExpectationViolation, MockContext
+from tests.support.clocks import MovedClock
 from tests.unit.testing import shop
 from tests.unit.testing.shop import Account, Aggregates, Order, Orders, Owners, Purchase, Windows
 from tests.unit.testing.test_mock_aggregates import DAY, purchase
-
-
-class SetClock:
-    def __init__(self, at):
-        self.at = parse_instant(at)
-
-    def now(self):
-        return self.at
 
 
 def test_a_record_that_does_not_fit_is_a_dead_letter_and_the_others_are_taken(ctx):
@@ -69,7 +62,7 @@ def test_each_log_partition_has_a_watermark_of_its_own(thyme):
 
 
 def test_a_record_from_the_future_does_not_make_the_rest_late(thyme):
-    clock = SetClock(f"{DAY}T12:00:00Z")
+    clock = MovedClock(parse_instant(f"{DAY}T12:00:00Z"))
     ctx = thyme(shop, clock=clock)
     ctx.add_events(Purchase, [purchase("12:00:00", day="2099-01-01")])
     ctx.add_events(Purchase, [purchase("11:35:00"), purchase("11:34:59")])
@@ -150,7 +143,7 @@ def test_a_correction_accepted_later_was_not_known_either(ctx):
 
 
 def test_a_clock_says_when_records_are_accepted(thyme):
-    clock = SetClock(f"{DAY}T12:00:00Z")
+    clock = MovedClock(parse_instant(f"{DAY}T12:00:00Z"))
     ctx = thyme(shop, clock=clock)
     ctx.add_events(Purchase, [purchase("10:00:00")])
     assert ctx.lookup(Windows, "ann", at=f"{DAY}T11:59:00Z", knowledge="as_served") is None
