@@ -7,6 +7,7 @@ from typing import Literal, cast
 import redis
 
 from featurelib.errors import StoreUnavailable
+from featurelib.stores.server import answering
 
 Fsynced = Literal["yes", "late", "unknown"]
 
@@ -38,10 +39,8 @@ class FsyncFence:
         # time-out on what exists it never refuses.
         pipe.expire(_FENCE, _FENCE_KEPT_S)
         pipe.waitaof(1, 0, timeout_ms)
-        try:
+        with answering():
             _, written, reply = pipe.execute(raise_on_error=False)
-        except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
-            raise StoreUnavailable(f"the online store does not answer: {error}") from error
         if written != 1:
             raise StoreUnavailable(f"the online store took no write: {written}")
         if isinstance(reply, redis.ResponseError):

@@ -24,7 +24,7 @@ from featurelib.engine.drift import Drift, look
 from featurelib.engine.expect import Violation, evaluate
 from featurelib.engine.keys import KEY_GROUPS, groups_of_column
 from featurelib.engine.records import DELETED
-from featurelib.errors import LogFull, MaybeTaken, StoreUnavailable
+from featurelib.errors import MaybeTaken, StoreUnavailable
 from featurelib.settings import IngestSettings
 from featurelib.stores.dead_letters import DeadLetter, LetterId, StoredDeadLetter, Verdict
 from featurelib.stores.log import DEAD_LETTERS_KEPT, KEEP_SENT_US, Appended, EventIds, Identity, Lateness, Log
@@ -163,7 +163,8 @@ class Intake:
 
         Raises:
             MaybeTaken: there is no key, and some partitions may hold their share.
-            StoreUnavailable: send the records again: there is a key, or the log is full and took nothing.
+            LogFull: nothing was taken.
+            StoreUnavailable: there is a key: send the records again.
         """
         self._log.require_room()
         origin, key = request or Request("")
@@ -181,7 +182,7 @@ class Intake:
         try:
             self._spread(admitted, sent, dead, done)
         except StoreUnavailable as error:
-            if key or (isinstance(error, LogFull) and not done):
+            if key:
                 raise
             text = (
                 f"{error}; some of the {len(events)} records may have been taken, and sent again would count twice; "
@@ -241,7 +242,6 @@ class Intake:
         self, admitted: Admitted, sent: Sequence[str] | None, dead: Sequence[DeadLetter], done: list[Appended]
     ) -> None:
         """Append records that no source numbers, adding what each partition did to ``done``."""
-        self._log.require_room()
         table = self._table(admitted)
         for part, mine in enumerate(self._shares(admitted.table)):
             letters = dead if part == 0 else []
