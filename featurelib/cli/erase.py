@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurelib.errors import ThymeError
+
 if TYPE_CHECKING:
     from featurelib.client import ThymeClient
 
@@ -39,7 +41,12 @@ def _wait(client: ThymeClient, erasure_id: str, state: str) -> None:
     said = state
     while said != "complete":
         time.sleep(_POLL_S)
-        receipt = client.erasure(erasure_id)
+        try:
+            receipt = client.erasure(erasure_id)
+        except ThymeError as error:
+            if not error.retryable:
+                raise
+            continue  # what was asked for goes on; to ask again would be a second erasure
         if receipt["state"] != said:
             said = receipt["state"]
             print(f"{said}{_counts(receipt['progress'])}")

@@ -26,7 +26,10 @@ class Asked:
 
 @dataclass
 class HttpService:
-    """``answers`` maps ``"METHOD /path"`` to a body, or to (status, body), or to (status, body, headers)."""
+    """``answers`` maps ``"METHOD /path"`` to a body, or to (status, body), or to (status, body, headers).
+
+    A function gives one of these anew each time.
+    """
 
     answers: dict[str, Any] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
@@ -47,6 +50,7 @@ def http_service():
             )
             service.asked.append(request)
             answer = service.answers.get(f"{self.command} {parts.path}", (404, {"error": "not_found", "detail": "no"}))
+            answer = answer() if callable(answer) else answer
             status, body, headers = (*answer, {})[:3] if isinstance(answer, tuple) else (200, answer, {})
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)

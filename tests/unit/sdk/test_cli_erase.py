@@ -29,6 +29,19 @@ def test_it_waits_until_nothing_is_left_and_says_what_was_removed(run, service):
     assert run("Sale", "-e", "s1", "--wait").stdout.splitlines()[1:] == ["complete: 3 archive rows"]
 
 
+def test_it_goes_on_waiting_while_the_service_is_away(run, service):
+    away = (503, {"error": "store_unavailable", "detail": "the registry does not answer"})
+    answers = iter([away, away, {"state": "complete", "progress": {}}])
+    service.answers["GET /api/v1/erasures/e-1"] = lambda: next(answers)
+    result = run("Sale", "-e", "s1", "--wait")
+    assert (result.exit_code, result.stdout.splitlines()[1:]) == (0, ["complete"])
+
+
+def test_what_waiting_cannot_cure_ends_it(run, service):
+    service.answers["GET /api/v1/erasures/e-1"] = (403, {"error": "forbidden", "detail": "no"})
+    assert run("Sale", "-e", "s1", "--wait").exit_code == 1
+
+
 def test_without_an_entity_nothing_is_sent(run, service):
     assert run("Sale").exit_code == 2
     assert service.asked == []
