@@ -83,6 +83,9 @@ _SHOWN_SETTINGS = frozenset(
         "dataset_id",
         "project_id",
         "signature_header",
+        "overlap",
+        "sslrootcert",
+        "anonymous",
     }
 )
 # Credentials of a URL: before the host, and in the query.
