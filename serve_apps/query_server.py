@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 from featurelib.clock import Clock, Instant, format_instant
 from featurelib.engine.extractor import Row, Wanted
 from featurelib.engine.read_plan import Entity, KeyForm, ReadPlan, View
-from featurelib.stores.online import SEALED, Lookup, SealedRow
+from featurelib.stores.online_reader import SEALED, Found, Lookup
 from featurelib.types import Value
 from serve_apps.current import Current, Snapshot
 
@@ -32,8 +32,8 @@ _ANY_KEY = KeyForm("str")
 class Online(Protocol):
     """Reads the newest state."""
 
-    async def rows(self, lookups: Sequence[Lookup]) -> list[Row | SealedRow]:
-        """Rows in order, from one round trip; ``None`` for an unknown key, ``SEALED`` where only history has it."""
+    async def rows(self, lookups: Sequence[Lookup]) -> list[Found]:
+        """Rows in order, from one round trip."""
         ...
 
     async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:
@@ -276,7 +276,7 @@ class QueryServer:
     async def _rows(self, lookups: Sequence[Lookup], moment: _Moment) -> list[Row]:
         if moment.is_past:
             return await self._past(lookups)
-        rows = await self._online.rows(lookups)
+        rows = [found.row for found in await self._online.rows(lookups)]
         sealed = [index for index, row in enumerate(rows) if row is SEALED]
         if sealed:
             # An event clock far behind the wall's: right, and as slow as any read of the past.

@@ -17,7 +17,7 @@ from featurelib.stores.audit import Audit
 from featurelib.stores.budget import Budget
 from featurelib.stores.history import History
 from featurelib.stores.log import Log
-from featurelib.stores.online import OnlineReader
+from featurelib.stores.online_reader import OnlineReader
 from featurelib.stores.point_in_time import PointInTime
 from featurelib.stores.registry import Registry
 from featurelib.stores.shapes import Shapes

@@ -17,19 +17,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from enum import Enum
 from typing import Any, NamedTuple, cast
 
 import redis
-import redis.asyncio
 
 from featurelib.clock import Instant
 from featurelib.engine.keys import KEY_GROUPS, key_group
-from featurelib.engine.panes import Pane, PanesMissing, Sealed, pane_field
-from featurelib.engine.program import Program
 from featurelib.errors import Fenced
 from featurelib.stores.server import answering
-from featurelib.types import Value
 
 # One script of 500 keys of 500 B takes 1.6 ms, of 4,000 keys of 2 kB 83 ms with the server blocked for 21 ms.
 _KEYS_PER_SCRIPT = 500
@@ -189,12 +184,12 @@ class OnlineStore:
     def generation(self, pipeline: str) -> int:
         """The generation that is served and kept up to date; 1 until a backfill switches."""
         with answering():
-            return int(cast("bytes | None", self._redis.get(_generation_key(pipeline))) or 1)
+            return int(cast("bytes | None", self._redis.get(generation_key(pipeline))) or 1)
 
     def switch_generation(self, pipeline: str, generation: int) -> None:
         """Serve another generation from now on."""
         with answering():
-            self._redis.set(_generation_key(pipeline), generation)
+            self._redis.set(generation_key(pipeline), generation)
 
     def clear(self, state: StateName, groups: Sequence[int]) -> int:
         """Forget what some key groups of a build hold; returns the number of keys removed.
@@ -241,96 +236,6 @@ class OnlineStore:
             return cast("dict[bytes, bytes]", self._redis.hgetall(state.key(key)))
 
 
-class SealedRow(Enum):
-    """What stands for a row whose windows reach where only partials are kept: history has it."""
-
-    SEALED = "sealed"
-
-
-SEALED = SealedRow.SEALED
-
-
-class Lookup(NamedTuple):
-    """One row asked of a pipeline's state: a key at an instant."""
-
-    program: Program
-    key: str
-    at: Instant
-
-
-class OnlineReader:
-    """What the query server reads through. Asynchronous; cannot write."""
-
-    def __init__(self, redis_url: str) -> None:
-        self._redis = redis.asyncio.Redis.from_url(redis_url)
-        self._generations: dict[str, int] = {}
-
-    async def close(self) -> None:
-        """Give the connections back."""
-        await self._redis.aclose()
-
-    async def refresh(self, pipelines: Sequence[str]) -> None:
-        """Look which generation of each pipeline is served; called in the background, not per request."""
-        if not pipelines:
-            return
-        with answering():
-            values = await self._redis.mget([_generation_key(pipeline) for pipeline in pipelines])
-        self._generations = {p: int(value or 1) for p, value in zip(pipelines, values, strict=True)}
-
-    async def rows(self, lookups: Sequence[Lookup]) -> list[dict[str, Value] | SealedRow | None]:
-        """Output rows, in order, from one round trip; ``None`` for an unknown key, ``SEALED``: ask history.
-
-        Raises:
-            StoreUnavailable: the store does not answer.
-            ValueOverflow: an integer sum left the 64-bit range.
-        """
-        if not lookups:
-            return []
-        with answering():
-            pipe = self._redis.pipeline(transaction=False)
-            for program, key, at in lookups:
-                pipe.hmget(self._state(program.ref).key(key), cast("list[str]", program.read_fields(at)))
-            replies = await pipe.execute()
-        return [await self._finished(lookup, values) for lookup, values in zip(lookups, replies, strict=True)]
-
-    async def _finished(self, lookup: Lookup, values: Sequence[bytes | None]) -> dict[str, Value] | SealedRow | None:
-        more: dict[Pane, bytes | None] = {}
-        while True:
-            try:
-                return lookup.program.finish(values, lookup.at, more)
-            except Sealed:
-                return SEALED
-            except PanesMissing as missing:
-                # Only rows closed after R make a read go below its edges: versions dated in the future.
-                key = self._state(lookup.program.ref).key(lookup.key)
-                names = cast("list[str]", [pane_field(pane) for pane in missing.panes])
-                with answering():
-                    found = cast("list[bytes | None]", await cast("Any", self._redis.hmget(key, names)))
-                more.update(zip(missing.panes, found, strict=True))
-
-    async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:
-        """Newest applied event time of each pipeline."""
-        with answering():
-            pipe = self._redis.pipeline(transaction=False)
-            for pipeline in pipelines:
-                for group in range(KEY_GROUPS):
-                    pipe.hget(self._state(pipeline).position(group), "newest")
-            replies = await pipe.execute()
-        newest = [int(reply) if reply is not None else None for reply in replies]
-        return {
-            pipeline: max((n for n in newest[i * KEY_GROUPS : (i + 1) * KEY_GROUPS] if n is not None), default=None)
-            for i, pipeline in enumerate(pipelines)
-        }
-
-    async def ping(self) -> None:
-        """Raise StoreUnavailable unless the store answers."""
-        with answering():
-            await cast("Any", self._redis.ping())
-
-    def _state(self, pipeline: str) -> StateName:
-        return StateName(pipeline, self._generations.get(pipeline, 1))
-
-
 def _scripts(state: StateName, commit: GroupCommit) -> Iterator[tuple[list[str], list[str | bytes]]]:
     position = {"positions": json.dumps(list(commit.positions)), "rows": str(commit.rows)}
     if commit.newest_us is not None:
@@ -372,5 +277,6 @@ def _ahead(stored: bytes | None) -> list[int] | None:
     return json.loads(stored) if stored else None
 
 
-def _generation_key(pipeline: str) -> str:
+def generation_key(pipeline: str) -> str:
+    """The Redis key of the generation of a pipeline that is served."""
     return f"{{{pipeline}}}:generation"

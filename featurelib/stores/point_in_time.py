@@ -13,7 +13,7 @@ from featurelib.engine.operators import RightTable
 from featurelib.engine.program import Program, replay, states_of
 from featurelib.stores.history import History
 from featurelib.stores.log import Log
-from featurelib.stores.online import Lookup
+from featurelib.stores.online_reader import Lookup
 from featurelib.types import Value
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from pydantic import Field, ValidationError
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, func, select, update
 
 from featurelib.clock import Clock, Instant
 from featurelib.definitions import (
@@ -275,6 +275,23 @@ class Registry:
             if known is None or known[0] != version:
                 known = self._known = (version, _parsed(_stored(connection).values()))
             return known[1]
+
+    def definitions_at(self, version: int) -> Definitions:
+        """Every definition as it stood at an earlier registry version.
+
+        Raises:
+            CorruptState: a row cannot be read by this version of the code.
+        """
+        revisions, commits = schema.definition_revisions, schema.commits
+        query = (
+            select(revisions)
+            .join(commits, commits.c.sequence == revisions.c.commit_sequence)
+            .where(commits.c.version <= version)
+            .order_by(revisions.c.name, revisions.c.version, revisions.c.revision)
+        )
+        with self.database.read() as connection:
+            newest = {_Identity(row.kind, row.name, row.version): row for row in connection.execute(query)}
+        return _parsed(newest.values())
 
     def commit(
         self, commit: Commit, decide: Callable[[Definitions, Commit], Plan], committed_by: str | None
@@ -571,6 +588,17 @@ def _store(
         "updated_at": now,
     }
     upsert(connection, schema.definitions, row)
+    revision = {name: value for name, value in row.items() if name != "updated_at"}
+    connection.execute(
+        schema.definition_revisions.insert(),
+        {**revision, "revision": _last_revision(connection, _identity(definition)) + 1, "created_at": now},
+    )
+
+
+def _last_revision(connection: Connection, identity: _Identity) -> int:
+    revisions = schema.definition_revisions.c
+    same = (getattr(revisions, name) == value for name, value in identity._asdict().items())
+    return connection.scalar(select(func.max(revisions.revision)).where(*same)) or 0
 
 
 def _refresh_positions(connection: Connection, stored: Mapping[_Identity, Row[Any]], commit: Commit) -> None:

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    UniqueConstraint,
 )
 
 _NUL = "\x00"
@@ -108,6 +109,33 @@ definitions = Table(
     CheckConstraint("kind IN ('dataset', 'pipeline', 'featureset', 'source')", name="kind"),
 )
 
+definition_revisions = Table(
+    "definition_revisions",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("format", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("commit_sequence", _SEQUENCE, ForeignKey("commits.sequence"), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    UniqueConstraint("kind", "name", "version", "revision"),
+)
+
+metadata_edits = Table(
+    "metadata_edits",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("name", String(128), primary_key=True),
+    Column("edit", JsonText, nullable=False),
+    Column("committed", JsonText, nullable=False),
+    Column("deprecated_at", BigInteger),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
 events = Table(
     "events",
     metadata,
@@ -136,6 +164,7 @@ api_keys = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
+    Column("rate_limit", Integer),
     CheckConstraint("role IN ('reader', 'writer', 'admin')", name="role"),
 )
 
@@ -166,6 +195,15 @@ pipeline_partitions = Table(
     Column("partition_count", Integer, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     CheckConstraint("partition_count BETWEEN 1 AND 64", name="partition_count"),
+)
+
+job_orders = Table(
+    "job_orders",
+    metadata,
+    Column("pipeline", String(160), primary_key=True),
+    Column("paused", Boolean, nullable=False),
+    Column("restarts", Integer, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
 )
 
 dataset_statuses = Table(
@@ -206,6 +244,27 @@ backfills = Table(
     Column("updated_at", BigInteger, nullable=False),
 )
 
+backfill_requests = Table(
+    "backfill_requests",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("pipeline", String(160), nullable=False),
+    Column("since", BigInteger),
+    Column("until", BigInteger),
+    Column("state", String(16), nullable=False),
+    Column("detail", Prose, nullable=False),
+    Column("submission_id", Prose),
+    Column("rows", BigInteger, nullable=False),
+    Column("rows_expected", BigInteger),
+    Column("requested_by", String(8)),
+    Column("correlation_id", Prose),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    CheckConstraint("state IN ('requested', 'running', 'cancelling', 'cancelled', 'complete', 'failed')", name="state"),
+    Index(None, "pipeline", "created_at"),
+)
+
 erasures = Table(
     "erasures",
     metadata,
@@ -244,7 +303,11 @@ query_runs = Table(
     Column("definition", String(64)),
     Column("positions", JsonText),
     Column("created_at", BigInteger, nullable=False),
+    Column("digests", JsonText),
+    Column("read_at", BigInteger),
+    Column("registry_version", BigInteger),
     CheckConstraint("kind IN ('online', 'batch', 'offline', 'lookup')", name="kind"),
     Index(None, "created_at"),
     Index(None, "featureset", "created_at"),
+    Index(None, "api_key_fingerprint", "created_at"),
 )

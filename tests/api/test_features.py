@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from featurelib.clock import HOUR
-from featurelib.stores.online import SEALED
+from featurelib.stores.online_reader import SEALED
 
 NOW = {
     "rider": 7,

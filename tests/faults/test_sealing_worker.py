@@ -18,7 +18,8 @@ from featurelib.stores.archive import Archive
 from featurelib.stores.history import History
 from featurelib.stores.intake import Intake, Lateness
 from featurelib.stores.log import Log
-from featurelib.stores.online import SEALED, Lookup, OnlineReader, OnlineStore, StateName
+from featurelib.stores.online import OnlineStore, StateName
+from featurelib.stores.online_reader import SEALED, Lookup, OnlineReader
 from featurelib.stores.point_in_time import PointInTime
 from jobs.sealing import Sealer
 from jobs.worker import PartitionWorker
@@ -85,7 +86,7 @@ class Live:
         async def read():
             reader = OnlineReader(self.url)
             try:
-                return (await reader.rows([Lookup(self.program, key, at)]))[0]
+                return (await reader.rows([Lookup(self.program, key, at)]))[0].row
             finally:
                 await reader.close()
 

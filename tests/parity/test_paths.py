@@ -12,7 +12,8 @@ from featurelib.engine.codec import decode_rows
 from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node
 from featurelib.engine.program import Program
 from featurelib.settings import Settings
-from featurelib.stores.online import Lookup, StateName
+from featurelib.stores.online import StateName
+from featurelib.stores.online_reader import Lookup
 from featurelib.stores.point_in_time import PointInTime
 from jobs.backfill import Order, PartitionBuilder
 from jobs.inputs import input_partitions

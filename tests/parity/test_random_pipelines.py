@@ -23,7 +23,8 @@ from featurelib.settings import Settings
 from featurelib.stores.archive import Archive
 from featurelib.stores.history import History
 from featurelib.stores.log import Lateness, Log
-from featurelib.stores.online import Lookup, OnlineStore, StateName
+from featurelib.stores.online import OnlineStore, StateName
+from featurelib.stores.online_reader import Lookup
 from featurelib.stores.point_in_time import PointInTime
 from featurelib.testing import MockContext
 from jobs.backfill import Order, PartitionBuilder

@@ -20,7 +20,8 @@ from featurelib.stores.archive import Archive
 from featurelib.stores.history import History
 from featurelib.stores.intake import Intake, Taken
 from featurelib.stores.log import Identity, Lateness, Log, Mark
-from featurelib.stores.online import Lookup, OnlineStore, StateName
+from featurelib.stores.online import OnlineStore, StateName
+from featurelib.stores.online_reader import Lookup
 from featurelib.stores.point_in_time import PointInTime
 from featurelib.testing import MockContext
 from jobs.worker import PartitionWorker

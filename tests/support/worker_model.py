@@ -47,7 +47,8 @@ from featurelib.stores.fsync import FsyncFence
 from featurelib.stores.history import History
 from featurelib.stores.intake import Intake
 from featurelib.stores.log import Identity, Lateness, Log
-from featurelib.stores.online import Lookup, OnlineReader, OnlineStore, StateName
+from featurelib.stores.online import OnlineStore, StateName
+from featurelib.stores.online_reader import Lookup, OnlineReader
 from featurelib.stores.point_in_time import PointInTime
 from jobs.backfill import Order, PartitionBuilder
 from jobs.inputs import input_partitions
@@ -614,7 +615,8 @@ class WorkerModel(RuleBasedStateMachine):
     def _online(self, keys: Sequence[str], at: int) -> dict[str, Any]:
         async def read() -> list[Any]:
             await self.reader.refresh([self.program.ref])
-            return await self.reader.rows([Lookup(self.program, key, at) for key in keys])
+            found = await self.reader.rows([Lookup(self.program, key, at) for key in keys])
+            return [each.row for each in found]
 
         return dict(zip(keys, self.loop.run_until_complete(read()), strict=True))
 
