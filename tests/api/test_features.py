@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from featurelib.clock import HOUR
-from featurelib.stores.online_reader import SEALED
+from featurelib.stores.online_reader import SEALED, Found
 
 NOW = {
     "rider": 7,
@@ -43,7 +43,7 @@ async def test_a_row_of_which_only_partials_are_kept_is_read_from_history(rides,
 
     async def sealed(lookups):
         asked.extend(lookups)
-        return [SEALED] * len(lookups)
+        return [Found(SEALED, (0, 0))] * len(lookups)
 
     monkeypatch.setattr(platform.services.stores.online, "rows", sealed)
     answer = await read(rides, featureset="Rider", entity_id="7")
