@@ -47,7 +47,7 @@ soak: install ## faults against a running load, counted exactly (SOAK_SECONDS, S
 
 lock: ## resolve requirements.lock anew
 	$(BIN)/uv pip compile pyproject.toml --extra platform --extra embedded --extra postgres --extra kafka --extra kinesis --extra s3 --extra iceberg \
-		--extra snowflake --extra bigquery --extra examples --group dev \
+		--extra snowflake --extra bigquery --extra tracing --extra examples --group dev \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11 -o requirements.lock
 
 clean: ## forget the environment and everything built
