@@ -36,7 +36,7 @@ lint: install
 	$(BIN)/lint-imports
 
 unit: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 bench: install ## BENCH=<name>: measure, print a table, write build/bench/<name>.json
 	@test -n "$(BENCH)" || { echo "usage: make bench BENCH=<name>; there are:"; ls tests/load/bench_*.py | sed -E 's/.*bench_(.*)\.py/  \1/'; exit 2; }
