@@ -34,6 +34,19 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._reads = Histogram(
+            "thyme_read_seconds",
+            "Time to answer a read of features, by featureset (of a look-up: the dataset) and kind.",
+            ("featureset", "kind"),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._read_errors = Counter(
+            "thyme_read_errors",
+            "Reads of features that failed, by featureset and error code.",
+            ("featureset", "code"),
+            registry=self._registry,
+        )
         self.runs_recorded = Counter(
             "thyme_query_runs_recorded", "Query runs written to the registry's database.", registry=self._registry
         )
@@ -46,6 +59,7 @@ class Metrics:
         self.freshness = Freshness()
         self._registry.register(self.freshness)
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._read_children: dict[tuple[str, str], Histogram] = {}
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answer."""
@@ -55,6 +69,17 @@ class Metrics:
             self._children[(route, method, status)] = child
         child[0].inc()
         child[1].observe(seconds)
+
+    def read(self, featureset: str, kind: str, seconds: float) -> None:
+        """Count one answered read. Only names that are committed get here: others would make a series each."""
+        child = self._read_children.get((featureset, kind))
+        if child is None:
+            child = self._read_children[(featureset, kind)] = self._reads.labels(featureset, kind)
+        child.observe(seconds)
+
+    def read_failed(self, featureset: str, code: str) -> None:
+        """Count one read that failed; of a name that is not committed, under ``other``."""
+        self._read_errors.labels(featureset, code).inc()
 
     def text(self) -> bytes:
         """The exposition text."""

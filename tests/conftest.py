@@ -1,6 +1,4 @@
-"""Fixtures that tests of several folders share, and how tests are spread over processes."""
-
-import pytest
+"""Fixtures that tests of several folders share."""
 
 pytest_plugins = [
     "tests.support.amazon",
@@ -9,12 +7,3 @@ pytest_plugins = [
     "tests.support.replay",
     "tests.support.tls_postgres",
 ]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of whole platforms mostly wait: one process runs them, one after another, and the other all the rest."""
-    # The longest piece of work begins first.
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
-    for item in items:
-        if item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("platforms"))
