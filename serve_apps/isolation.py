@@ -7,11 +7,13 @@ its place. In child processes the child is killed and nothing else happens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Protocol
 
 import structlog
 
+from featurelib.engine import confinement
 from featurelib.engine.extractor import Inline, Runner
 from featurelib.engine.processes import Processes
 from featurelib.engine.user_code import Guard, Limits, UserFunction
@@ -42,13 +44,14 @@ class Isolation:
     Args:
         settings: the mode and the limits.
         feed: keeps the quarantine.
+        hidden: directories that extractors in child processes may not read.
 
     Attributes:
         runner: given to whoever compiles a featureset.
         threads: where runs that block are waited for; ``None`` where none does.
     """
 
-    def __init__(self, settings: ServingSettings, feed: Feed) -> None:
+    def __init__(self, settings: ServingSettings, feed: Feed, hidden: Sequence[str] = ()) -> None:
         limits = Limits(settings.extractor_soft_limit_ms / 1_000, settings.extractor_hard_limit_ms / 1_000)
         self.runner: Runner
         self.threads: Executor | None = None
@@ -60,7 +63,9 @@ class Isolation:
         if settings.extractor_isolation == "inline":
             self.runner = Inline(self._guard, self._given_up)
         else:
-            self.runner = self._processes = Processes(limits, settings.extractor_processes)
+            if not confinement.version():
+                _log.warning("extractors_unconfined", why="the kernel has no Landlock: they may read this user's files")
+            self.runner = self._processes = Processes(limits, settings.extractor_processes, hidden)
             self.threads = ThreadPoolExecutor(settings.extractor_processes, thread_name_prefix="extractors")
 
     def refresh(self) -> None:

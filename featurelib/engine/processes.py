@@ -2,8 +2,9 @@
 
 A child (:mod:`featurelib.engine.process_child`) loads an extractor the first time it is asked to run it, and runs it
 with the very code that runs inline. What a child sends back is decoded as data, never unpickled: user code that
-takes over its process can give a wrong value and nothing more. It is containment, not a sandbox: a child runs as the
-same operating-system user, and may read what that user may read.
+takes over its process can give a wrong value and nothing more. A child is confined before it loads anything
+(:mod:`featurelib.engine.confinement`): it cannot read the platform's files, nor the environment or memory of another
+process, where the kernel has Landlock. Where it has not, a child may read what the system user may read.
 """
 
 from __future__ import annotations
@@ -36,9 +37,15 @@ _ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "TZ": "UTC", "POLARS_MAX_
 _START_S = 60.0
 _LARGEST_ANSWER = 256 * 1024 * 1024
 _SPOILED = "spoiled the channel of its process"
-_MAIN = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from featurelib.engine.process_child import main; main()"
-)
+# Confined first of all: imports may start threads, and those that run already would not be.
+_MAIN = """
+import sys, json
+sys.path[:], hidden = json.loads(sys.argv[1])
+from featurelib.engine.confinement import confine
+confine(sys.path, hidden)
+from featurelib.engine.process_child import main
+main()
+"""
 
 
 class ProcessEnded(Exception):
@@ -63,12 +70,14 @@ class Processes:
     Args:
         limits: of each call; a child that cannot be interrupted is killed at ``hard_s``.
         count: children, so also how many calls run at once; more wait.
+        hidden: directories that no child may read, whatever lies above them.
     """
 
     blocks = True
 
-    def __init__(self, limits: Limits, count: int = 2) -> None:
+    def __init__(self, limits: Limits, count: int = 2, hidden: Sequence[str] = ()) -> None:
         self._limits = limits
+        self._hidden = hidden
         self._count = count
         self._closed = False
         self._lock = threading.Lock()
@@ -126,7 +135,7 @@ class Processes:
             if self._closed:
                 return None
             try:
-                child = _Child(self._limits)
+                child = _Child(self._limits, self._hidden)
             except OSError:  # no memory, no process to be had: tried again at the next call
                 return None
             self._children.add(child)
@@ -178,11 +187,12 @@ class _Remote:
 class _Child:
     """One child process and the socket to it."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, hidden: Sequence[str]) -> None:
+        shown = json.dumps([sys.path, list(hidden)])
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-                [sys.executable, "-I", "-c", _MAIN, json.dumps(sys.path), str(theirs.fileno()), json.dumps(limits)],
+                [sys.executable, "-I", "-c", _MAIN, shown, str(theirs.fileno()), json.dumps(limits)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what user code prints is log, like what it warns
                 env=_ENVIRONMENT,
