@@ -49,7 +49,7 @@ from featurelib.sources import (
 from featurelib.windows import Continuous, Hopping, Lifetime, Session, Tumbling
 
 if TYPE_CHECKING:
-    from featurelib.client import Config, ThymeClient
+    from featurelib.client import AsyncThymeClient, Config, ThymeClient
     from featurelib.compile import (
         clear_registry,
         get_commit_payload,
@@ -64,6 +64,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ApproxDistinct",
     "ApproxPercentile",
+    "AsyncThymeClient",
     "Avg",
     "Backfill",
     "BigQuerySource",
@@ -132,6 +133,7 @@ __all__ = [
 # The HTTP client costs as much to import as all declarations together, and a feature module needs neither it nor the
 # rules that a commit is checked against.
 _DEFERRED = {
+    "AsyncThymeClient": "featurelib.client",
     "Config": "featurelib.client",
     "ThymeClient": "featurelib.client",
     "ThymeResult": "featurelib.result",

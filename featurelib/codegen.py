@@ -19,7 +19,8 @@ from featurelib.errors import DefinitionError, Problem
 from featurelib.types import decimal_scale, element_type
 
 HEADER = "# Written by `thyme codegen python`; the next run replaces it.\n"
-_CLIENT = "ThymeClient"
+# Class → how its methods begin.
+_CLIENTS = {"ThymeClient": "def", "AsyncThymeClient": "async def"}
 _ENTITY, _INSTANT = "entity_id", "timestamp"
 _SCALARS = {
     "int": ("builtins", "int"),
@@ -133,7 +134,7 @@ def _unspeakable(commit: Commit, made: Sequence[Named]) -> Iterator[Problem]:
 
 def _collisions(commit: Commit, made: Sequence[Named]) -> Iterator[Problem]:
     files = Counter(_module(each.name) for each in made)
-    names = Counter([_CLIENT, *(name for each in made for name in _exports(each, commit))])
+    names = Counter([*_CLIENTS, *(name for each in made for name in _exports(each, commit))])
     for definition in made:
         twice = [name for name in _exports(definition, commit) if names[name] > 1]
         if twice:
@@ -250,20 +251,25 @@ def _overloaded(methods: Sequence[str], imports: _Imports) -> list[str]:
 
 
 def _client(made: Sequence[Named], commit: Commit) -> str:
-    """A client that knows what each read takes and gives, and refuses every other name."""
+    """Clients that know what each read takes and gives, and refuse every other name."""
     exported = [name for each in made for name in _exports(each, commit)]
-    imports = _Imports([_CLIENT, *exported])
+    imports = _Imports([*_CLIENTS, *exported])
     featuresets = [each for each in made if isinstance(each, FeaturesetDef)]
     datasets = [each for each in made if isinstance(each, DatasetDef) and _is_readable(each, commit)]
-    methods = [
-        *_overloaded([_query(each, commit, imports) for each in featuresets], imports),
-        *_overloaded([_query_batch(each, commit, imports) for each in featuresets], imports),
-        *_overloaded([_query_offline(each, imports) for each in featuresets], imports),
-        *_overloaded([_lookup(each, imports) for each in datasets], imports),
+    reads = [
+        [_query(each, commit, imports) for each in featuresets],
+        [_query_batch(each, commit, imports) for each in featuresets],
+        [_query_offline(each, imports) for each in featuresets],
+        [_lookup(each, imports) for each in datasets],
     ]
-    base = imports.name("featurelib", _CLIENT)
-    body = f"class {_CLIENT}({base}):" + ("\n" + "\n".join(methods) if methods else " ...") + "\n"
-    return f"{HEADER}{imports.lines()}\n{''.join(_own_imports([*datasets, *featuresets], commit))}\n{body}"
+    classes = "\n".join(_client_class(name, begin, reads, imports) for name, begin in _CLIENTS.items())
+    return f"{HEADER}{imports.lines()}\n{''.join(_own_imports([*datasets, *featuresets], commit))}\n{classes}"
+
+
+def _client_class(name: str, begin: str, reads: Sequence[Sequence[str]], imports: _Imports) -> str:
+    methods = [line for read in reads for line in _overloaded([f"{begin} {method}" for method in read], imports)]
+    base = imports.name("featurelib", name)
+    return f"class {name}({base}):" + ("\n" + "\n".join(methods) if methods else " ...") + "\n"
 
 
 def _own_imports(named: Sequence[Named], commit: Commit) -> Iterator[str]:
@@ -279,8 +285,7 @@ def _rows(definition: Named) -> tuple[str, str]:
 def _query(featureset: FeaturesetDef, commit: Commit, imports: _Imports) -> str:
     entity = _id_type(featureset.entity.type if featureset.entity else "str", imports)
     inputs = _inputs_parameter(featureset, commit)
-    at = f"timestamp: {_instant(imports)} | None = None"
-    return _method("query", featureset, f"entity_id: {entity}, {inputs}, *, {at}", imports)
+    return _method("query", featureset, f"entity_id: {entity}, {inputs}, *, {_how(imports)}", imports)
 
 
 def _query_batch(featureset: FeaturesetDef, commit: Commit, imports: _Imports) -> str:
@@ -291,19 +296,28 @@ def _query_batch(featureset: FeaturesetDef, commit: Commit, imports: _Imports) -
 
 def _query_offline(featureset: FeaturesetDef, imports: _Imports) -> str:
     text, number = imports.name("builtins", "str"), imports.name("builtins", "int")
-    columns = f"*, entity_column: {text}, timestamp_column: {text}, batch_size: {number} = 5000"
-    return _method("query_offline", featureset, f"entities: {imports.typing('Any')}, {columns}", imports, "Offline")
+    columns = f'*, entity_column: {text} = "entity_id", timestamp_column: {text} = "timestamp"'
+    how = f"batch_size: {number} = 5000, knowledge: {text} | None = None"
+    parameters = f"entities: {imports.typing('Any')}, {columns}, {how}"
+    return _method("query_offline", featureset, parameters, imports, "Offline")
 
 
 def _lookup(dataset: DatasetDef, imports: _Imports) -> str:
+    entity = _id_type(dataset.key.type, imports)
+    return _method("lookup", dataset, f"entity_id: {entity}, *, {_how(imports)}", imports)
+
+
+def _how(imports: _Imports) -> str:
+    """As of when a read of one entity is, and how."""
+    text, flag = imports.name("builtins", "str"), imports.name("builtins", "bool")
     at = f"timestamp: {_instant(imports)} | None = None"
-    return _method("lookup", dataset, f"entity_id: {_id_type(dataset.key.type, imports)}, *, {at}", imports)
+    return f"{at}, knowledge: {text} | None = None, explain: {flag} = False"
 
 
 def _method(method: str, definition: Named, parameters: str, imports: _Imports, kind: str = "") -> str:
     name = definition.name
     target = f"{imports.name('builtins', 'type')}[{name}] | {imports.typing('Literal')}[{_quoted(name)}]"
-    return f"def {method}(self, {definition.kind}: {target}, {parameters}) -> {name}{kind}Result: ..."
+    return f"{method}(self, {definition.kind}: {target}, {parameters}) -> {name}{kind}Result: ..."
 
 
 def _inputs_parameter(featureset: FeaturesetDef, commit: Commit) -> str:
@@ -325,7 +339,7 @@ def _instant(imports: _Imports) -> str:
 
 
 def _package(made: Sequence[Named], commit: Commit) -> str:
-    exports = {_module(each.name): _exports(each, commit) for each in made} | {"_client": [_CLIENT]}
+    exports = {_module(each.name): _exports(each, commit) for each in made} | {"_client": list(_CLIENTS)}
     lines = [
         f"from .{module} import {', '.join(f'{name} as {name}' for name in names)}\n"
         for module, names in sorted(exports.items())

@@ -422,11 +422,17 @@ class Definitions(Record):
 
 
 class Commit(Definitions):
-    """A set of definitions sent together. ``locations`` maps ``kind:Name[.member]`` to the user's line."""
+    """A set of definitions sent together. ``locations`` maps ``kind:Name[.member]`` to the user's line.
+
+    ``allow_retention_narrowing``: a dataset's retention may become shorter. ``backfill=False``: the commit is refused
+    if it would start a pipeline that has history to fold.
+    """
 
     format: Literal[1] = 1
     message: str = ""
     locations: dict[str, Location] = {}
+    allow_retention_narrowing: bool = False
+    backfill: bool = True
 
     def locate(self, key: str) -> Location | None:
         """The location of ``kind:Name.member``, else of ``kind:Name``."""

@@ -14,8 +14,10 @@
     │   ├── Forbidden              403
     │   ├── NotFound               404: unknown dataset, featureset, query run, …
     │   ├── Erased                 410: what was asked for was erased
+    │   ├── Conflict               409: what is asked for does not go together with what is under way
     │   ├── IdempotencyConflict    409: an idempotency key came again with another body
-    │   └── PayloadTooLarge        413
+    │   ├── PayloadTooLarge        413
+    │   └── RateLimited            429, retryable: the key has sent more requests than it may
     ├── RecordError                one record cannot be accepted; it goes to the dead letters
     ├── UserCodeError              an exception raised inside an extractor or a transform
     ├── BrokenFeatureset           a committed featureset cannot be compiled for reading
@@ -178,6 +180,14 @@ class NotFound(RequestError):
     remedy = "Check the name; `thyme status` lists what is committed."
 
 
+class Conflict(RequestError):
+    """What the caller asks for does not go together with what is, or is under way."""
+
+    code = "conflict"
+    status = 409
+    remedy = "The detail names what is in the way; end that first, or wait until it is over."
+
+
 class IdempotencyConflict(RequestError):
     """An idempotency key was used before, for a request with another body."""
 
@@ -200,6 +210,23 @@ class PayloadTooLarge(RequestError):
     code = "payload_too_large"
     status = 413
     remedy = "Send less at once."
+
+
+class RateLimited(RequestError):
+    """The key has sent more requests than its rate limit allows; the second argument says when it may again."""
+
+    code = "rate_limited"
+    status = 429
+    retryable = True
+    remedy = "Send more slowly, wait as long as Retry-After says, or ask an admin for a key with a higher limit."
+
+    @property
+    def retry_after_s(self) -> float:
+        """The second argument, seconds; one where it is left out."""
+        return float(self.args[1]) if len(self.args) > 1 else 1.0
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
 
 class RecordError(ThymeError):

@@ -1,14 +1,15 @@
 """The graph of definitions: what feeds what, what depends on what, and whether it runs in a circle.
 
 A node is ``kind:Name``: ``source:Transaction``, ``dataset:Transaction``, ``pipeline:by_user``,
-``featureset:UserFeatures``. An edge points the way the data goes.
+``featureset:UserFeatures``. An edge points the way the data goes. How columns become columns and features is in
+:mod:`featurelib.column_lineage`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from featurelib.definitions import Definitions, FeaturesetDef
 
@@ -23,9 +24,23 @@ class Edge(NamedTuple):
     type: EdgeType
 
 
+class Arrow(Protocol):
+    """What any graph here consists of."""
+
+    @property
+    def start(self) -> str:
+        """Where the data comes from."""
+        ...
+
+    @property
+    def end(self) -> str:
+        """Where it goes."""
+        ...
+
+
 def edges(definitions: Definitions) -> tuple[Edge, ...]:
-    """Every edge, each once, in a stable order."""
-    return tuple(sorted(set(_edges(definitions))))
+    """Every edge, each once, in a stable order; a featureset that names its own features has none to itself."""
+    return tuple(sorted({edge for edge in _edges(definitions) if edge.start != edge.end}))
 
 
 def dependents(definitions: Definitions, node: str) -> tuple[Edge, ...]:
@@ -35,16 +50,22 @@ def dependents(definitions: Definitions, node: str) -> tuple[Edge, ...]:
 
 def downstream(definitions: Definitions, node: str) -> frozenset[str]:
     """Every node that data from this one reaches."""
+    return reached([node], edges(definitions))
+
+
+def reached(starts: Iterable[str], arrows: Iterable[Arrow], *, backwards: bool = False) -> frozenset[str]:
+    """Every node that arrows lead to from any of ``starts``, or, backwards, that leads to one of them."""
     following: dict[str, list[str]] = {}
-    for edge in edges(definitions):
-        following.setdefault(edge.start, []).append(edge.end)
-    reached: set[str] = set()
-    waiting = [node]
+    for arrow in arrows:
+        start, end = (arrow.end, arrow.start) if backwards else (arrow.start, arrow.end)
+        following.setdefault(start, []).append(end)
+    found: set[str] = set()
+    waiting = list(starts)
     while waiting:
-        fresh = set(following.get(waiting.pop(), ())) - reached
-        reached |= fresh
+        fresh = set(following.get(waiting.pop(), ())) - found
+        found |= fresh
         waiting.extend(fresh)
-    return frozenset(reached)
+    return frozenset(found)
 
 
 def dataset_cycle(definitions: Definitions) -> list[str]:

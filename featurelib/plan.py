@@ -121,6 +121,13 @@ class Break(NamedTuple):
     message: str
 
 
+class Considered(NamedTuple):
+    """What a commit would do, and every break for which it is refused."""
+
+    plan: Plan
+    breaks: list[Problem]
+
+
 def plan(current: Definitions, commit: Commit, connectors: Collection[str] = SUPPORTED_CONNECTORS) -> Plan:
     """Decide what a commit does to what is committed.
 
@@ -133,21 +140,32 @@ def plan(current: Definitions, commit: Commit, connectors: Collection[str] = SUP
         DefinitionError: the commit has mistakes; all of them are listed.
         BreakingChange: an existing ``(name, version)`` would change its meaning; every break is listed.
     """
+    considered = consider(current, commit, connectors)
+    if considered.breaks:
+        raise BreakingChange(considered.breaks)
+    return considered.plan
+
+
+def consider(current: Definitions, commit: Commit, connectors: Collection[str] = SUPPORTED_CONNECTORS) -> Considered:
+    """Like :func:`plan`, for showing: breaks are listed beside the plan.
+
+    Raises:
+        DefinitionError: the commit has mistakes; all of them are listed.
+    """
     mistakes = validate(commit, current, connectors)
     if mistakes:
         raise DefinitionError(mistakes)
     known = {definition_key(definition): definition for definition in current.all}
     broken = [problem for definition in commit.all for problem in _breaks(definition, known, current, commit)]
-    if broken:
-        raise BreakingChange(in_order(broken))
     changes = _changes(known, commit)
     changed = {*changes.added, *changes.updated}
-    return Plan(
+    decided = Plan(
         commit_id=commit_id(commit),
         no_op=not changed,
         steps=tuple(_steps(known, merged(current, commit), [d for d in commit.all if definition_key(d) in changed])),
         changes=changes,
     )
+    return Considered(decided, in_order(broken))
 
 
 def commit_id(commit: Commit) -> str:
@@ -292,6 +310,7 @@ def _featureset_breaks(before: FeaturesetDef, after: FeaturesetDef) -> Iterator[
 
 _REMEDIES = {
     "dataset": "Give the dataset a new version.",
+    "retention": "Commit with allow_retention_narrowing, or give the dataset a new version.",
     "pipeline": "Give the pipeline a new version.",
     "featureset": "Declare it under a new name.",
     "source": "Give the dataset a new version.",
@@ -306,12 +325,14 @@ def _breaks(
         return
     name = definition.dataset if isinstance(definition, SourceDef) else definition.name
     for broken in breaking_changes(before, definition):
+        if broken.code == "retention_narrowed" and commit.allow_retention_narrowing:
+            continue
         where = commit.locate(f"{definition.kind}:{name}" + (f".{broken.member}" if broken.member else ""))
         yield Problem(
             code=broken.code,
             subject=f"{name}.{broken.member}" if broken.member else name,
             message=broken.message,
-            hint=_REMEDIES[definition.kind],
+            hint=_REMEDIES["retention" if broken.code == "retention_narrowed" else definition.kind],
             file=where.file if where else None,
             line=where.line if where else None,
         )

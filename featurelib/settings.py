@@ -50,6 +50,10 @@ class RegistrySettings(_Group):
     query_runs_days: PositiveInt = 90
     """How long the audit keeps query runs; older ones cannot be listed or replayed any more."""
 
+    digest_key: SecretStr = SecretStr("")
+    """64 hexadecimal digits: the key under which query runs keep digests of answers. Empty: one made at the first start,
+    in the data directory. Where replicas have data directories of their own, give all of them one key."""
+
 
 class ArchiveSettings(_Group):
     """The offline store: Delta tables."""
@@ -142,8 +146,18 @@ class ServingSettings(_Group):
     plan_poll_ms: PositiveInt = 400
     """How often a replica looks for a new registry version; bounds how long a revoked key still works."""
 
+    event_poll_ms: PositiveInt = 200
+    """How often a replica looks for new events while clients follow the feed."""
+
+    event_streams: PositiveInt = 1_000
+    """Most clients that follow the feed on one replica; more are refused (503) and come back."""
+
     max_body_bytes: PositiveInt = 16 * 1024 * 1024
     """Largest request body."""
+
+    key_rate_limit: PositiveInt | None = None
+    """Requests per second of an API key that names no limit of its own; left out: no limit. It is counted over all
+    replicas; beyond it requests are refused (429, ``rate_limited``)."""
 
     extractor_isolation: Literal["inline", "process"] = "inline"
     """Where extractors run: in the replica (commit rights mean trust), or in child processes without its secrets."""
@@ -158,6 +172,14 @@ class ServingSettings(_Group):
     extractor_processes: PositiveInt = 2
     """Child processes per replica, so also how many calls run at once; only with ``process``."""
 
+    offline_rows: PositiveInt = 20_000
+    """Most rows of an offline read that a replica reads by itself; one with more becomes a Ray Data job, which takes
+    tens of seconds before its first row and then has ``pipeline.partition_count`` workers."""
+
+    offline_url: str = ""
+    """A folder or object-store URL that replicas and Ray's workers share, where such a job leaves its rows until they
+    are sent; empty: ``offline`` inside the data directory."""
+
     @model_validator(mode="after")
     def _limits_in_order(self) -> ServingSettings:
         if self.extractor_hard_limit_ms < self.extractor_soft_limit_ms:
@@ -165,8 +187,22 @@ class ServingSettings(_Group):
             raise ValueError(message)
         return self
 
+    query_run_writer: Literal["process", "thread"] = "process"
+    """What digests and stores query runs: a process beside each replica that reads features, which costs it 60 MB, or
+    a thread of the replica, which costs it throughput and latency."""
+
     auth: bool = True
     """Whether a bearer key is required. Turn it off only on a machine nobody else reaches."""
+
+
+class TracingSettings(_Group):
+    """Traces of requests, sent to an OpenTelemetry collector; needs the extra ``tracing``."""
+
+    otlp_endpoint: str = ""
+    """Base URL of a collector's OTLP/HTTP receiver, ``http://127.0.0.1:4318``; empty: no traces."""
+
+    sample_ratio: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Share of the requests traced that come without a trace of their own; the caller decides for the others."""
 
 
 class ClusterSettings(_Group):
@@ -201,12 +237,18 @@ class Settings(BaseSettings):
     pipeline: PipelineSettings = PipelineSettings()
     ingest: IngestSettings = IngestSettings()
     serving: ServingSettings = ServingSettings()
+    tracing: TracingSettings = TracingSettings()
     cluster: ClusterSettings = ClusterSettings()
 
     @property
     def registry_url(self) -> str:
         """SQLAlchemy URL of the registry."""
         return self.registry.url.get_secret_value() or f"sqlite:///{self.data_dir / 'registry.db'}"
+
+    @property
+    def offline_url(self) -> str:
+        """Root of the folders of large offline reads."""
+        return self.serving.offline_url or str(self.data_dir / "offline")
 
     @property
     def archive_url(self) -> str:

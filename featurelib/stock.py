@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import json
+import math
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
@@ -55,11 +57,12 @@ from featurelib.expr import (
 )
 from featurelib.metadata import Metadata
 from featurelib.sources import stored_type
-from featurelib.types import SCALARS
+from featurelib.types import SCALARS, element_type
 from featurelib.validation import completed, merged
 from featurelib.windows import parse_window
 
 _R = TypeVar("_R", bound=BaseModel)
+_TYPING = re.compile(r"^typing\.")
 _NOTHING = Definitions()
 _COMPARE = {1: "eq", 2: "ne", 3: "lt", 4: "le", 5: "gt", 6: "ge"}
 _ARITH = {1: "add", 2: "sub", 3: "mul", 4: "div"}
@@ -111,6 +114,7 @@ def read_commit(body: bytes, context: Definitions = _NOTHING) -> Commit:
     if not isinstance(tree, dict):
         text = "the body is not a JSON object with datasets, pipelines, featuresets and sources"
         raise InvalidRequest(text)
+    check_finite(tree)
     if "format" not in tree:
         return from_stock(tree, context)
     try:
@@ -119,6 +123,22 @@ def read_commit(body: bytes, context: Definitions = _NOTHING) -> Commit:
         raise DefinitionError(
             [Problem("malformed_commit", "commit", text) for text in describe_invalid(error)]
         ) from None
+
+
+def check_finite(tree: Any, place: str = "body") -> None:
+    """Raise if a number in a body's tree is infinite or none at all: JSON has no form to store it in.
+
+    Raises:
+        InvalidRequest: names its place.
+    """
+    if isinstance(tree, float) and not math.isfinite(tree):
+        raise InvalidRequest(f"{place}: {tree} is not a finite number")
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            check_finite(value, f"{place}.{name}")
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            check_finite(value, f"{place}[{number}]")
 
 
 def from_stock(tree: dict[str, Any], context: Definitions = _NOTHING) -> Commit:
@@ -130,18 +150,25 @@ def from_stock(tree: dict[str, Any], context: Definitions = _NOTHING) -> Commit:
     reader = _Reader(context)
     datasets = reader.each(tree, "datasets", "name", _dataset)
     known = Definitions(datasets=(*context.datasets, *datasets))
-    refused = tree.get("backfill") is False
-    pipelines = reader.each(tree, "pipelines", "name", lambda entry: reader.pipeline(entry, known, refused=refused))
+    pipelines = reader.each(tree, "pipelines", "name", lambda entry: reader.pipeline(entry, known))
     world = merged(context, Definitions(datasets=datasets, pipelines=pipelines))
     commit = Commit(
         datasets=datasets,
         pipelines=tuple(completed(pipeline, world) for pipeline in pipelines),
         featuresets=reader.each(tree, "featuresets", "name", _featureset),
         sources=reader.each(tree, "sources", "dataset", _source),
+        message=_message(tree),
+        allow_retention_narrowing=tree.get("allow_retention_narrowing") is True,
+        backfill=tree.get("backfill") is not False,
     )
     if reader.problems:
         raise DefinitionError(reader.problems)
     return commit
+
+
+def _message(tree: dict[str, Any]) -> str:
+    given = tree.get("message")
+    return given if isinstance(given, str) else ""
 
 
 class _Reader:
@@ -153,7 +180,9 @@ class _Reader:
 
     def each(self, tree: dict[str, Any], kind: str, named_by: str, read: Callable[[Any], _R]) -> tuple[_R, ...]:
         """Every entry of a list that can be read."""
-        entries = tree.get(kind) or []
+        entries = tree.get(kind)
+        if entries is None:
+            return ()
         if not isinstance(entries, list):
             self.problems.append(Problem("malformed_commit", kind, f"`{kind}` is not a list"))
             return ()
@@ -177,7 +206,7 @@ class _Reader:
             self.problems.append(Problem("invalid_value", subject, str(error)))
         return None
 
-    def pipeline(self, entry: dict[str, Any], known: Definitions, *, refused: bool) -> PipelineDef:
+    def pipeline(self, entry: dict[str, Any], known: Definitions) -> PipelineDef:
         """A pipeline; every operator that is not offered is named, not only the first."""
         name = f"{entry['output_dataset']}.{entry['name']}"
         steps: list[Step] = []
@@ -195,7 +224,7 @@ class _Reader:
             input_datasets=tuple(dict.fromkeys((*entry["input_datasets"], *joined))),
             output_dataset=entry["output_dataset"],
             steps=tuple(steps),
-            backfill=BackfillDef(enabled=False) if refused else _backfill(entry.get("backfill")),
+            backfill=_backfill(entry.get("backfill")),
         )
 
     def _aggregate(self, body: dict[str, Any], name: str) -> AggregateStep:
@@ -230,10 +259,12 @@ def _dataset(entry: dict[str, Any]) -> DatasetDef:
 
 
 def _type(name: str, column: str) -> str:
-    if name not in SCALARS:
+    plain = _TYPING.sub("", name).replace("List[", "list[")
+    element = element_type(plain)
+    if (plain if element is None else element) not in SCALARS:
         text = f"`{column}` is {name}, which is not a column type"
         raise _UnofferedError("unknown_type", text, SUPPORTED)
-    return name
+    return plain
 
 
 def _metadata(entry: dict[str, Any]) -> Metadata:
@@ -256,7 +287,8 @@ def _step(kind: str, body: dict[str, Any], known: Definitions) -> Step:
             return TransformStep(
                 code=_code(body["pycode"]), columns=tuple((name, _type(kind, name)) for name, kind in columns.items())
             )
-    text = f"the operator `{kind}` is not offered"
+    # Its first words make the stock command line send a protobuf commit again as JSON, which may say more of it.
+    text = f"Unsupported operator: `{kind}` is not offered"
     raise _UnofferedError("unsupported_operator", text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from cluster.processes import Owned
@@ -13,6 +14,7 @@ from featurelib.stores.log import Head, Log
 from featurelib.stores.registry import JobRecord, Registry, SourceStatus, WorkerStatus
 from jobs import freshness
 from jobs.driver import Answer, Report
+from jobs.holds import Held
 from jobs.wanted import TaskSpec, log_datasets
 
 # Numbers change with every record; what a worker is doing is shown at once.
@@ -42,20 +44,34 @@ class Board:
         self._shown: object = None
         self._at = float("-inf")
 
-    def publish(self, definitions: Definitions, wanted: Mapping[str, TaskSpec], answers: Mapping[str, Answer]) -> None:
+    def publish(
+        self,
+        definitions: Definitions,
+        wanted: Mapping[str, TaskSpec],
+        answers: Mapping[str, Answer],
+        held: Mapping[str, Held] = MappingProxyType({}),
+    ) -> None:
         """Publish when something changed that people wait for, and else once a second.
+
+        Args:
+            definitions: what is committed.
+            wanted: the tasks that should run.
+            answers: what they said, by name.
+            held: pipelines that do not run now, by ref.
 
         Raises:
             StoreUnavailable: log or registry does not answer.
         """
         workers = self._workers(wanted, answers)
+        for pipeline, hold in held.items():
+            workers[pipeline] = [WorkerStatus(partition=at, state=hold.state) for at in range(hold.workers)]
         shown = {pipeline: [worker.state for worker in each] for pipeline, each in workers.items()}
         now = self._seconds()
         if shown == self._shown and now - self._at < _PUBLISH_EVERY_S:
             return
         if self._before is None:
             self._before = {job.pipeline: job for job in self._registry.jobs() if job.job_type == "pipeline"}
-        self._note_progress(wanted, answers)
+        self._note_progress(wanted, answers, held)
         self._put(definitions, workers, wanted, answers)
         self._shown, self._at = shown, now
 
@@ -67,7 +83,9 @@ class Board:
                 workers.setdefault(ref(spec.pipeline), []).append(status)
         return workers
 
-    def _note_progress(self, wanted: Mapping[str, TaskSpec], answers: Mapping[str, Answer]) -> None:
+    def _note_progress(
+        self, wanted: Mapping[str, TaskSpec], answers: Mapping[str, Answer], held: Mapping[str, Held]
+    ) -> None:
         facts: dict[str, list[Mapping[str, Any]]] = {}
         for name, spec in wanted.items():
             if spec.pipeline is None:
@@ -83,6 +101,7 @@ class Board:
         told_whole = {pipeline: each for pipeline, each in facts.items() if all(each)}
         self._progress.update({pipeline: freshness.progress_of(each) for pipeline, each in told_whole.items()})
         self._progress = {pipeline: each for pipeline, each in self._progress.items() if pipeline in facts}
+        self._progress |= {name: hold.progress for name, hold in held.items() if hold.progress is not None}
 
     def _count_failed(self, pipeline: str, answer: Answer) -> None:
         """Add what a worker's process counted since it was asked last; every process counts from nothing."""

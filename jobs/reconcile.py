@@ -64,13 +64,21 @@ class End(NamedTuple):
 Action = Start | Drain | End
 
 
-def decide(wanted: Mapping[str, TaskSpec], seen: Collection[Seen], now: float, limits: Limits) -> list[Action]:
+def decide(
+    wanted: Mapping[str, TaskSpec],
+    seen: Collection[Seen],
+    now: float,
+    limits: Limits,
+    paused: Collection[str] = (),
+) -> list[Action]:
     """What to do now; doing it again and again makes what runs what is wanted.
+
+    ``paused``: names of tasks that are not wanted only because people had them stand still.
 
     Nothing of a pipeline is started while one of its workers is being asked to end: workers of two partition counts
     own the same key groups, and would fence one another in the middle of a step.
     """
-    actions = list(_endings(wanted, seen, now, limits))
+    actions = [_in_words(action, paused) for action in _endings(wanted, seen, now, limits)]
     gone = {action.name for action in actions if isinstance(action, End)}
     asked = {action.name for action in actions if isinstance(action, Drain)}
     asked |= {actor.name for actor in seen if actor.ending_since is not None}
@@ -105,6 +113,10 @@ def _endings(wanted: Mapping[str, TaskSpec], seen: Collection[Seen], now: float,
             yield action
 
 
+def _in_words(action: Action, paused: Collection[str]) -> Action:
+    return action._replace(why="paused") if isinstance(action, Drain) and action.name in paused else action
+
+
 def _ended(actor: Seen, spec: TaskSpec | None, now: float, limits: Limits) -> Action | None:
     """What has ended or must be ended whatever is wanted."""
     report, silent_s = actor.report, now - actor.heard
@@ -129,5 +141,5 @@ def _asked_to_end(spec: TaskSpec | None, actor: Seen) -> Action | None:
     if spec is None:
         return Drain(actor.name, "no longer wanted")
     if actor.report is not None and actor.report.digest != spec.digest:
-        return Drain(actor.name, "replaced by a newer definition, generation or number of workers")
+        return Drain(actor.name, "restarted, or replaced by another definition, generation or number of workers")
     return None

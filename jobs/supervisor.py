@@ -23,18 +23,21 @@ import ray
 import structlog
 from ray.actor import ActorHandle
 
-from cluster.launcher import Launcher, connect
+from cluster.launcher import connect
 from cluster.processes import Owned
 from featurelib.clock import SystemClock
 from featurelib.definitions import Definitions, ref
-from featurelib.errors import StoreUnavailable, ThymeError
+from featurelib.errors import ClusterError, StoreUnavailable, ThymeError
 from featurelib.settings import Settings, load_settings
 from featurelib.stores.log import Log
-from featurelib.stores.online import OnlineStore, StateName
+from featurelib.stores.online import OnlineStore
+from featurelib.stores.orders import JobOrder, Orders
 from featurelib.stores.registry import NewEvent, Registry
 from jobs.board import Board
 from jobs.driver import Answer, Driver, Report, Task, leave
+from jobs.holds import Hold, Holds
 from jobs.reconcile import Drain, End, Limits, Seen, Start, absence, caught_up, decide
+from jobs.requested import follow
 from jobs.wanted import Kind, TaskSpec, log_datasets, wanted_tasks
 
 _log = structlog.get_logger(__name__)
@@ -138,6 +141,9 @@ class Supervisor:
         self._limits = Limits(limits.lease_ms / 1_000, limits.step_limit_ms / 1_000, limits.drain_ms / 1_000)
         self._actors: dict[str, _Held] = {}
         self._failures: dict[str, int] = {}
+        self._holds = Holds(registry, log, store, limits.catch_up_rows)
+        self._order_book = Orders(registry.database, SystemClock())
+        self._orders: dict[str, JobOrder] = {}
         self._board = Board(settings, registry, log)
         self._version: int | None = None
         self._definitions = Definitions()
@@ -149,12 +155,26 @@ class Supervisor:
         """One comparison. Stores that do not answer leave everything as it is until the next round."""
         try:
             wanted = self._wanted()
+            held = self._holds.of(wanted, self._orders, self._actors)
         except StoreUnavailable as error:
             _log.warning("store_unavailable", detail=str(error))
             return
+        running = {
+            name: spec for name, spec in wanted.items() if spec.pipeline is None or ref(spec.pipeline) not in held
+        }
         self._find_others()
         self._collect()
-        for action in decide(wanted, [held.seen for held in self._actors.values()], self._look(), self._limits):
+        self._act(running, held)
+        try:
+            shown = self._holds.shown(held, self._actors)
+            self._board.publish(self._definitions, running, self._answers(), shown)
+        except StoreUnavailable as error:
+            _log.warning("store_unavailable", detail=str(error))
+
+    def _act(self, running: Mapping[str, TaskSpec], held: Mapping[str, Hold]) -> None:
+        seen = [actor.seen for actor in self._actors.values()]
+        paused = {name for hold in held.values() if hold.why == "paused" for name in hold.names}
+        for action in decide(running, seen, self._look(), self._limits, paused):
             match action:
                 case Start(spec):
                     self._start(spec)
@@ -162,10 +182,6 @@ class Supervisor:
                     self._drain(name, why)
                 case End(name, why, outcome):
                     self._end(name, why, outcome)
-        try:
-            self._board.publish(self._definitions, wanted, self._answers())
-        except StoreUnavailable as error:
-            _log.warning("store_unavailable", detail=str(error))
 
     def _wanted(self) -> dict[str, TaskSpec]:
         version = self._registry.version()
@@ -175,42 +191,15 @@ class Supervisor:
             for dataset in log_datasets(self._definitions):
                 self._log.create(ref(dataset), self._settings.pipeline.partition_count)
             self._version = version
-        wanted = wanted_tasks(self._definitions, self._workers_of, self._store.generation)
-        behind = self._far_behind(wanted)
-        return {
-            name: spec for name, spec in wanted.items() if spec.pipeline is None or ref(spec.pipeline) not in behind
-        }
+        self._orders = self._order_book.all()
+        return wanted_tasks(self._definitions, self._workers_of, self._store.generation, self._restarts_of)
 
     def _workers_of(self, pipeline: str) -> int:
         return self._counts.get(pipeline, self._settings.pipeline.partition_count)
 
-    def _far_behind(self, wanted: Mapping[str, TaskSpec]) -> set[str]:
-        """Pipelines that have no state yet and more input than live workers should fold: a bounded job goes first."""
-        specs = {ref(s.pipeline): s for s in wanted.values() if s.pipeline is not None and s.name not in self._actors}
-        return {pipeline for pipeline, spec in specs.items() if self._is_catching_up(pipeline, spec)}
-
-    def _is_catching_up(self, pipeline: str, spec: TaskSpec) -> bool:
-        assert spec.pipeline is not None
-        if self._store.progress(StateName(pipeline, spec.generation)).positions is not None:
-            return False
-        waiting = sum(self._rows_in_log(dataset.name) for dataset in log_datasets(spec.definitions))
-        if waiting < self._settings.pipeline.catch_up_rows:
-            return False
-        # One submission id per build, so that a supervisor that starts anew finds the job and does not send a second.
-        submission = f"thyme-catch-up-{pipeline.replace('@', '-')}-{spec.generation}"
-        with Launcher.of(self._settings) as launcher:
-            known = launcher.job(submission)
-            if known is None:
-                command = f"python -m jobs.backfill --pipeline {spec.pipeline.name} --version {spec.pipeline.version}"
-                launcher.submit(command, submission, metadata={"pipeline": pipeline})
-                self._event("backfill_started", pipeline, f"{waiting} records behind: catching up as a bounded job")
-        # A job that failed has said so; the live workers then fold what it did not.
-        return known is None or known.running
-
-    def _rows_in_log(self, name: str) -> int:
-        dataset = self._definitions.dataset(name)
-        assert dataset is not None
-        return sum(head.next_offset for head in self._log.heads(ref(dataset), self._log.partitions(ref(dataset))))
+    def _restarts_of(self, pipeline: str) -> int:
+        order = self._orders.get(pipeline)
+        return order.restarts if order is not None else 0
 
     def _find_others(self) -> None:
         """Take up actors that another supervisor started; those that nobody wants are then ended like any other."""
@@ -325,16 +314,25 @@ def _actor_class(kind: Kind) -> Any:
 
 
 def run(settings: Settings, stopping: threading.Event) -> None:
-    """Supervise until told to stop. Tasks go on without a supervisor."""
+    """Supervise until told to stop. Tasks go on without a supervisor.
+
+    Raises:
+        ClusterError: backfills are no longer carried out.
+    """
     clock = SystemClock()
     url = settings.online.redis_url.get_secret_value()
     registry = Registry(settings.registry_url, clock)
     supervisor = Supervisor(settings, registry, Log(url, clock), OnlineStore(url))
+    backfills = threading.Thread(target=follow, args=(settings, stopping), name="backfills", daemon=True)
+    backfills.start()
     while not stopping.is_set():
         try:
             supervisor.round()
         except (ThymeError, ray.exceptions.RayError) as error:
             _log.warning("round_failed", detail=str(error)[:500])
+        if not (backfills.is_alive() or stopping.is_set()):
+            # Nobody foresaw why; its traceback is in this job's log. The watcher starts the next supervisor.
+            raise ClusterError("the thread that carries out backfills has ended")
         stopping.wait(_ROUND_S)
 
 

@@ -25,6 +25,7 @@ class TaskSpec(BaseModel):
     partition: int = 0
     partitions: int = 1
     generation: int = 1
+    restarts: int = 0
     source: SourceDef | None = None
 
     @property
@@ -40,7 +41,10 @@ def log_datasets(definitions: Definitions) -> list[DatasetDef]:
 
 
 def wanted_tasks(
-    definitions: Definitions, workers_of: Callable[[str], int], generation_of: Callable[[str], int]
+    definitions: Definitions,
+    workers_of: Callable[[str], int],
+    generation_of: Callable[[str], int],
+    restarts_of: Callable[[str], int] = lambda _: 0,
 ) -> dict[str, TaskSpec]:
     """Every task that should run, by actor name.
 
@@ -48,13 +52,18 @@ def wanted_tasks(
         definitions: what is committed.
         workers_of: how many workers the pipeline of a ref shall have.
         generation_of: which build of its state they fold into.
+        restarts_of: how often they were to begin anew.
     """
     specs = []
     for pipeline in pipelines_of(definitions):
-        workers, generation = workers_of(ref(pipeline)), generation_of(ref(pipeline))
+        workers = workers_of(ref(pipeline))
+        common = {
+            "partitions": workers,
+            "generation": generation_of(ref(pipeline)),
+            "restarts": restarts_of(ref(pipeline)),
+        }
         specs += [
-            _pipeline_spec(pipeline, definitions, partition, generation).model_copy(update={"partitions": workers})
-            for partition in range(workers)
+            _pipeline_spec(pipeline, definitions, partition).model_copy(update=common) for partition in range(workers)
         ]
     for source in definitions.sources:
         dataset = definitions.dataset(source.dataset)
@@ -68,7 +77,7 @@ def wanted_tasks(
     return {spec.name: spec for spec in specs}
 
 
-def _pipeline_spec(pipeline: PipelineDef, definitions: Definitions, partition: int, generation: int) -> TaskSpec:
+def _pipeline_spec(pipeline: PipelineDef, definitions: Definitions, partition: int) -> TaskSpec:
     title = pipeline.name if pipeline.version == 1 else f"{pipeline.name}@{pipeline.version}"
     return TaskSpec(
         name=f"{title}:{partition}",
@@ -76,5 +85,4 @@ def _pipeline_spec(pipeline: PipelineDef, definitions: Definitions, partition: i
         definitions=needed_by(pipeline, definitions),
         pipeline=pipeline,
         partition=partition,
-        generation=generation,
     )

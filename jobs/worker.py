@@ -581,6 +581,21 @@ class PartitionWorker:
         for group, count in shaped.group_by(_GROUP).agg(pl.len()).iter_rows():
             self._rows[group] += count
 
+    def _tell_applied(self, states: Mapping[str, KeyState]) -> None:
+        """Say of keys about to be written up to where they reflect what is not their own records.
+
+        Right sides, and all inputs of a graph, bear on a key without touching it: it reflects them as far as its group
+        has come. That may be less far than before, where a group was taken back.
+        """
+        indexes = self._rights if self._graph is None else range(len(self._inputs))
+        if not indexes:
+            return
+        for key, state in states.items():
+            if HEADER in state.dirty:
+                positions = self._positions[key_group(key)]
+                for index in indexes:
+                    state.header.applied[index] = positions[index]
+
     def _commit(
         self,
         states: Mapping[str, KeyState],
@@ -589,6 +604,10 @@ class PartitionWorker:
         back: bool = False,
         removed: Collection[str] = (),
     ) -> None:
+        for positions in self._positions.values():
+            for index, end in ends.items():
+                positions[index] = max(positions[index], end)
+        self._tell_applied(states)
         by_group: dict[int, dict[str, dict[bytes, bytes]]] = {group: {} for group in self._groups}
         for key, state in states.items():
             changes = state.changes()
@@ -599,9 +618,6 @@ class PartitionWorker:
         removed_of: dict[int, list[str]] = {}
         for key in removed:
             removed_of.setdefault(key_group(key), []).append(key)
-        for positions in self._positions.values():
-            for index, end in ends.items():
-                positions[index] = max(positions[index], end)
         self._store.commit(
             self._state,
             [

@@ -13,7 +13,20 @@ from starlette.exceptions import HTTPException
 
 from featurelib.errors import ThymeError
 from serve_apps.messages import Answer, ErrorBody, internal_error, refuse, refuse_status
-from serve_apps.routes import definitions, erase, features, health, intake, query_runs
+from serve_apps.routes import (
+    backfills,
+    catalogue,
+    commit,
+    definitions,
+    erase,
+    features_openapi,
+    feed,
+    health,
+    intake,
+    jobs,
+    keys,
+    query_runs,
+)
 
 _DESCRIPTION = """A real-time feature platform. Both services answer every route on both ports: 8081 is the fast
 listener of the query server, 8080 the definition service's. Every failure has the one error body."""
@@ -27,6 +40,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     403: {"model": ErrorBody, "description": "The key's role does not allow this."},
     404: {"model": ErrorBody, "description": "Nothing of that name exists."},
     413: {"model": ErrorBody, "description": "The body is too large."},
+    429: {
+        "model": ErrorBody,
+        "description": "The key has sent more requests than it may.",
+        "headers": {"Retry-After": {"description": "Seconds until it may again.", "schema": {"type": "integer"}}},
+    },
     500: {"model": ErrorBody, "description": "User code failed, or the service did."},
     503: {"model": ErrorBody, "description": "A store does not answer; retry."},
 }
@@ -51,7 +69,7 @@ def build_api() -> FastAPI:
             Exception: _on_unforeseen,
         },
     )
-    for module in (definitions, intake, erase, query_runs, health):
+    for module in (commit, definitions, catalogue, jobs, backfills, feed, intake, erase, query_runs, health, keys):
         api.include_router(module.router)
     api.openapi = lambda: _document(api)  # type: ignore[method-assign]
     return api
@@ -62,7 +80,8 @@ def _document(api: FastAPI) -> dict[str, Any]:
         document = get_openapi(
             title=api.title, version=api.version, description=api.description, routes=api.routes, summary=api.summary
         )
-        features.describe(document)
+        features_openapi.describe(document)
+        commit.describe(document)
         _secure(document)
         api.openapi_schema = document
     return api.openapi_schema

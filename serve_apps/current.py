@@ -18,7 +18,8 @@ from featurelib.definitions import Definitions
 from featurelib.engine.extractor import INLINE, Runner
 from featurelib.engine.read_plan import ReadPlan, View, compile_plan, compile_views
 from featurelib.errors import BrokenFeatureset, NotFound, ThymeError
-from featurelib.stores.registry import CommitRecord, KeyRecord
+from featurelib.stores.keys import KeyRecord
+from featurelib.stores.registry import CommitRecord
 from serve_apps.auth import KeyRing
 
 _log = structlog.get_logger("thyme.serve")
@@ -138,10 +139,13 @@ class Current:
 
     def _load(self) -> None:
         with self._lock:
-            # The version is read first: what lands in between is loaded once more at the next poll.
             version = self._source.version()
-            if version != self.snapshot.version:
-                self.snapshot = self._compiled(version)
+            while version != self.snapshot.version:
+                # A query run names the version its definitions are of: what lands in between is loaded once more.
+                found = self._compiled(version)
+                version = self._source.version()
+                if version == found.version:
+                    self.snapshot = found
 
     def _compiled(self, version: int) -> Snapshot:
         before = self.snapshot

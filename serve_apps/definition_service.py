@@ -1,27 +1,23 @@
-"""The control plane: takes commits and events, and shows what is committed and what became of it.
+"""The control plane: shows what is committed and what became of it.
 
 Knows no HTTP. Methods block (SQL, log appends): the routes call them in threads.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
 
-from featurelib.clock import Instant
-from featurelib.connectors import missing_driver
-from featurelib.definitions import Commit, Definitions, PipelineDef, SourceDef, ref
-from featurelib.engine.extractor import INLINE, Runner
+from featurelib.clock import Instant, SystemClock
+from featurelib.definitions import Definitions, PipelineDef, SourceDef, ref
 from featurelib.engine.program import pipelines_of
-from featurelib.errors import DefinitionError, InvalidRequest, NotFound, Problem, StoreUnavailable
-from featurelib.plan import CommitReceipt, Plan, plan
+from featurelib.errors import InvalidRequest, NotFound, StoreUnavailable
 from featurelib.settings import Settings
-from featurelib.stock import read_commit
 from featurelib.stores.log import Log
-from featurelib.stores.registry import EventRecord, Registry, SourceStatus
+from featurelib.stores.orders import Orders
+from featurelib.stores.registry import Registry, SourceStatus
 from featurelib.stores.shapes import Shapes, as_detail
-from featurelib.validation import merged
 from serve_apps import shapes
-from serve_apps.current import compile_all
+from serve_apps.catalogue import Catalogued
 from serve_apps.freshness import dataset_freshness, rules_of
 
 _RECENT_EVENTS = 20
@@ -34,59 +30,43 @@ class DefinitionService:
         registry: what is committed.
         log: where records sent over HTTP go.
         settings: partition counts and lateness rules.
-        runner: where a commit's extractors are tried.
         drift: what is known of the columns that came to datasets.
     """
 
-    def __init__(
-        self, registry: Registry, log: Log, settings: Settings, runner: Runner = INLINE, drift: Shapes | None = None
-    ) -> None:
+    def __init__(self, registry: Registry, log: Log, settings: Settings, drift: Shapes | None = None) -> None:
         self._drift = drift
-        self._runner = runner
         self._registry = registry
         self._log = log
         self._settings = settings
-
-    def commit(self, body: bytes, committed_by: str | None) -> CommitReceipt:
-        """Store a commit whole or not at all.
-
-        Raises:
-            DefinitionError: listing every problem; nothing was committed.
-            BreakingChange: listing every break; nothing was committed.
-        """
-        try:
-            commit = read_commit(body, self._registry.definitions())
-        except RecursionError:
-            raise InvalidRequest("body: nested too deeply") from None
-        return self._registry.commit(commit, partial(decide, runner=self._runner), committed_by)
-
-    def featuresets(self) -> list[shapes.Json]:
-        """Every featureset."""
-        return [shapes.featureset_record(featureset) for featureset in self._registry.definitions().featuresets]
-
-    def datasets(self) -> list[shapes.Json]:
-        """Every dataset, all versions."""
-        return [shapes.dataset_record(dataset) for dataset in self._registry.definitions().datasets]
-
-    def pipelines(self) -> list[shapes.Json]:
-        """Every pipeline, all versions."""
-        return [shapes.pipeline_record(pipeline) for pipeline in self._registry.definitions().pipelines]
+        self._orders = Orders(registry.database, SystemClock())
 
     def sources(self) -> list[shapes.Json]:
         """Every source, how far it got, and how the columns that come differ; null where the log does not answer."""
         progress = shapes.by_dataset(self._registry.source_statuses())
-        definitions = self._registry.definitions()
-        records = []
-        for source in definitions.sources:
-            status = progress.get(source.dataset)
-            try:
-                if source.connector.type == "webhook":
-                    status = self._pushed(source, definitions)
-                drift = self._drift_of(source, definitions)
-            except StoreUnavailable:
-                drift = None
-            records.append({**shapes.source_record(source, status), "schema_drift": drift})
-        return records
+        read = Catalogued.read(self._registry)
+        return [self._source(source, progress, read) for source in read.definitions.sources]
+
+    def source(self, dataset: str) -> shapes.Json:
+        """The source of one dataset, as in the list.
+
+        Raises:
+            NotFound: the dataset has none.
+        """
+        read = Catalogued.read(self._registry)
+        source = read.definitions.source(dataset)
+        if source is None:
+            raise NotFound(f"source {dataset[:128]!r} is not committed")
+        return self._source(source, shapes.by_dataset(self._registry.source_statuses()), read)
+
+    def _source(self, source: SourceDef, progress: Mapping[str, SourceStatus], read: Catalogued) -> shapes.Json:
+        status = progress.get(source.dataset)
+        try:
+            if source.connector.type == "webhook":
+                status = self._pushed(source, read.definitions)
+            drift = self._drift_of(source, read.definitions)
+        except StoreUnavailable:
+            drift = None
+        return {**shapes.source_record(source, status, read.about(source)), "schema_drift": drift}
 
     def _pushed(self, source: SourceDef, definitions: Definitions) -> SourceStatus | None:
         """How far a source got that nobody reads: what the log says of it."""
@@ -106,44 +86,6 @@ class DefinitionService:
         dataset = definitions.dataset(source.dataset)
         return as_detail(self._drift.drift(dataset)) if self._drift is not None and dataset is not None else None
 
-    def jobs(self, now: Instant) -> list[shapes.Json]:
-        """Every job, how far it got and how fresh it is at ``now``."""
-        return self._jobs(self._registry.definitions(), now)
-
-    def scale(self, name: str, partition_count: int, now: Instant) -> shapes.Json:
-        """Give a pipeline another number of workers; they are replaced while records go on arriving.
-
-        Args:
-            name: ``by_rider`` or ``by_rider_job``, with ``@2`` where there are several versions.
-            partition_count: 1 to 64.
-            now: what ages are counted from.
-
-        Raises:
-            NotFound: no such job.
-            InvalidRequest: the count is out of range, or the name fits several versions.
-        """
-        definitions = self._registry.definitions()
-        pipeline = job_named(name, definitions)
-        self._registry.scale(ref(pipeline), partition_count)
-        return next(
-            job
-            for job in self._jobs(definitions, now)
-            if (job["name"], job["version"], job["job_type"]) == (f"{pipeline.name}_job", pipeline.version, "pipeline")
-        )
-
-    def commits(self, limit: int) -> list[shapes.Json]:
-        """The latest commits, newest first."""
-        return [shapes.commit_record(commit) for commit in self._registry.commits(limit)]
-
-    def events(
-        self, limit: int, severity: str | None, event_type: str | None, subject: str | None
-    ) -> list[shapes.Json]:
-        """The latest events, newest first."""
-        found: list[EventRecord] = self._registry.events(
-            limit=limit, severity=severity, event_type=event_type, subject=subject
-        )
-        return [shapes.event_record(event) for event in found]
-
     def status(self, now: Instant) -> shapes.Json:
         """Everything at a glance; ages are counted from ``now``."""
         definitions = self._registry.definitions()
@@ -156,7 +98,8 @@ class DefinitionService:
         }
 
     def _jobs(self, definitions: Definitions, now: Instant) -> list[shapes.Json]:
-        return shapes.job_records(definitions, self._registry.jobs(), self._settings.pipeline.partition_count, now)
+        count = self._settings.pipeline.partition_count
+        return shapes.job_records(definitions, self._registry.jobs(), count, now, orders=self._orders.all())
 
     def _fresh(self, definitions: Definitions, now: Instant) -> dict[str, shapes.Json]:
         datasets = {ref(dataset): dataset for dataset in definitions.datasets}
@@ -187,46 +130,3 @@ def job_named(name: str, definitions: Definitions) -> PipelineDef:
         versions = ", ".join(f"{pipeline.name}@{pipeline.version}" for pipeline in found)
         raise InvalidRequest(f"name: {name!r} has several versions: {versions}; name one of them")
     return found[0]
-
-
-def decide(current: Definitions, commit: Commit, runner: Runner = INLINE) -> Plan:
-    """What a commit would do; the rules every commit passes. ``runner`` says where its extractors are tried.
-
-    Raises:
-        DefinitionError: listing every problem.
-        BreakingChange: listing every break.
-    """
-    decided = plan(current, commit)
-    _check_drivers(current, commit)
-    _check_readable(current, commit, runner)
-    return decided
-
-
-def _check_drivers(current: Definitions, commit: Commit) -> None:
-    # A source that is committed already runs or says why not: the rest of its module must not wait for it.
-    new = (source for source in commit.sources if source not in current.sources)
-    absent = ((source, missing_driver(source.connector.type)) for source in new)
-    problems = [_unread(commit, source, missing) for source, missing in absent if missing]
-    if problems:
-        raise DefinitionError(problems)
-
-
-def _unread(commit: Commit, source: SourceDef, missing: str) -> Problem:
-    where = commit.locate(f"source:{source.dataset}")
-    text, hint = f"this platform cannot read the source: {missing}", "Install it where the platform runs."
-    file, line = (where.file, where.line) if where else (None, None)
-    return Problem("missing_driver", source.dataset, text, hint, file=file, line=line)
-
-
-def _check_readable(current: Definitions, commit: Commit, runner: Runner) -> None:
-    # Compiled here as replicas will: a featureset that cannot be served is refused, not found out at the first read.
-    _, _, broken = compile_all(merged(current, commit), runner)
-    touched = {f.name for f in commit.featuresets} | {d.name for d in commit.datasets}
-    problems = [_unreadable(commit, name, why) for name, why in broken.items() if name in touched]
-    if problems:
-        raise DefinitionError(problems)
-
-
-def _unreadable(commit: Commit, name: str, why: str) -> Problem:
-    where = commit.locate(f"featureset:{name}") or commit.locate(f"dataset:{name}")
-    return Problem("not_servable", name, why, file=where.file if where else None, line=where.line if where else None)

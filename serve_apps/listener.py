@@ -11,10 +11,13 @@ import contextlib
 import gc
 import socket
 import threading
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from featurelib.errors import ClusterError
+from serve_apps.connection import Connection, Shared
 from serve_apps.web import Application
 
 # A start loads every read plan; a machine that swaps takes its time.
@@ -22,6 +25,7 @@ _START_SECONDS = 60.0
 _PROBE_SECONDS = 5.0
 # Point-in-time reads in flight are given this long when a replica is replaced.
 _DRAIN_SECONDS = 10
+_TICKS_A_SECOND = 10  # uvicorn's
 
 
 class Listener:
@@ -34,9 +38,10 @@ class Listener:
             uvicorn.Config(
                 application,
                 loop="uvloop",
-                http="httptools",
+                http=cast("Any", self._connection),
                 ws="none",
                 lifespan="on",
+                proxy_headers=False,
                 access_log=False,
                 log_config=None,
                 server_header=False,
@@ -90,6 +95,12 @@ class Listener:
         if self._thread.is_alive() and not self._application.is_stuck:
             self._thread.join(_DRAIN_SECONDS + _PROBE_SECONDS)
 
+    def _connection(self, *, server_state: ServerState, **_: Any) -> Connection:
+        """What uvicorn makes of each accepted socket."""
+        if self._server.shared is None:
+            self._server.shared = Shared(self._application, server_state)
+        return Connection(self._server.shared)
+
     def _run(self) -> None:
         try:
             # A start that fails would end uvicorn's own process this way; here it ends the thread.
@@ -107,8 +118,19 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.settled = threading.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.shared: Shared | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self.settled.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Otherwise whoever follows the feed would hold the stop up until the drain is given up.
+        cast("Application", self.config.app).end_streams()
+        await super().shutdown(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_A_SECOND == 0 and self.shared is not None:
+            self.shared.sweep(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)

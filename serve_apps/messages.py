@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import msgspec
 from pydantic import BaseModel
 
-from featurelib.errors import ThymeError, Unauthenticated
+from featurelib.errors import RateLimited, ThymeError, Unauthenticated
 from serve_apps.auth import Caller
 
 _JSON = (b"content-type", b"application/json")
@@ -29,7 +30,10 @@ encode = msgspec.json.Encoder().encode
 
 
 class Call(NamedTuple):
-    """A request, admitted: who sent it and its whole body. ``started`` is of ``time.perf_counter``."""
+    """A request, admitted: who sent it and its whole body. ``started`` is of ``time.perf_counter``.
+
+    Names in ``headers`` are of lower case.
+    """
 
     method: str
     query: bytes
@@ -37,14 +41,16 @@ class Call(NamedTuple):
     caller: Caller
     correlation_id: str
     started: float
+    headers: Mapping[bytes, bytes] = {}
 
 
 class Answer(NamedTuple):
-    """A whole response."""
+    """A response: a whole one, or its beginning where ``rest`` gives what follows, part by part."""
 
     status: int
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    rest: AsyncIterator[bytes] | None = None
 
 
 Handler = Callable[[Call], Awaitable[Answer]]
@@ -73,7 +79,10 @@ def json_answer(value: object, *headers: tuple[bytes, bytes]) -> Answer:
 def refuse(error: ThymeError, correlation_id: str) -> Answer:
     """The answer to a request that failed with one of our errors."""
     headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
-    if error.retryable:
+    if isinstance(error, RateLimited):
+        # Whole seconds: the header has no fractions, and 0 would mean at once.
+        headers = (*headers, (b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
+    elif error.retryable:
         headers = (*headers, _RETRY_AFTER)
     if isinstance(error, Unauthenticated):
         headers = (*headers, (b"www-authenticate", b"Bearer"))

@@ -7,20 +7,24 @@ a replay asks it again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
-from featurelib.clock import Clock, Instant, format_instant
+from featurelib.clock import Clock, Instant
 from featurelib.engine.extractor import Row, Wanted
 from featurelib.engine.read_plan import Entity, KeyForm, ReadPlan, View
-from featurelib.stores.online_reader import SEALED, Found, Lookup
+from featurelib.engine.table import Table
+from featurelib.stores.online_reader import Lookup
 from featurelib.types import Value
 from serve_apps.current import Current, Snapshot
+from serve_apps.explain import Explained, Explainer, Walked
+from serve_apps.offline import OfflineReads, readings_of
+from serve_apps.questions import Question, Seen
+from serve_apps.reading import Live, Moment, Online, Past, Reader, Served, Sources, pipelines_read
+from serve_apps.tabular import Form, as_json
 
 _T = TypeVar("_T")
-Shape = Literal["features", "batch", "lookup"]
-Kind = Literal["online", "batch", "offline", "lookup"]
 
 # Finishing and extracting 64 entities takes some 10 ms; between two chunks other requests get their turn.
 _ENTITIES_PER_CHUNK = 64
@@ -29,88 +33,40 @@ MOST_ENTITIES = 10_000
 _ANY_KEY = KeyForm("str")
 
 
-class Online(Protocol):
-    """Reads the newest state."""
-
-    async def rows(self, lookups: Sequence[Lookup]) -> list[Found]:
-        """Rows in order, from one round trip."""
-        ...
-
-    async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:
-        """Newest applied event time of each pipeline."""
-        ...
-
-
-class Past(Protocol):
-    """Reads as of a past instant; blocks."""
-
-    def rows(self, lookups: Sequence[Lookup]) -> list[Row]:
-        """Rows in order; ``None`` for a key unknown at its instant."""
-        ...
-
-
-class Question(NamedTuple):
-    """What a caller asked.
-
-    ``target`` is the featureset, or the dataset of a look-up; ``at`` is ``None`` for "now"; ``entity_ids`` are as
-    they were sent.
-    """
-
-    shape: Shape
-    target: str
-    entity_ids: tuple[Any, ...]
-    entity_type: str | None = None
-    at: Instant | None = None
-    inputs: Mapping[str, Any] = {}
-
-    @property
-    def kind(self) -> Kind:
-        """The query run's kind (decision 25)."""
-        if self.shape == "features":
-            return "online" if self.at is None else "offline"
-        return self.shape
-
-    def recorded(self) -> dict[str, Any]:
-        """JSON that :meth:`from_recorded` reads back, together with the ids the run itself holds."""
-        # The run's ids are key texts, which read as the same keys; kept twice only where they would not.
-        ids = self.entity_ids if any(map(_is_not_its_text, self.entity_ids)) else None
-        return {**self._asdict(), "entity_ids": ids, "inputs": dict(self.inputs)}
-
-    @classmethod
-    def from_recorded(cls, stored: Mapping[str, Any], entity_ids: Sequence[str]) -> Question:
-        """The question a query run was recorded with; ``entity_ids`` are the run's."""
-        ids = entity_ids if stored["entity_ids"] is None else stored["entity_ids"]
-        return cls(**{**stored, "entity_ids": tuple(ids)})
-
-
 def _chunks(whole: Sequence[_T]) -> Iterator[Sequence[_T]]:
     return (whole[start : start + _ENTITIES_PER_CHUNK] for start in range(0, len(whole), _ENTITIES_PER_CHUNK))
 
 
-def _is_not_its_text(given: object) -> bool:
-    return isinstance(given, list | float) or (isinstance(given, str) and given.startswith("["))
-
-
 class Reply(NamedTuple):
-    """What was read: the answer's members, and what the query run says of it."""
+    """What was read: the answer's members, and what the query run says of it.
+
+    ``table`` holds the rows of a batch or an offline read; ``body`` is empty when only that was asked for. ``seen`` is
+    what it was read from, and ``values`` are the features in the engine's form: a value each, or a column each.
+    ``walked`` is, of one entity's answer, how it came about.
+    """
 
     body: dict[str, Any]
     entity_ids: tuple[str, ...]
     hits: int
     commit_id: str | None
+    table: Table | None = None
+    seen: Seen | None = None
+    values: Sequence[Any] | None = None
+    walked: Walked | None = None
 
 
-class _Moment(NamedTuple):
-    at: Instant
-    clock: str
-    is_past: bool
+class _Request(NamedTuple):
+    """A question, the definitions it is read by, and, of a replay, where its rows come from."""
 
-    @property
-    def mode(self) -> str:
-        return "point_in_time" if self.is_past else "online"
+    question: Question
+    snapshot: Snapshot
+    served: Served | None = None
 
-    def metadata(self) -> dict[str, str]:
-        return {"timestamp": format_instant(self.at), "clock": self.clock}
+
+async def _reply(table: Table, request: _Request, seen: Seen, *, as_table: bool) -> Reply:
+    form: Form = "positional" if request.question.shape == "batch" else "results"
+    body = {} if as_table else await as_json(table, form)
+    return Reply(body, tuple(table.keys), table.hits, request.snapshot.commit_id, table, seen, table.columns)
 
 
 class Threads(NamedTuple):
@@ -129,17 +85,21 @@ class QueryServer:
         history: point-in-time reads.
         clock: read once per request.
         threads: where ``history``, which blocks, runs, and extractors that do.
+
+    Attributes:
+        sources: the stores that rows are read from.
     """
 
     def __init__(self, current: Current, online: Online, history: Past, clock: Clock, threads: Threads) -> None:
+        self.sources = Sources(online, history, threads.history)
         self._current = current
-        self._online = online
-        self._history = history
         self._clock = clock
         self._threads = threads
+        self._offline_reads = OfflineReads(history, threads.history, threads.extractors)
+        self._explainer = Explainer(history, threads.history)
 
-    async def answer(self, question: Question) -> Reply:
-        """Answer a question.
+    async def answer(self, question: Question, *, as_table: bool = False) -> Reply:
+        """Answer a question; ``as_table``: of many rows, make no JSON of them.
 
         Raises:
             NotFound: unknown featureset.
@@ -147,142 +107,166 @@ class QueryServer:
             UserCodeError: an extractor failed.
             StoreUnavailable: the store does not answer.
         """
-        snapshot = self._current.snapshot
-        if question.shape == "lookup":
-            return await self._lookup(question, snapshot)
-        plan = snapshot.plan(question.target)
-        plan.check_entity_type(question.entity_type)
-        if question.shape == "batch":
-            return await self._batch(question, plan, snapshot)
-        return await self._features(question, plan, snapshot)
+        return await self._answered(_Request(question, self._current.snapshot), as_table=as_table)
 
-    async def _features(self, question: Question, plan: ReadPlan, snapshot: Snapshot) -> Reply:
+    async def replay(self, question: Question, snapshot: Snapshot, served: Served) -> Reply:
+        """Answer a question as it was answered before: by these definitions, of what was read then.
+
+        Raises:
+            NotFound: the featureset is not among the definitions.
+            UserCodeError: an extractor failed.
+            StoreUnavailable: the store does not answer.
+        """
+        return await self._answered(_Request(question, snapshot, served), as_table=False)
+
+    async def explained(self, question: Question, reply: Reply) -> dict[str, Explained]:
+        """Of every feature of a reply to a question of one entity, what its value is made of, or why it is null.
+
+        Raises:
+            StoreUnavailable: the log or the archive does not answer.
+        """
+        assert reply.walked is not None
+        assert reply.seen is not None
+        return await self._explainer.explain(question, reply.walked, reply.seen, reply.body["features"])
+
+    async def _answered(self, request: _Request, *, as_table: bool) -> Reply:
+        question = request.question
+        if question.shape == "lookup":
+            return await self._lookup(request)
+        plan = request.snapshot.plan(question.target)
+        plan.check_entity_type(question.entity_type)
+        if question.shape == "features":
+            return await self._features(request, plan)
+        read = self._batch if question.shape == "batch" else self._offline
+        table, seen = await read(request, plan)
+        return await _reply(table, request, seen, as_table=as_table)
+
+    async def _features(self, request: _Request, plan: ReadPlan) -> Reply:
+        question = request.question
         entity = plan.key_form.read(question.entity_ids[0])
         requested = plan.requested(question.inputs)
-        moment = await self._moment(question.at, plan)
-        (slots,) = await self._filled(plan, [entity], requested, moment)
-        await self._extract(plan, slots, moment)
+        reader = await self._reader(request, plan)
+        (slots,) = await self._filled(plan, [entity], requested, reader)
+        await self._extract(plan, slots, reader)
         values = plan.answer(slots)
         body = {
             "entity_type": plan.entity_type,
             "entity_id": entity.key,
             "features": dict(zip(plan.feature_names, values, strict=True)),
-            "mode": moment.mode,
-            "metadata": moment.metadata(),
+            "mode": reader.moment.mode,
+            "metadata": reader.moment.metadata(),
         }
-        return Reply(body, (entity.key,), int(None not in values), snapshot.commit_id)
+        hits, walked = int(None not in values), Walked(request.snapshot, plan, entity.key, slots)
+        return Reply(body, (entity.key,), hits, request.snapshot.commit_id, None, reader.seen, values, walked)
 
-    async def _batch(self, question: Question, plan: ReadPlan, snapshot: Snapshot) -> Reply:
+    async def _batch(self, request: _Request, plan: ReadPlan) -> tuple[Table, Seen]:
+        question = request.question
         entities = [plan.key_form.read(given, f"entity_ids[{i}]") for i, given in enumerate(question.entity_ids)]
         requested = plan.requested(question.inputs)
-        moment = await self._moment(question.at, plan)
+        reader = await self._reader(request, plan)
         slots: list[list[Value]] = []
         for chunk in _chunks(entities):
-            slots += await self._filled(plan, chunk, requested, moment)
-        slots = await self._extract_all(plan, slots, moment)
-        rows: list[list[Any]] = []
-        for part in _chunks(slots):
-            rows += [plan.answer(values) for values in part]
-            await asyncio.sleep(0)
-        ids = tuple(entity.key for entity in entities)
-        body = {
-            "features": ["entity_id", *plan.feature_names],
-            "values": [[key, *values] for key, values in zip(ids, rows, strict=True)],
-        }
-        return Reply(body, ids, sum(None not in values for values in rows), snapshot.commit_id)
+            slots += await self._filled(plan, chunk, requested, reader)
+        columns = await self._extract_all(plan, slots, reader)
+        return Table.of(plan, [entity.key for entity in entities], columns), reader.seen
 
-    async def _lookup(self, question: Question, snapshot: Snapshot) -> Reply:
-        view = snapshot.views.get(question.target)
+    async def _offline(self, request: _Request, plan: ReadPlan) -> tuple[Table, Seen]:
+        question, served = request.question, request.served
+        # Thousands of ids are tens of milliseconds, in which others get their turn.
+        readings = await self.sources.in_thread(readings_of, plan, question)
+        seen = Seen(request.snapshot.version, None, "request", (), [], [], dict(served.seen.ends) if served else {})
+        columns = await self._offline_reads.columns(plan, readings, question.knowledge, seen.ends)
+        return Table.of(plan, [reading.entity.key for reading in readings], columns, question.instants), seen
+
+    async def _lookup(self, request: _Request) -> Reply:
+        question = request.question
+        view = request.snapshot.views.get(question.target)
         entity = (view.key_form if view else _ANY_KEY).read(question.entity_ids[0])
-        moment = self._wall(question.at)
+        reader = await self._reader(request, view)
         # An unknown dataset is answered like an unknown entity: clients probe names this way.
-        row = view.row(entity, await self._row(view, entity.key, moment)) if view else None
+        row = view.row(entity, await self._row(view, entity.key, reader)) if view else None
         body = {
             "entity_type": question.target,
             "entity_id": entity.key,
             "features": row,
-            "mode": moment.mode,
-            "metadata": moment.metadata(),
+            "mode": reader.moment.mode,
+            "metadata": reader.moment.metadata(),
         }
-        return Reply(body, (entity.key,), int(row is not None and None not in row.values()), snapshot.commit_id)
+        hits = int(row is not None and None not in row.values())
+        values = [(row or {}).get(name) for name in view.columns] if view else None
+        walked = Walked(request.snapshot, view, entity.key)
+        return Reply(body, (entity.key,), hits, request.snapshot.commit_id, None, reader.seen, values, walked)
 
-    async def _moment(self, at: Instant | None, plan: ReadPlan) -> _Moment:
+    async def _reader(self, request: _Request, read: ReadPlan | View | None) -> Reader:
+        if request.served is not None:
+            return request.served
+        question = request.question
+        moment = await self._moment(question.at, read) if isinstance(read, ReadPlan) else self._wall(question.at)
+        views = read.views if isinstance(read, ReadPlan) else () if read is None else (read,)
+        pipelines = pipelines_read(view.program for view in views)
+        seen = Seen(request.snapshot.version, moment.at, moment.clock, pipelines, [], [], {})
+        return Live(self.sources, moment, question.knowledge, seen)
+
+    async def _moment(self, at: Instant | None, plan: ReadPlan) -> Moment:
         if at is not None or plan.clock == "wall":
             return self._wall(at)
-        newest = await self._online.clocks(plan.clock_pipelines)
+        newest = await self.sources.online.clocks(plan.clock_pipelines)
         # A pipeline that has applied nothing has no clock of its own and nothing to read: the others decide. Where
         # none has applied anything there is no event clock, and the answer names the one that was read instead.
         known = [instant for instant in newest.values() if instant is not None]
-        return _Moment(min(known), "event", is_past=False) if known else self._wall(None)
+        return Moment(min(known), "event", is_past=False) if known else self._wall(None)
 
-    def _wall(self, at: Instant | None) -> _Moment:
+    def _wall(self, at: Instant | None) -> Moment:
         if at is not None:
-            return _Moment(at, "request", is_past=True)
-        return _Moment(self._clock.now(), "wall", is_past=False)
+            return Moment(at, "request", is_past=True)
+        return Moment(self._clock.now(), "wall", is_past=False)
 
     async def _filled(
-        self, plan: ReadPlan, entities: Sequence[Entity], requested: Sequence[tuple[int, Value]], moment: _Moment
+        self, plan: ReadPlan, entities: Sequence[Entity], requested: Sequence[tuple[int, Value]], reader: Reader
     ) -> list[list[Value]]:
         """The slots of each entity with everything in them that needs no extractor."""
         slots = [plan.values(entity, requested) for entity in entities]
-        rows = await self._rows([Lookup(v.program, e.key, moment.at) for e in entities for v in plan.views], moment)
+        at = reader.moment.at
+        rows = await reader.rows([Lookup(v.program, e.key, at) for e in entities for v in plan.views])
         width = len(plan.views)
         for index, (entity, values) in enumerate(zip(entities, slots, strict=True)):
             plan.fill(values, entity, rows[index * width : (index + 1) * width])
         return slots
 
-    async def _extract(self, plan: ReadPlan, values: list[Value], moment: _Moment) -> None:
+    async def _extract(self, plan: ReadPlan, values: list[Value], reader: Reader) -> None:
         graph, step = plan.graph, 0
         fetched: dict[Wanted, Row] = {}
         while True:
-            arguments = (values, moment.at, fetched, step)
+            arguments = (values, reader.moment.at, fetched, step)
             pause = await self._apart(graph.run, *arguments) if graph.blocks else graph.run(*arguments)
             if pause is None:
                 return
             step = pause.step
-            fetched |= await self._fetched(plan, [pause.wanted], moment)
+            fetched |= await self._fetched(plan, [pause.wanted], reader)
 
-    async def _extract_all(self, plan: ReadPlan, slots: list[list[Value]], moment: _Moment) -> list[list[Value]]:
-        """The slots of each entity, every one filled: column by column, so that a vectorized extractor runs once."""
+    async def _extract_all(self, plan: ReadPlan, slots: list[list[Value]], reader: Reader) -> list[list[Value]]:
+        """One list per slot, every one filled: column by column, so that a vectorized extractor runs once."""
+        if not slots:
+            return [[] for _ in plan.graph.slots]
         columns = [list(column) for column in zip(*slots, strict=True)]
-        batch = plan.graph.batch(columns, [moment.at] * len(slots))
+        batch = plan.graph.batch(columns, [reader.moment.at] * len(slots))
         fetched: dict[Wanted, Row] = {}
         while True:
             wanted = await self._apart(batch.turn, fetched) if plan.graph.blocks else batch.turn(fetched)
             if wanted is None:
-                return [list(values) for values in zip(*columns, strict=True)]
+                return columns
             for chunk in _chunks(wanted):
-                fetched |= await self._fetched(plan, chunk, moment)
+                fetched |= await self._fetched(plan, chunk, reader)
             await asyncio.sleep(0)
 
-    async def _fetched(self, plan: ReadPlan, wanted: Sequence[Wanted], moment: _Moment) -> dict[Wanted, Row]:
-        """The rows that extractors look up themselves: those of another instant than the request's lie in the past."""
-        found: dict[Wanted, Row] = {}
-        for past in (False, True):
-            these = [each for each in wanted if (moment.is_past or each.at != moment.at) == past]
-            lookups = [Lookup(plan.lookup_views[each.dataset].program, each.key, each.at) for each in these]
-            if lookups:
-                rows = await self._rows(lookups, moment._replace(is_past=past))
-                found |= zip(these, rows, strict=True)
-        return found
+    async def _fetched(self, plan: ReadPlan, wanted: Sequence[Wanted], reader: Reader) -> dict[Wanted, Row]:
+        """The rows that extractors look up themselves."""
+        lookups = [Lookup(plan.lookup_views[each.dataset].program, each.key, each.at) for each in wanted]
+        return dict(zip(wanted, await reader.looked_up(wanted, lookups), strict=True))
 
     async def _apart(self, call: Callable[..., _T], *arguments: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads.extractors, call, *arguments)
 
-    async def _row(self, view: View, key: str, moment: _Moment) -> Row:
-        (row,) = await self._rows([Lookup(view.program, key, moment.at)], moment)
+    async def _row(self, view: View, key: str, reader: Reader) -> Row:
+        (row,) = await reader.rows([Lookup(view.program, key, reader.moment.at)])
         return row
-
-    async def _rows(self, lookups: Sequence[Lookup], moment: _Moment) -> list[Row]:
-        if moment.is_past:
-            return await self._past(lookups)
-        rows = [found.row for found in await self._online.rows(lookups)]
-        sealed = [index for index, row in enumerate(rows) if row is SEALED]
-        if sealed:
-            # An event clock far behind the wall's: right, and as slow as any read of the past.
-            found = dict(zip(sealed, await self._past([lookups[index] for index in sealed]), strict=True))
-            rows = [found.get(index, row) for index, row in enumerate(rows)]
-        return cast("list[Row]", rows)
-
-    async def _past(self, lookups: Sequence[Lookup]) -> list[Row]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads.history, self._history.rows, lookups)

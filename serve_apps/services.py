@@ -10,22 +10,33 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from featurelib.clock import Clock
+from featurelib.engine.confinement import homes
 from featurelib.errors import ThymeError
 from featurelib.settings import Settings
 from featurelib.stores.archive import Archive
 from featurelib.stores.audit import Audit
 from featurelib.stores.budget import Budget
+from featurelib.stores.feed import Feed
 from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.online_reader import OnlineReader
 from featurelib.stores.point_in_time import PointInTime
 from featurelib.stores.registry import Registry
 from featurelib.stores.shapes import Shapes
-from serve_apps.audit import AuditWriter
+from featurelib.stores.usage import Usage
+from serve_apps.audit import AuditWriter, Carrier, InProcess, InThread
+from serve_apps.audit_process import Hello
 from serve_apps.current import Current, Generations
+from serve_apps.digests import Digests, digest_key
 from serve_apps.isolation import Isolation
+from serve_apps.live_feed import LiveFeed
 from serve_apps.metrics import Metrics
-from serve_apps.query_server import Online, Past, QueryServer, Threads
+from serve_apps.query_server import QueryServer, Threads
+from serve_apps.rate_limits import RateLimits
+from serve_apps.reading import Online, Past
+from serve_apps.recorder import Recorder
+from serve_apps.tracing import Traces, open_traces
+from serve_apps.versions import Versions
 
 # Point-in-time reads fold in Polars, which has threads of its own; more callers than this only queue inside it.
 _HISTORY_THREADS = 4
@@ -50,6 +61,7 @@ class Stores(NamedTuple):
     online: OnlineStore
     history: Past
     log: Log
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +73,17 @@ class Services:
     stores: Stores
     audit: Audit
     writer: AuditWriter
+    digests: Digests
+    limits: RateLimits
     metrics: Metrics
     isolation: Isolation
     current: Current
     query_server: QueryServer
+    versions: Versions
     shapes: Shapes
+    feed: LiveFeed
     threads: ThreadPoolExecutor
+    traces: Traces | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     background: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -76,22 +93,31 @@ class Services:
         metrics = Metrics()
         audit = Audit(stores.registry.database)
         threads = ThreadPoolExecutor(_HISTORY_THREADS, thread_name_prefix="history")
-        isolation = Isolation(settings.serving, stores.registry)
+        isolation = Isolation(settings.serving, stores.registry, [str(settings.data_dir), *homes()])
         current = Current(stores.registry, stores.online, isolation, auth=settings.serving.auth)
         return cls(
             settings=settings,
             clock=clock,
             stores=stores,
             audit=audit,
-            writer=AuditWriter(audit, metrics, stores.registry),
+            writer=AuditWriter(_carrier(stores.registry, audit, settings), metrics),
+            digests=Digests(digest_key(settings)),
+            limits=RateLimits(stores.usage, settings.serving.key_rate_limit),
             metrics=metrics,
             isolation=isolation,
             current=current,
             query_server=QueryServer(
                 current, stores.online, stores.history, clock, Threads(threads, isolation.threads)
             ),
+            versions=Versions(stores.registry, current, isolation),
             shapes=Shapes(stores.log, clock),
+            feed=LiveFeed(
+                Feed(stores.registry.database),
+                most=settings.serving.event_streams,
+                poll_s=settings.serving.event_poll_ms / 1_000,
+            ),
             threads=threads,
+            traces=open_traces(settings.tracing),
         )
 
     @asynccontextmanager
@@ -110,6 +136,8 @@ class Services:
         interval_s = self.settings.serving.plan_poll_ms / 1_000
         self.background.append(asyncio.create_task(self.current.watch(interval_s, self.stopping)))
         self.background.append(asyncio.create_task(self.writer.write(self.stopping)))
+        self.background.append(asyncio.create_task(self.feed.run(self.stopping)))
+        self.background.append(asyncio.create_task(self.limits.share(self.stopping)))
         try:
             yield self
         finally:
@@ -128,13 +156,24 @@ class Services:
     async def _close(self) -> None:
         # Asked, not cancelled: a task cancelled while it connects leaves a socket nobody closes.
         self.stopping.set()
+        self.feed.close()
         await asyncio.gather(*self.background, return_exceptions=True)
         await self.writer.close()
         await self.stores.online.close()
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close)
         self.threads.shutdown(wait=False)
         self.isolation.close()
         self.stores.log.close()
+        self.stores.usage.close()
         self.stores.registry.close()
+
+
+def _carrier(registry: Registry, audit: Audit, settings: Settings) -> Carrier:
+    key = digest_key(settings)
+    if settings.serving.query_run_writer == "thread":
+        return InThread(Recorder(audit, registry, Digests(key)))
+    return InProcess(Hello(settings.registry_url, key))
 
 
 @asynccontextmanager
@@ -151,6 +190,7 @@ async def open_services(settings: Settings, clock: Clock) -> AsyncIterator[Servi
         online=OnlineReader(redis_url),
         history=PointInTime(History(Archive(settings.archive_url), log), log),
         log=log,
+        usage=Usage(redis_url),
     )
     async with Services.over(stores, settings, clock).running() as services:
         yield services

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -41,8 +42,10 @@ from featurelib.expr import (
     LiteralNode,
     LogicNode,
 )
+from featurelib.metadata import Metadata
 from featurelib.secrets import SecretRef
 from featurelib.stores.audit import QueryRun
+from featurelib.stores.orders import JobOrder
 from featurelib.stores.registry import BackfillRecord, CommitRecord, EventRecord, JobRecord, SourceStatus
 from serve_apps import freshness
 
@@ -108,18 +111,37 @@ _SYMBOLS = {
 Json = dict[str, Any]
 
 
+class About(NamedTuple):
+    """What the platform knows about a definition besides what it means; instants of one never stored are ``None``."""
+
+    metadata: Metadata = Metadata()
+    created_at: Instant | None = None
+    updated_at: Instant | None = None
+    deprecated_at: Instant | None = None
+
+
+def metadata_block(about: About) -> Json:
+    """The ``metadata`` member of a record."""
+    return {
+        **about.metadata.model_dump(),
+        "created_at": _instant(about.created_at),
+        "updated_at": _instant(about.updated_at),
+        "deprecated_at": _instant(about.deprecated_at),
+    }
+
+
 def identity(kind: str, name: str) -> str:
     """The stable id of a definition: the same name has the same id in every answer."""
     return str(uuid.uuid5(_IDS, f"{kind}:{name}"))
 
 
-def featureset_record(featureset: FeaturesetDef) -> Json:
+def featureset_record(featureset: FeaturesetDef, about: About) -> Json:
     """A featureset with its features and extractors; a looked-up feature shows as an extractor of kind LOOKUP."""
     return {
         "id": identity("featureset", featureset.name),
         "name": featureset.name,
         "spec": featureset_spec(featureset),
-        "metadata": featureset.metadata.model_dump(),
+        "metadata": metadata_block(about),
     }
 
 
@@ -137,7 +159,7 @@ def featureset_spec(featureset: FeaturesetDef) -> Json:
     }
 
 
-def dataset_record(dataset: DatasetDef) -> Json:
+def dataset_record(dataset: DatasetDef, about: About) -> Json:
     """A dataset with its columns."""
     return {
         "id": identity("dataset", ref(dataset)),
@@ -149,11 +171,11 @@ def dataset_record(dataset: DatasetDef) -> Json:
         "primary_keys": [dataset.key.name],
         "time_field": dataset.timestamp.name,
         "retention": _duration(dataset.retention_us),
-        "metadata": dataset.metadata.model_dump(),
+        "metadata": metadata_block(about),
     }
 
 
-def pipeline_record(pipeline: PipelineDef) -> Json:
+def pipeline_record(pipeline: PipelineDef, about: About) -> Json:
     """A pipeline with its operators."""
     return {
         "id": identity("pipeline", ref(pipeline)),
@@ -162,10 +184,12 @@ def pipeline_record(pipeline: PipelineDef) -> Json:
         "input_datasets": list(pipeline.input_datasets),
         "output_dataset": pipeline.output_dataset,
         "operators": operators(pipeline),
+        "created_at": _instant(about.created_at),
+        "updated_at": _instant(about.updated_at),
     }
 
 
-def source_record(source: SourceDef, status: SourceStatus | None) -> Json:
+def source_record(source: SourceDef, status: SourceStatus | None, about: About) -> Json:
     """A source, its secrets masked, and how far it got."""
     return {
         "id": identity("source", source.dataset),
@@ -181,19 +205,32 @@ def source_record(source: SourceDef, status: SourceStatus | None) -> Json:
         "rows_dead": status.rows_dead if status else 0,
         "rows_late": status.rows_late if status else 0,
         "last_error": status.last_error if status else None,
-        "metadata": source.metadata.model_dump(),
+        "metadata": metadata_block(about),
     }
 
 
-def job_records(definitions: Definitions, jobs: Iterable[JobRecord], partitions: int, now: Instant) -> list[Json]:
-    """One job per pipeline, indexes of raw datasets included, and those of backfills."""
+def job_records(
+    definitions: Definitions,
+    jobs: Iterable[JobRecord],
+    partitions: int,
+    now: Instant,
+    *,
+    orders: Mapping[str, JobOrder] = MappingProxyType({}),
+) -> list[Json]:
+    """One job per pipeline, indexes of raw datasets included, and those of backfills.
+
+    ``orders``: what people ordered of them, by pipeline ref.
+    """
     pipelines = {ref(pipeline): pipeline for pipeline in pipelines_of(definitions)}
     known = {(job.pipeline, job.job_type): job for job in jobs}
     for name in pipelines:
         absent = JobRecord(pipeline=name, partition_count=partitions, state="pending")
         known.setdefault((name, "pipeline"), absent)
     found = ((pipelines[name], job) for (name, _), job in sorted(known.items()) if name in pipelines)
-    return [_job(pipeline, job, definitions, now) for pipeline, job in found]
+    return [
+        {**_job(pipeline, job, definitions, now), "paused": ref(pipeline) in orders and orders[ref(pipeline)].paused}
+        for pipeline, job in found
+    ]
 
 
 def _job(pipeline: PipelineDef, job: JobRecord, definitions: Definitions, now: Instant) -> Json:
@@ -281,12 +318,12 @@ def event_record(event: EventRecord) -> Json:
     return {**event.model_dump(mode="json"), "created_at": format_instant(event.created_at)}
 
 
-def query_run_record(run: QueryRun, *, most_ids: int | None = None) -> Json:
+def query_run_record(run: QueryRun) -> Json:
     """A query run: metadata only, never a value; request inputs stay in the registry."""
     return {
         "id": run.id,
         "featureset": run.featureset,
-        "entity_ids": list(run.entity_ids[:most_ids]),
+        "entity_ids": list(run.entity_ids),
         "requested_timestamp": _instant(run.requested_timestamp),
         "kind": run.kind,
         "row_count": run.entity_count,
@@ -295,6 +332,8 @@ def query_run_record(run: QueryRun, *, most_ids: int | None = None) -> Json:
         "api_key_fingerprint": run.api_key_fingerprint,
         "correlation_id": run.correlation_id,
         "definition": run.definition,
+        "registry_version": run.registry_version,
+        "read_at": _instant(run.read_at),
         "error": run.error,
         "created_at": format_instant(run.created_at),
     }

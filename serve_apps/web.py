@@ -6,28 +6,22 @@ the one error body. FastAPI in front of a look-up would halve the throughput, so
 
 from __future__ import annotations
 
-import re
 import time
 import traceback
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
 
 import structlog
 from fastapi import FastAPI
 
-from featurelib.errors import InvalidRequest, PayloadTooLarge, ThymeError, Unauthenticated
+from featurelib.errors import ThymeError, Unauthenticated
 from serve_apps.api import build_api
 from serve_apps.auth import STRANGER, Caller
+from serve_apps.exchange import Disconnected, Exchange, Receive, Scope, Send, ServedByAsgi
 from serve_apps.messages import Answer, Call, Handler, internal_error, refuse, refuse_status
 from serve_apps.routes.features import FeatureRoutes
 from serve_apps.services import Services
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from serve_apps.tracing import Answered
 
 OPEN_PATHS = frozenset({"/health", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 """Paths that need no key."""
@@ -35,19 +29,13 @@ OPEN_PATHS = frozenset({"/health", "/metrics", "/docs", "/docs/oauth2-redirect",
 DELIVERIES = "/api/v1/webhooks/"
 """Paths below it may be called without a key: a signature may stand in for it."""
 
-_CORRELATION_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 # A client that takes one setting for both base and full URL asks for this doubled prefix.
 _COMMIT_PATH = "/api/v1/commit"
 _DOUBLED_PREFIX = f"{_COMMIT_PATH}/api/v1/"
-_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 _SERVER_ERROR = 500
-_LONGEST_LENGTH = 18  # digits
+_NOBODY = Caller(None, None)
 
 _log = structlog.get_logger("thyme.serve")
-
-
-class _Disconnected(Exception):
-    """The client went away while it sent its body: nothing failed, nobody waits for an answer."""
 
 
 class Application:
@@ -61,6 +49,7 @@ class Application:
         self._open_services = open_services
         self._services: Services | None = None
         self._hot: Mapping[str, Mapping[str, Handler]] = {}
+        self._body_limit = 0
         self.api: FastAPI = build_api()
 
     @asynccontextmanager
@@ -70,6 +59,7 @@ class Application:
             self._services = services
             self.api.state.services = services
             self._hot = FeatureRoutes(services).table
+            self._body_limit = services.settings.serving.max_body_bytes
             yield services
 
     def check_extractors(self) -> None:
@@ -82,6 +72,11 @@ class Application:
         """Whether an extractor holds the thread that serves."""
         return self._services is not None and self._services.isolation.is_stuck
 
+    def end_streams(self) -> None:
+        """End the answers that would go on for ever; called on the loop when a replica begins to stop."""
+        if self._services is not None:
+            self._services.feed.close()
+
     async def check(self) -> None:
         """Raise what ended the background work, if anything did; that it runs at all shows that the loop turns."""
         if self._services is not None:
@@ -90,18 +85,50 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event, as ASGI asks."""
         if scope["type"] == "http":
-            await self._serve(scope, receive, _Exchange(send, scope))
+            await self.serve(ServedByAsgi(scope, receive, send))
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
 
-    async def _serve(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+    def admit(self, exchange: Exchange) -> None:
+        """Decide by its headers whether a request may go on; called once for each, before its body is read.
+
+        Raises:
+            Unauthenticated: no valid key.
+            RateLimited: the key has sent more requests than it may.
+            InvalidRequest: the declared size of its body is no number.
+            PayloadTooLarge: it is too large.
+        """
         services = self._services
         assert services is not None  # the server opens the lifespan before it accepts
+        if exchange.path.startswith(_DOUBLED_PREFIX):
+            exchange.path = exchange.path[len(_COMMIT_PATH) :]
+        caller = _NOBODY
+        if exchange.path not in OPEN_PATHS:
+            caller = _caller(exchange, services)
+            services.limits.check(services.current.snapshot.keys, caller.fingerprint, exchange.started)
+        if exchange.body is None:
+            exchange.check_declared(self.body_limit)
+        exchange.caller = caller
+
+    @property
+    def body_limit(self) -> int:
+        """Largest request body, in bytes."""
+        return self._body_limit
+
+    async def serve(self, exchange: Exchange, refusal: ThymeError | None = None) -> None:
+        """Answer a request: the request boundary.
+
+        Args:
+            exchange: the request.
+            refusal: why it was refused before its body was read.
+        """
+        services = self._services
+        assert services is not None
         try:
-            await self._dispatch(scope, receive, exchange, services)
-        except _Disconnected:
+            await self._dispatch(exchange, refusal)
+        except Disconnected:
             return
         except ThymeError as error:
             if error.status >= _SERVER_ERROR:
@@ -114,24 +141,29 @@ class Application:
             await exchange.answer(internal_error(exchange.correlation_id))
         seconds = time.perf_counter() - exchange.started
         services.metrics.answered(exchange.route, exchange.method, exchange.status, seconds)
+        if services.traces is not None:
+            services.traces.answered(_answered(exchange, seconds), exchange.headers)
 
-    async def _dispatch(self, scope: Scope, receive: Receive, exchange: _Exchange, services: Services) -> None:
-        path = scope["path"]
-        if path.startswith(_DOUBLED_PREFIX):
-            path = scope["path"] = path[len(_COMMIT_PATH) :]
-        caller = Caller(None, None)
-        if path not in OPEN_PATHS:
-            caller = _caller(path, exchange.headers, services)
-        limit = services.settings.serving.max_body_bytes
-        body = b"" if exchange.method in _WITHOUT_BODY else await _read_body(receive, exchange.headers, limit)
-        methods = self._hot.get(path)
+    async def _dispatch(self, exchange: Exchange, refusal: ThymeError | None) -> None:
+        if refusal is not None:
+            raise refusal
+        if exchange.caller is None:
+            self.admit(exchange)
+        if exchange.body is None:
+            exchange.body = await exchange.read_body(self._body_limit)
+        methods = self._hot.get(exchange.path)
         if methods is None:
-            scope["thyme.caller"], scope["thyme.correlation_id"] = caller, exchange.correlation_id
-            await self.api(scope, _Replay(body, receive), exchange.send)
-            exchange.name_route(scope)
+            await self._through_api(exchange)
             return
-        exchange.route = path
-        await exchange.answer(await _hot_answer(methods, exchange, scope, caller, body))
+        exchange.route = exchange.path
+        await exchange.answer(await _hot_answer(methods, exchange))
+
+    async def _through_api(self, exchange: Exchange) -> None:
+        scope = exchange.scope()
+        scope["thyme.caller"], scope["thyme.correlation_id"] = exchange.caller, exchange.correlation_id
+        scope["thyme.head"] = exchange.method == "HEAD"
+        await self.api(scope, exchange.receive, exchange.send)
+        exchange.route = getattr(scope.get("route"), "path", "other")
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -146,108 +178,36 @@ class Application:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def _caller(path: str, headers: Mapping[bytes, bytes], services: Services) -> Caller:
+def _caller(exchange: Exchange, services: Services) -> Caller:
     keys = services.current.snapshot.keys
     try:
-        return keys.caller(headers.get(b"authorization"), services.clock.now())
+        return keys.caller(exchange.headers.get(b"authorization"), services.clock.now())
     except Unauthenticated:
         # A delivery is signed instead, where its webhook has a secret; the route finds out.
-        if not path.startswith(DELIVERIES):
+        if not exchange.path.startswith(DELIVERIES):
             raise
         return STRANGER
 
 
-async def _hot_answer(
-    methods: Mapping[str, Handler],
-    exchange: _Exchange,
-    scope: Scope,
-    caller: Caller,
-    body: bytes,
-) -> Answer:
+async def _hot_answer(methods: Mapping[str, Handler], exchange: Exchange) -> Answer:
     handler = methods.get(exchange.method)
     if handler is None:
         allowed = ", ".join(methods)
         refusal = refuse_status(405, f"{exchange.method} is not one of {allowed}", exchange.correlation_id)
         return refusal._replace(headers=(*refusal.headers, (b"allow", allowed.encode())))
-    call = Call(exchange.method, scope["query_string"], body, caller, exchange.correlation_id, exchange.started)
+    assert exchange.caller is not None and exchange.body is not None  # noqa: PT018  # admitted, and read
+    call = Call(
+        exchange.method,
+        exchange.query,
+        exchange.body,
+        exchange.caller,
+        exchange.correlation_id,
+        exchange.started,
+        exchange.headers,
+    )
     return await handler(call)
 
 
-async def _read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
-    declared = headers.get(b"content-length", b"0")
-    if not declared.isdigit() or len(declared) > _LONGEST_LENGTH:
-        raise InvalidRequest("Content-Length: not a size in bytes")
-    parts, size, more = [], 0, True
-    if int(declared) > limit:
-        raise PayloadTooLarge(f"the body is larger than {limit} bytes")
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Disconnected
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise PayloadTooLarge(f"the body is larger than {limit} bytes")
-        more = message.get("more_body", False)
-    return b"".join(parts)
-
-
-class _Replay:
-    """Gives a body that was read already, then whatever the server reports next."""
-
-    def __init__(self, body: bytes, receive: Receive) -> None:
-        self._message: Message | None = {"type": "http.request", "body": body, "more_body": False}
-        self._receive = receive
-
-    async def __call__(self) -> Message:
-        message, self._message = self._message, None
-        return message if message is not None else await self._receive()
-
-
-class _Exchange:
-    """One request on its way through: its headers and id, and what has been sent."""
-
-    def __init__(self, send: Send, scope: Scope) -> None:
-        self.started = time.perf_counter()
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.method: str = scope["method"]
-        self.route = "other"
-        self.status = 0
-        self.correlation_id = _correlation_id(self.headers)
-        self._path: str = scope["path"]
-        self._send = send
-
-    @property
-    def context(self) -> dict[str, str]:
-        """What a log entry says of the request: no query, no body, since those hold ids and values."""
-        return {"correlation_id": self.correlation_id, "method": self.method, "path": self._path[:200]}
-
-    async def answer(self, answer: Answer) -> None:
-        """Send a whole answer, unless one was begun already."""
-        if self.status:
-            return
-        headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
-        await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        body = b"" if self.method == "HEAD" else answer.body
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def send(self, message: Message) -> None:
-        """Pass a message on; the first one gets the correlation id."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            correlation = (b"x-correlation-id", self.correlation_id.encode())
-            message = {**message, "headers": [*message.get("headers", ()), correlation]}
-        await self._send(message)
-
-    def name_route(self, scope: Scope) -> None:
-        """Take the route's pattern as the metric's label: a raw path would make a series per id."""
-        route = scope.get("route")
-        if route is not None:
-            self.route = getattr(route, "path", "other")
-
-
-def _correlation_id(headers: Mapping[bytes, bytes]) -> str:
-    given = headers.get(b"x-correlation-id") or headers.get(b"x-request-id")
-    if given is not None and _CORRELATION_ID.fullmatch(given):
-        return given.decode()
-    return uuid.uuid4().hex
+def _answered(exchange: Exchange, seconds: float) -> Answered:
+    """What a trace says of it."""
+    return Answered(exchange.method, exchange.route, exchange.status, exchange.correlation_id, time.time_ns(), seconds)

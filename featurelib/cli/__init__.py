@@ -14,8 +14,53 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from featurelib.cli import codegen, commit, dead_letters, erase, events, jobs, plan, query, status, version
+from featurelib.cli import (
+    backfill,
+    codegen,
+    commit,
+    dead_letters,
+    discover,
+    erase,
+    events,
+    init,
+    inspect,
+    jobs,
+    keys,
+    lineage,
+    login,
+    lookup,
+    plan,
+    query,
+    query_offline,
+    search,
+    status,
+    version,
+)
 from featurelib.errors import ThymeError
+
+# In the order of `thyme --help`: start, define, read, run, look after.
+_NOUNS = (
+    init,
+    discover,
+    login,
+    commit,
+    plan,
+    codegen,
+    query,
+    query_offline,
+    lookup,
+    inspect,
+    search,
+    lineage,
+    status,
+    jobs,
+    backfill,
+    events,
+    dead_letters,
+    erase,
+    keys,
+    version,
+)
 
 
 class Commands(TyperGroup):
@@ -23,11 +68,19 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
+        _say_no_retries()
         try:
             return super().invoke(ctx)
         except ThymeError as error:
             show_error(error)
             raise typer.Exit(1) from error
+
+
+def _say_no_retries() -> None:
+    """Keep stdout for results: structlog, where it is installed, would print each further attempt there."""
+    from stamina.instrumentation import set_on_retry_hooks
+
+    set_on_retry_hooks([])
 
 
 def show_error(error: ThymeError) -> None:
@@ -48,9 +101,8 @@ def build() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        add_completion=False,
     )
-    for noun in (commit, plan, codegen, status, jobs, query, events, dead_letters, erase, version):
+    for noun in _NOUNS:
         noun.register(made)
     for point in entry_points(group="thyme.cli"):
         try:

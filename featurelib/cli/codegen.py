@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from featurelib.cli.commit import compile_target
+from featurelib.cli.options import AsJson
+from featurelib.cli.tables import print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +37,7 @@ def python(
         str | None, typer.Option("--module", "-m", help="Dotted module instead of a file. Deprecated: use PATH.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that differ.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a typed stub (.pyi) for every dataset and featureset, and one for the client that reads them."""
     given = [str(each) for each in (target, path, module) if each is not None]
@@ -44,7 +47,10 @@ def python(
         print("thyme: --module is deprecated; give the file", file=sys.stderr)
     files = load(given[0])
     write(files, out, force=force)
-    print(f"wrote {len(files)} stubs to {out}")
+    if as_json:
+        print_json({"folder": str(out), "files": sorted(files)})
+    else:
+        print(f"wrote {len(files)} stubs to {out}")
 
 
 def load(target: str) -> dict[str, str]:

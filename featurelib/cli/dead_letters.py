@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from featurelib.cli.completion import dataset_names
+from featurelib.cli.options import ApiUrl, AsJson, load_config, name_of, opened
 from featurelib.cli.tables import print_json, print_table
 
-if TYPE_CHECKING:
-    from featurelib.client import ThymeClient
-
 _COLUMNS = ("id", "at", "reason", "field", "message", "origin", "place", "record")
-_Dataset = Annotated[str, typer.Argument(help="Dataset: Name or module:Name.")]
+_Dataset = Annotated[str, typer.Argument(help="Dataset: Name or module:Name.", autocompletion=dataset_names)]
 _Ids = Annotated[list[str] | None, typer.Argument(help="Ids, as the list shows them.")]
 _All = Annotated[bool, typer.Option("--all", help="All of them.")]
 _Reason = Annotated[str, typer.Option("--reason", "-r", help="Only those with this reason.")]
-_ApiUrl = Annotated[str | None, typer.Option(envvar="THYME_API_URL", help="Definition service.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,12 +33,12 @@ def show(
     dataset: _Dataset,
     reason: _Reason = "",
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most letters.")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    api_url: _ApiUrl = None,
+    as_json: AsJson = False,
+    api_url: ApiUrl = None,
 ) -> None:
     """Show dead letters, newest first."""
-    with _client(api_url) as client:
-        found = client.dead_letters(_name_of(dataset), reason=reason, limit=limit)
+    with opened(load_config(api_url=api_url)) as client:
+        found = client.dead_letters(name_of(dataset), reason=reason, limit=limit)
     if as_json:
         print_json(found)
     else:
@@ -48,38 +46,45 @@ def show(
 
 
 def replay(
-    dataset: _Dataset, ids: _Ids = None, every: _All = False, reason: _Reason = "", api_url: _ApiUrl = None
+    dataset: _Dataset,
+    ids: _Ids = None,
+    every: _All = False,
+    reason: _Reason = "",
+    as_json: AsJson = False,
+    api_url: ApiUrl = None,
 ) -> None:
     """Pass dead letters through the dataset's door again, under the definition of today."""
     chosen = _chosen(ids, every=every)
-    with _client(api_url) as client:
-        done = client.replay_dead_letters(_name_of(dataset), chosen, reason=reason)
-    print(", ".join(f"{count} {name}" for name, count in done.items()))
+    with opened(load_config(api_url=api_url)) as client:
+        done = client.replay_dead_letters(name_of(dataset), chosen, reason=reason)
+    if as_json:
+        print_json(done)
+    else:
+        print(", ".join(f"{count} {name}" for name, count in done.items()))
 
 
 def drop(
-    dataset: _Dataset, ids: _Ids = None, every: _All = False, reason: _Reason = "", api_url: _ApiUrl = None
+    dataset: _Dataset,
+    ids: _Ids = None,
+    every: _All = False,
+    reason: _Reason = "",
+    as_json: AsJson = False,
+    api_url: ApiUrl = None,
 ) -> None:
     """Remove dead letters for good."""
     chosen = _chosen(ids, every=every)
-    with _client(api_url) as client:
-        print(f"{client.drop_dead_letters(_name_of(dataset), chosen, reason=reason)} dropped")
+    with opened(load_config(api_url=api_url)) as client:
+        dropped = client.drop_dead_letters(name_of(dataset), chosen, reason=reason)
+    if as_json:
+        print_json({"dropped": dropped})
+    else:
+        print(f"{dropped} dropped")
 
 
 def _chosen(ids: list[str] | None, *, every: bool) -> list[str] | None:
     if every is bool(ids):
         raise typer.BadParameter("name ids, or --all", param_hint="ids")
     return ids or None
-
-
-def _client(api_url: str | None) -> ThymeClient:
-    from featurelib.client import Config, ThymeClient
-
-    return ThymeClient(Config.load().with_overrides(api_base=api_url))
-
-
-def _name_of(ref: str) -> str:
-    return ref.rpartition(":")[2]
 
 
 def _text(value: Any) -> str:

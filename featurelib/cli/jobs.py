@@ -1,4 +1,4 @@
-"""``thyme jobs``: the pipelines that run, how fresh they are, and how many workers each has."""
+"""``thyme jobs``: the pipelines that run, how fresh they are, and orders to them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from featurelib.cli.options import ApiUrl, AsJson, load_config, opened
 from featurelib.cli.tables import age, number, print_json, print_table
 
-ApiUrl = Annotated[str | None, typer.Option(envvar="THYME_API_URL", help="Definition service.")]
+_Name = Annotated[str, typer.Argument(help="The job or its pipeline; NAME@2 names a version.")]
 _COLUMNS = ("job", "state", "workers", "event lag", "behind", "in", "out", "late, failed")
 
 
@@ -19,18 +20,26 @@ def register(app: typer.Typer) -> None:
         help="Show the jobs: what their workers do and how fresh they are.", invoke_without_command=True
     )
     group.callback()(jobs)
+    group.command("list")(listing)
     group.command("scale")(scale)
+    group.command("pause")(pause)
+    group.command("resume")(resume)
+    group.command("restart")(restart)
     app.add_typer(group, name="jobs")
 
 
 def jobs(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     api_url: ApiUrl = None,
 ) -> None:
     """Show the jobs: what their workers do and how fresh they are."""
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        listing(as_json, api_url)
+
+
+def listing(as_json: AsJson = False, api_url: ApiUrl = None) -> None:
+    """Show the jobs, as `thyme jobs` alone does."""
     found = load(api_url)
     if as_json:
         print_json(found)
@@ -39,23 +48,48 @@ def jobs(
 
 
 def scale(
-    name: Annotated[str, typer.Argument(help="The job or its pipeline; NAME@2 names a version.")],
+    name: _Name,
     workers: Annotated[int, typer.Argument(min=1, max=64, help="How many workers it shall have, 1 to 64.")],
+    as_json: AsJson = False,
     api_url: ApiUrl = None,
 ) -> None:
     """Give a pipeline another number of workers, while records go on arriving."""
-    from featurelib.client import Config, ThymeClient
-
-    with ThymeClient(Config.load().with_overrides(api_base=api_url)) as client:
+    with opened(load_config(api_url=api_url)) as client:
         job = client.scale_job(name, workers)
-    print(f"{job['name']} shall have {workers} workers; `thyme jobs` shows when it has")
+    _say(job, f"shall have {workers} workers; `thyme jobs` shows when it has", as_json=as_json)
+
+
+def pause(name: _Name, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
+    """Have a pipeline stand still; its state and position stay, and it is read as ever."""
+    with opened(load_config(api_url=api_url)) as client:
+        job = client.pause_job(name)
+    _say(job, "shall stand still; `thyme jobs` shows when it does", as_json=as_json)
+
+
+def resume(name: _Name, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
+    """Have a paused pipeline go on from where it stands."""
+    with opened(load_config(api_url=api_url)) as client:
+        job = client.resume_job(name)
+    _say(job, "goes on from where it stands", as_json=as_json)
+
+
+def restart(name: _Name, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
+    """Replace every worker of a pipeline, each after its current step."""
+    with opened(load_config(api_url=api_url)) as client:
+        job = client.restart_job(name)
+    _say(job, "shall have new workers", as_json=as_json)
+
+
+def _say(job: dict[str, Any], what: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+    else:
+        print(f"{job['name']} {what}")
 
 
 def load(api_url: str | None) -> list[dict[str, Any]]:
     """Ask the definition service."""
-    from featurelib.client import Config, ThymeClient
-
-    with ThymeClient(Config.load().with_overrides(api_base=api_url)) as client:
+    with opened(load_config(api_url=api_url)) as client:
         return client.jobs()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, TextIO
 
 _EXACT_BELOW = 100_000
 
@@ -18,20 +18,32 @@ class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether it is written to a file only."""
+        return self in {Format.PARQUET, Format.ARROW}
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], form: Format) -> None:
-    """Rows on stdout, nothing else."""
+    """Rows on stdout, nothing else, as a table, JSON or CSV."""
     if form is Format.JSON:
         print_json(list(rows))
     elif form is Format.CSV:
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _cell(row.get(name)) for name in columns} for row in rows)
+        write_csv(columns, rows, sys.stdout)
     elif rows and _is_wide(columns, rows):
         print_table(["", *("" for _ in rows)], [[name, *(_text(row.get(name)) for row in rows)] for name in columns])
     else:
         print_table(columns, [[_text(row.get(name)) for name in columns] for row in rows])
+
+
+def write_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], file: TextIO) -> None:
+    """Rows as CSV; lists and objects as JSON text."""
+    writer = csv.DictWriter(file, fieldnames=list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(row.get(name)) for name in columns} for row in rows)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole: Sequence[str] = ()) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 import featurelib
+from featurelib.cli.options import AsJson
+from featurelib.cli.tables import print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -12,6 +14,9 @@ def register(app: typer.Typer) -> None:
     app.command("version")(version)
 
 
-def version() -> None:
+def version(as_json: AsJson = False) -> None:
     """Print the version."""
-    print(f"thyme {featurelib.__version__}")
+    if as_json:
+        print_json({"version": featurelib.__version__})
+    else:
+        print(f"thyme {featurelib.__version__}")

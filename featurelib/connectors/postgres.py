@@ -137,7 +137,7 @@ class PostgresTable:
         Raises:
             SourceError: the server refused or was lost, or there is no such table or column.
         """
-        with self._told():
+        with _told(self._where):
             connection = self._begun()
             try:
                 yield from self._batches(connection, position)
@@ -227,14 +227,28 @@ class PostgresTable:
         # The forms are the literals of _CURSOR_TYPES; only the column's name is the user's.
         return sql.SQL(form).format(sql.Identifier(self._cursor))
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Errors of the driver as the source's own. None of libpq's messages holds the password."""
-        try:
-            yield
-        except psycopg.Error as error:
-            message = f"{self._where}: {' '.join(str(error).split()) or type(error).__name__}"
-            raise SourceError(message) from error
+
+def cursor_columns(source: SourceDef) -> list[str]:
+    """The columns of a table that could be its cursor, those of instants first, else in the table's order.
+
+    Raises:
+        SourceError: the server refused or was lost.
+    """
+    table, schema = str(source.connector.config["table"]), str(source.connector.config.get("schema") or "public")
+    with _told(_where(source, schema, table)), psycopg.connect(**_parameters(source)) as connection:
+        found = connection.execute(_COLUMNS, (schema, table)).fetchall()
+    able = [(name, _CURSOR_TYPES[kind].kind) for name, kind, _ in found if kind in _CURSOR_TYPES]
+    return [name for name, _ in sorted(able, key=lambda each: each[1] != "instant")]
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Errors of the driver as the source's own. None of libpq's messages holds the password."""
+    try:
+        yield
+    except psycopg.Error as error:
+        message = f"{where}: {' '.join(str(error).split()) or type(error).__name__}"
+        raise SourceError(message) from error
 
 
 def _prepare(connection: psycopg.Connection[Any]) -> None:

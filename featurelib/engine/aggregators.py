@@ -70,6 +70,7 @@ class SessionAggregator(Aggregator):
         super().__init__(inner.source)
         self.inner = inner
         self.gap_us = gap_us
+        self.ages = inner.ages
 
     @property
     def state(self) -> tuple[Any, ...]:
@@ -119,6 +120,7 @@ class CappedAggregator(Aggregator):
         column = None if source.column is None else FIRST_VALUE
         self.inner = _algebra(aggregate, Input(column, source.type, None if source.bit is None else 0))
         self._uncapped = _algebra(aggregate, source)
+        self.ages = self.inner.ages
 
     @property
     def state(self) -> tuple[Any, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import polars as pl
 
 from featurelib.clock import Duration, Instant
 from featurelib.engine import totals
-from featurelib.engine.partials import Aggregator, Input, Partial, Row, plain, shown
+from featurelib.engine.partials import Aggregator, Input, Partial, Row, plain, scale_of, shown
 from featurelib.engine.slices import Answers, Part, Slices, decimals
 from featurelib.errors import ValueOverflow
-from featurelib.types import INT_MAX, INT_MIN, Value, decimal_scale
+from featurelib.types import INT_MAX, INT_MIN, Value
 
 _DECIMAL_LIMIT = 10**38
 _TOO_LARGE = "the sum of the window's values is beyond what a float holds"
@@ -93,7 +92,7 @@ class SumAggregator(Aggregator):
         total = partial[1] if partial else 0
         if self._floats:
             return _finite(totals.rounded(partial[1:])) if partial else 0.0
-        if decimal_scale(self.source.type or "") is None:
+        if scale_of(self.source.type) is None:
             if not INT_MIN <= total <= INT_MAX:
                 raise ValueOverflow(f"the sum {total} does not fit 64 bits")
         elif abs(total) >= _DECIMAL_LIMIT:
@@ -145,6 +144,7 @@ class VarianceAggregator(Aggregator):
     def __init__(self, source: Input) -> None:
         super().__init__(source)
         self._floats = source.type == "float"
+        self._unit = 100**source.scale
 
     @property
     def state(self) -> tuple[Any, ...]:
@@ -182,10 +182,18 @@ class VarianceAggregator(Aggregator):
         if partial is None:
             return 0.0
         size, total, squares = partial
+        shift = 0
         if self._floats:
-            total, squares = totals.exact(total), totals.exact(squares)
+            (total, bits), (squares, square_bits) = totals.exact(total), totals.exact(squares)
+            # Both over the square's power of two, which may be less than that of the sum squared.
+            shift = max(2 * bits, square_bits)
+            squares <<= shift - square_bits
+            spread = size * squares - (total * total << (shift - 2 * bits))
+        else:
+            spread = size * squares - total * total
         try:
-            return float(Fraction(size * squares - total * total, size * size * 100**self.source.scale))
+            # A quotient of integers is rounded once.
+            return float(spread / ((size * size << shift) * self._unit))
         except OverflowError as error:
             raise ValueOverflow("the variance of the window's values is beyond what a float holds") from error
 
@@ -221,7 +229,7 @@ class _ExtremeAggregator(Aggregator):
         """The value; zero of a number's type when empty, null where there is no zero."""
         kind = self.source.type or ""
         if partial is None:
-            partial = 0.0 if kind == "float" else 0 if kind == "int" or decimal_scale(kind) is not None else None
+            partial = 0.0 if kind == "float" else 0 if kind == "int" or scale_of(kind) is not None else None
         return shown(partial, kind)
 
     def over(self, slices: Slices) -> Answers | None:
@@ -231,7 +239,7 @@ class _ExtremeAggregator(Aggregator):
         if found is None:
             return None
         kind = self.source.type or ""
-        zero = kind in ("int", "float") or decimal_scale(kind) is not None
+        zero = kind in ("int", "float") or scale_of(kind) is not None
         return Answers(_column(found.fill_null(0) if zero else found, kind), part.empty)
 
 
@@ -270,6 +278,7 @@ class ExpDecaySumAggregator(Aggregator):
 
     needs = "rows"
     invertible = True
+    ages = True
 
     def __init__(self, source: Input, half_life: Duration) -> None:
         super().__init__(source)
@@ -342,5 +351,5 @@ def _finite_answers(found: npt.NDArray[np.float64], part: Part) -> Answers | Non
 
 
 def _column(found: pl.Series, kind: str | None) -> pl.Series:
-    scale = decimal_scale(kind or "")
+    scale = scale_of(kind)
     return found if scale is None else decimals(found, scale)

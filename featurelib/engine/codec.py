@@ -5,18 +5,23 @@ MessagePack carries the plain values; integers beyond 64 bits (unfinished sums) 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from featurelib.errors import CorruptState
 
-FORMAT = b"\x02"
+FORMAT = b"\x03"
+SECOND_FORMAT = b"\x02"
+"""Format 2 had the partials of a branch's children in the branch itself, not as bytes in it; it is still read."""
 FIRST_FORMAT = b"\x01"
 """Format 1 had rows without ``sub`` and ``until``, and branches without closings; it is still read."""
-Raw = msgspec.Raw
-"""Bytes of a value inside another, not decoded yet."""
+_READ = (FORMAT, SECOND_FORMAT, FIRST_FORMAT)
 _BIG_INT = 1
+# MessagePack's list of 32-bit length.
+_LIST = b"\xdd"
+_SHORT_LIST, _LIST_OF_16_BITS = 0x9, 0xDC
 
 
 def _encode_other(value: Any) -> Any:
@@ -31,16 +36,26 @@ def _decode_extension(code: int, data: memoryview) -> int:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
 _decoder = msgspec.msgpack.Decoder(ext_hook=_decode_extension)
-_raw_decoder = msgspec.msgpack.Decoder(tuple[list[Raw], list[int | None] | None], ext_hook=_decode_extension)
+_branch_decoder = msgspec.msgpack.Decoder(tuple[list[bytes | None], list[int | None] | None])
 _rows_decoder = msgspec.msgpack.Decoder(list[tuple[Any, ...]], ext_hook=_decode_extension)
 
 
 def encode(value: Any) -> bytes:
     """Bytes of a plain value: numbers, text, ``None`` and lists of these."""
+    return FORMAT + _encoded(value)
+
+
+def encode_branch(children: Sequence[Any], closings: Sequence[int | None] | None) -> bytes:
+    """Bytes of a branch: each child's partials are bytes in it, so that a read need not look into all of them."""
+    parts = [None if child is None else _encoded(child) for child in children]
+    return FORMAT + _encoder.encode((parts, closings))
+
+
+def _encoded(value: Any) -> bytes:
     try:
-        return FORMAT + _encoder.encode(value)
+        return _encoder.encode(value)
     except OverflowError:
-        return FORMAT + _encoder.encode(_with_big_integers(value))
+        return _encoder.encode(_with_big_integers(value))
 
 
 def decode(data: bytes) -> Any:
@@ -52,15 +67,20 @@ def decode(data: bytes) -> Any:
     return _decode(_decoder, data)
 
 
-def decode_raw(data: bytes) -> tuple[list[Raw], list[int | None] | None]:
-    """A branch with its children as they are stored; :func:`decode_part` gives one."""
-    found: tuple[list[Raw], list[int | None] | None] = _decode(_raw_decoder, data)
+def decode_branch(data: bytes) -> tuple[list[bytes | None], list[int | None] | None]:
+    """A branch of :func:`encode_branch`, its children as they are stored; :func:`decode_parts` decodes them."""
+    found: tuple[list[bytes | None], list[int | None] | None] = _decode(_branch_decoder, data)
     return found
 
 
-def decode_part(raw: Raw) -> Any:
-    """A part of a value that :func:`decode_raw` left as it was."""
-    return _decoder.decode(raw)
+def decode_parts(parts: Iterable[bytes | None]) -> list[Any]:
+    """Partials of children that :func:`decode_branch` left as they were, in one call; without those that are empty."""
+    present = [part for part in parts if part is not None]
+    try:
+        found: list[Any] = _decoder.decode(b"".join((_LIST, len(present).to_bytes(4), *present)))
+    except msgspec.DecodeError as error:
+        raise _undecodable(error) from error
+    return found
 
 
 def decode_rows(data: bytes) -> list[tuple[Any, ...]]:
@@ -71,13 +91,39 @@ def decode_rows(data: bytes) -> list[tuple[Any, ...]]:
     return rows
 
 
+def appended_rows(before: bytes, after: bytes) -> list[tuple[Any, ...]] | None:
+    """The rows that ``after`` has behind those of ``before``; ``None`` when that is not all they differ in."""
+    start, end = _list_start(before), _list_start(after)
+    held = len(before) - start
+    same_format = after[:1] == before[:1] != FIRST_FORMAT
+    if not (start and end and same_format and after[end : end + held] == before[start:]):
+        return None
+    more = _length(after) - _length(before)
+    rows: list[tuple[Any, ...]] = _rows_decoder.decode(_LIST + more.to_bytes(4) + after[end + held :])
+    return rows
+
+
+def _list_start(data: bytes) -> int:
+    """Where the members of a short list begin, behind the format and the length; 0 for anything else."""
+    kind = data[1]
+    return 2 if kind >> 4 == _SHORT_LIST else 4 if kind == _LIST_OF_16_BITS else 0
+
+
+def _length(data: bytes) -> int:
+    return data[1] & 0xF if data[1] >> 4 == _SHORT_LIST else int.from_bytes(data[2:4])
+
+
 def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
-    if data[:1] not in (FORMAT, FIRST_FORMAT):
+    if data[:1] not in _READ:
         raise CorruptState(f"pipeline state has format {data[:1]!r}; this version reads {FORMAT!r}")
     try:
         return decoder.decode(memoryview(data)[1:])
     except msgspec.DecodeError as error:
-        raise CorruptState(f"pipeline state does not decode: {error}") from error
+        raise _undecodable(error) from error
+
+
+def _undecodable(error: msgspec.DecodeError) -> CorruptState:
+    return CorruptState(f"pipeline state does not decode: {error}")
 
 
 def _with_big_integers(value: Any) -> Any:

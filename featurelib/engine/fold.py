@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import compress
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -14,27 +16,24 @@ from featurelib.clock import Duration, Instant
 from featurelib.definitions import AggregateStep, NamedAggregate
 from featurelib.engine.aggregators import aggregator_for
 from featurelib.engine.batch import condition
-from featurelib.engine.codec import decode_rows
+from featurelib.engine.edges import Edges, Group, Span, WindowSet, window_set
+from featurelib.engine.kept_reads import KEPT_READS
 from featurelib.engine.keys import key_texts
 from featurelib.engine.operators import IDENTITY, UNTIL
 from featurelib.engine.panes import (
-    BUFFER,
-    HEADER,
     Algebra,
     Header,
     KeyState,
     Pane,
-    PaneReader,
-    Partials,
-    pane_field,
+    Sealed,
     read_node,
-    read_panes,
     root_level,
 )
 from featurelib.engine.partials import Aggregator, Input, Row
+from featurelib.engine.stretches import Buffered, Plan, Stored, Stretches
 from featurelib.expr import columns_of
 from featurelib.types import Value
-from featurelib.windows import AnyWindow, Bounds
+from featurelib.windows import AnyWindow, Continuous, Lifetime
 
 KEY = "__key"
 _MASK = "__mask"
@@ -144,16 +143,24 @@ class Fold:
         """The state of a key never seen; ``inputs`` is the number of input partitions of the pipeline."""
         return KeyState(self.algebra, self.root, Header([0] * inputs), whole=True)
 
+    @cached_property
+    def _windows(self) -> WindowSet:
+        return window_set(self.windows, self.root)
+
     def read_fields(self, at: Instant) -> list[bytes]:
         """Hash fields a read at ``at`` needs: header, buffer, and the path of every window edge."""
-        return [HEADER, BUFFER, *(pane_field(pane) for pane in self.read_panes(at))]
+        return self._windows.edges(at).fields
 
     def read_panes(self, at: Instant) -> list[Pane]:
         """The panes among :meth:`read_fields`."""
-        return read_panes([window.bounds(at) for window in self.windows], self.root)
+        return self._windows.edges(at).panes
 
     def finish(
-        self, values: Sequence[bytes | None], at: Instant, more: Mapping[Pane, bytes | None] | None = None
+        self,
+        values: Sequence[bytes | None],
+        at: Instant,
+        more: Mapping[Pane, bytes | None] | None = None,
+        key: str | None = None,
     ) -> dict[str, Value] | None:
         """The output row of a key at an instant.
 
@@ -161,9 +168,23 @@ class Fold:
             values: stored bytes, in the order of ``read_fields(at)``.
             at: the instant R.
             more: panes fetched because an earlier call raised PanesMissing.
+            key: under which to keep what the next read of these bytes can use.
 
         Returns:
             Column → value; ``None`` for a key that had no record by then.
+
+        Raises: as :meth:`finish_lasting`.
+        """
+        return self.finish_lasting(values, at, more, key)[0]
+
+    def finish_lasting(
+        self,
+        values: Sequence[bytes | None],
+        at: Instant,
+        more: Mapping[Pane, bytes | None] | None = None,
+        key: str | None = None,
+    ) -> tuple[dict[str, Value] | None, Instant]:
+        """Like :meth:`finish`, with the last instant at which a read of the same state gives the same row.
 
         Raises:
             PanesMissing: a read before the latest closing of a row needs these panes too.
@@ -172,50 +193,78 @@ class Fold:
             CorruptState: the bytes do not decode.
         """
         if values[0] is None:
-            return None
+            KEPT_READS.drop((self._mark, key))  # an erased key's values must not stay
+            return None, at
         header = Header.decode(values[0])
         if not header.known_at(at):
-            return None
-        stored = {**dict(zip(self.read_panes(at), values[2:], strict=True)), **(more or {})}
-        nodes = {pane: read_node(data) if data is not None else None for pane, data in stored.items()}
-        buffer = decode_rows(values[1]) if values[1] is not None else []
-        return self._finish(PaneReader(self.algebra, self.root, nodes, buffer, header.floor, whole=False), at)
+            return None, at
+        edges = self._windows.edges(at)
+        if header.floor is not None and edges.reach_below(header.floor):
+            raise Sealed
+        stored = dict(zip(edges.panes, values[2:], strict=True))
+        if more:
+            stored.update(more)
+        mark = (self._mark, header.oldest_us if key is None else key)
+        panes = list(compress(stored.items(), stored.values()))  # what is not there is None, and no pane is empty
+        kept = KEPT_READS.take(mark, panes, len(self.windows))
+        plans = [self._plan(group) for group in edges.groups]
+        kept.bring_to(edges.groups, plans, self.root, Stored(stored, read_node, whole=False), values[1])
+        KEPT_READS.put(mark, kept)
+        lasts = kept.lasts(edges.groups) if self._moves_steadily else 0
+        return self._row(kept.merged, edges), at + lasts
 
     def finish_state(self, state: KeyState, at: Instant) -> dict[str, Value]:
         """The output row of a state held in memory, every pane loaded."""
-        floor = state.header.floor
-        return self._finish(PaneReader(self.algebra, self.root, state.nodes, state.buffer, floor, whole=True), at)
+        edges = self._windows.edges(at)
+        if state.header.floor is not None and edges.reach_below(state.header.floor):
+            raise Sealed
+        stored = Stored(state.nodes, _as_it_is, whole=True)
+        merged: list[dict[int, Any]] = [{} for _ in self.windows]
+        for group in edges.groups:
+            self._merge(group, stored, state.buffer, merged)
+        return self._row(merged, edges)
 
-    def _finish(self, reader: PaneReader, at: Instant) -> dict[str, Value]:
-        bounds = [window.bounds(at) for window in self.windows]
-        merged = self._by_window(reader, bounds)
+    @cached_property
+    def _moves_steadily(self) -> bool:
+        """Whether every edge moves as time does, and nothing else of a row depends on the instant it is read at."""
+        steady = all(isinstance(window, Continuous | Lifetime) for window in self.windows)
+        return steady and not any(output.aggregator.ages for output in self._outputs)
+
+    def _merge(self, group: Group, stored: Stored, buffer: Sequence[Row], into: Sequence[dict[int, Any]]) -> None:
+        plan = self._plan(group)
+        parts = Stretches(plan, group, self.root, stored).parts
+        plan.merged(Buffered(plan, group, buffer).beside(parts) if buffer else parts, into)
+
+    def _plan(self, group: Group) -> Plan:
+        plan = self._plans.get(group.spans)
+        if plan is None:
+            used = [frozenset(o.slot for o in self._outputs if o.window == w) for w in range(len(self.windows))]
+            plan = self._plans[group.spans] = Plan(self.algebra, group.spans, used)
+        return plan
+
+    @cached_property
+    def _plans(self) -> dict[tuple[Span, ...], Plan]:
+        return {}
+
+    @cached_property
+    def _mark(self) -> object:
+        # Of the reads kept of it. An id could be another's one day; this lives as long as they do.
+        return object()
+
+    def _row(self, merged: Sequence[Mapping[int, Any]], edges: Edges) -> dict[str, Value]:
+        highs = edges.highs
         row: dict[str, Value] = {}
-        for output in self._outputs:
-            partial = merged[output.window][output.slot]
-            if output.has_default and not output.aggregator.holds(partial):
-                row[output.name] = output.default
+        for name, aggregator, slot, window, default, has_default in self._outputs:
+            partial = merged[window][slot]
+            if has_default and not aggregator.holds(partial):
+                row[name] = default
             else:
-                row[output.name] = output.aggregator.finish(partial, bounds[output.window].high)
+                row[name] = aggregator.finish(partial, highs[window])
         return row
 
-    def _by_window(self, reader: PaneReader, bounds: Sequence[Bounds]) -> list[Partials]:
-        # Windows that end together are taken from the shortest up: each is the one before it plus an older
-        # slice, so every pane is merged once however many windows hold it.
-        merged: list[Partials] = [[] for _ in bounds]
-        last: int | None = None
-        for index in sorted(range(len(bounds)), key=lambda i: _shortest_first(bounds[i])):
-            low, high, as_of = bounds[index]
-            newer: list[Partials] = []
-            if last is not None and bounds[last][1:] == (high, as_of):
-                newer, inner = [merged[last]], bounds[last].low
-                if inner is None:  # a lifetime holds all there is; those of sessions and row caps end with it
-                    merged[index] = merged[last]
-                    continue
-                high = inner - 1
-            older = [] if low is not None and high < low else reader.partials(low, high, as_of)
-            merged[index] = self.algebra.merge([*older, *newer])
-            last = index
-        return merged
+
+def _as_it_is(node: Any) -> Any:
+    return node
 
 
 def _longest(windows: Sequence[AnyWindow]) -> Duration | None:
@@ -224,8 +273,8 @@ def _longest(windows: Sequence[AnyWindow]) -> Duration | None:
     return None if None in reaches else max((reach for reach in reaches if reach is not None), default=None)
 
 
-def _shortest_first(bounds: Bounds) -> tuple[Instant, Instant, bool, Instant]:
-    return bounds.high, bounds.as_of, bounds.low is None, -(bounds.low or 0)
+def _window_text(window: AnyWindow) -> str:
+    return window.model_dump_json()
 
 
 class _Layout:
@@ -237,7 +286,8 @@ class _Layout:
         self.predicates: list[BaseModel] = []
         self.slots: list[Aggregator] = []
         self._known: dict[Any, int] = {}
-        self.windows: list[AnyWindow] = list(dict.fromkeys(named.aggregate.window for named in aggregates))
+        # In one order however they are declared: pipelines with the same windows look their edges up together.
+        self.windows: list[AnyWindow] = sorted({named.aggregate.window for named in aggregates}, key=_window_text)
         # Slots follow the outputs' names: declaring them in another order lays state out the same.
         made = {named.output: self._output(named) for named in sorted(aggregates, key=lambda named: named.output)}
         self.outputs = [made[named.output] for named in aggregates]

@@ -27,27 +27,37 @@ panes below the header's *floor* are gone altogether.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from featurelib.clock import Duration, Instant
-from featurelib.engine.codec import FIRST_FORMAT, Raw, decode, decode_part, decode_raw, decode_rows, encode
-from featurelib.engine.partials import Aggregator, Partial, Row
+from featurelib.engine.codec import (
+    FIRST_FORMAT,
+    FORMAT,
+    decode,
+    decode_branch,
+    decode_parts,
+    decode_rows,
+    encode,
+    encode_branch,
+)
+from featurelib.engine.partials import Aggregator, Input, Partial, Row
 from featurelib.errors import CorruptState
-from featurelib.windows import Bounds
 
 HEADER, BUFFER = b"h", b"b"
-_BITS = 3
-_FANOUT = 1 << _BITS
-# Of a row: how many members are its identity, and which is the instant it counts until.
-_IDENTITY, _UNTIL = 4, 4
+BITS = 3
+FANOUT = 1 << BITS
+_IDENTITY = 4
+UNTIL = 4
+"""Which member of a row is the instant it counts until."""
+_identity = itemgetter(*range(_IDENTITY))
 _LEAF_ROWS = 64
 _BUFFER_ROWS = 32
 # 8^17 µs = 71 years: three panes (index -1, 0, 1) hold every instant from 1899 to 2112.
 _TOP_LEVEL = 17
-_OLDEST_ROOT = -1
+OLDEST_ROOT = -1
 
 Pane = tuple[int, int]
 """``(level, index)``."""
@@ -60,7 +70,7 @@ def root_level(longest_window: Duration | None) -> int:
     """The level of the tree's roots: the lowest whose panes are as long as the longest window (``None``: lifetime)."""
     if longest_window is None:
         return _TOP_LEVEL
-    return next((level for level in range(1, _TOP_LEVEL) if 1 << (_BITS * level) >= longest_window), _TOP_LEVEL)
+    return next((level for level in range(1, _TOP_LEVEL) if 1 << (BITS * level) >= longest_window), _TOP_LEVEL)
 
 
 def pane_field(pane: Pane) -> bytes:
@@ -79,7 +89,7 @@ def path_of(instant: Instant, root: int) -> list[Pane]:
 
     The one-microsecond level is left out: both window ends are included, so an edge never splits it.
     """
-    return [(level, instant >> (_BITS * level)) for level in range(root, 0, -1)]
+    return [(level, instant >> (BITS * level)) for level in range(root, 0, -1)]
 
 
 class Leaf(NamedTuple):
@@ -97,20 +107,20 @@ class Branch(NamedTuple):
     @classmethod
     def empty(cls) -> Branch:
         """A branch without rows."""
-        return cls([None] * _FANOUT, [None] * _FANOUT)
+        return cls([None] * FANOUT, [None] * FANOUT)
 
 
 class StoredBranch(NamedTuple):
     """A branch as it is read: a child's partials stay bytes until they are needed, which most are not."""
 
-    children: list[Raw]
+    children: list[bytes | None]
     closings: list[Instant | None]
 
 
 Node = Leaf | Branch
 Readable = Leaf | Branch | StoredBranch
-_NIL = Raw(b"\xc0")
-_NO_CLOSINGS: list[Instant | None] = [None] * _FANOUT
+_STORED_BRANCH = b"B" + FORMAT
+NO_CLOSINGS: list[Instant | None] = [None] * FANOUT
 
 
 def encode_node(node: Node) -> bytes:
@@ -118,7 +128,7 @@ def encode_node(node: Node) -> bytes:
     if isinstance(node, Leaf):
         return b"L" + encode(node.rows)
     closed = any(closing is not None for closing in node.closings)
-    return b"B" + encode([node.children, node.closings if closed else None])
+    return b"B" + encode_branch(node.children, node.closings if closed else None)
 
 
 def decode_node(data: bytes) -> Node:
@@ -130,18 +140,22 @@ def decode_node(data: bytes) -> Node:
     if data[:1] == b"L":
         return Leaf(decode_rows(data[1:]))
     if data[:1] == b"B":
+        if data[1:2] == FORMAT:
+            parts, closings = decode_branch(data[1:])
+            children = iter(decode_parts(parts))
+            return Branch([None if part is None else next(children) for part in parts], closings or [None] * FANOUT)
         stored = decode(data[1:])
-        children, closings = (stored, None) if data[1:2] == FIRST_FORMAT else stored
-        return Branch(children, closings or [None] * _FANOUT)
+        whole, closings = (stored, None) if data[1:2] == FIRST_FORMAT else stored
+        return Branch(whole, closings or [None] * FANOUT)
     raise CorruptState(f"a pane begins with {data[:1]!r}; expected a leaf or a branch")
 
 
 def read_node(data: bytes) -> Leaf | StoredBranch | Branch:
     """Like :func:`decode_node`, for a read: see :class:`StoredBranch`."""
-    if data[:1] != b"B" or data[1:2] == FIRST_FORMAT:
+    if data[:2] != _STORED_BRANCH:
         return decode_node(data)
-    children, closings = decode_raw(data[1:])
-    return StoredBranch(children, closings or _NO_CLOSINGS)
+    children, closings = decode_branch(data[1:])
+    return StoredBranch(children, closings or NO_CLOSINGS)
 
 
 class Sealed(Exception):  # not a failure: the read goes to history instead
@@ -190,6 +204,7 @@ class Algebra:
         # Sessions and sketches are merged strictly by time: their rows may not wait in the buffer.
         self.chronological = any(aggregator.chronological for aggregator in self.aggregators)
         self.buffer_rows = 0 if self.chronological else _BUFFER_ROWS
+        self._shared: dict[tuple[int, ...], tuple[list[int], list[tuple[Input, list[int]]]]] = {}
         # Aggregators with one input read it once.
         self._inputs = list(dict.fromkeys(a.source for a in self.aggregators if a.needs == "values"))
         self._places = [(a, self._inputs.index(a.source) if a.needs == "values" else None) for a in self.aggregators]
@@ -201,6 +216,37 @@ class Algebra:
             aggregator.fold(rows) if place is None else aggregator.fold_values(values[place])
             for aggregator, place in self._places
         ]
+
+    def fold_some(self, rows: Sequence[Row], slots: tuple[int, ...]) -> Partials:
+        """Like :meth:`fold`, for some aggregators; the others' partials are empty."""
+        found: Partials = [None] * len(self.aggregators)
+        of_rows, of_values = self._sharing(slots)
+        for slot in of_rows:
+            found[slot] = self.aggregators[slot].fold(rows)
+        for source, takers in of_values:
+            values = source.values(rows)
+            for slot in takers:
+                found[slot] = self.aggregators[slot].fold_values(values)
+        return found
+
+    def merge_some(self, panes: Sequence[Partials], slots: tuple[int, ...]) -> Partials:
+        """Like :meth:`merge`, for some aggregators."""
+        if len(panes) == 1:
+            return panes[0]
+        found: Partials = [None] * len(self.aggregators)
+        for slot in slots:
+            found[slot] = self.aggregators[slot].merge([pane[slot] for pane in panes])
+        return found
+
+    def _sharing(self, slots: tuple[int, ...]) -> tuple[list[int], list[tuple[Input, list[int]]]]:
+        if slots not in self._shared:
+            by_input: dict[Input, list[int]] = {}
+            for slot in slots:
+                if self.aggregators[slot].needs == "values":
+                    by_input.setdefault(self.aggregators[slot].source, []).append(slot)
+            others = [slot for slot in slots if self.aggregators[slot].needs != "values"]
+            self._shared[slots] = others, list(by_input.items())
+        return self._shared[slots]
 
     def merge(self, panes: Sequence[Partials | None]) -> Partials:
         """Partials of several panes, oldest first."""
@@ -330,8 +376,8 @@ class KeyState:
         if self.nodes.get(pane) is not None:
             return False
         level, index = pane
-        above = self.nodes.get((level + 1, index >> _BITS))
-        return isinstance(above, Branch) and above.children[index % _FANOUT] is not None
+        above = self.nodes.get((level + 1, index >> BITS))
+        return isinstance(above, Branch) and above.children[index % FANOUT] is not None
 
     def unseal(self, pane: Pane, rows: Sequence[Row]) -> None:
         """Build a sealed pane again from all of its rows that are applied; those in the buffer are left out."""
@@ -349,7 +395,7 @@ class KeyState:
             node = self.nodes[pane]
             if not isinstance(node, Branch):
                 return []
-            if node.children[(instant >> (_BITS * (pane[0] - 1))) % _FANOUT] is None:
+            if node.children[(instant >> (BITS * (pane[0] - 1))) % FANOUT] is None:
                 return []
         return []
 
@@ -367,7 +413,7 @@ class KeyState:
     def _insert_below(self, pane: Pane, branch: Branch, rows: list[Row]) -> None:
         level, index = pane
         for child, group in _by_pane(rows, level - 1):
-            place = child - index * _FANOUT
+            place = child - index * FANOUT
             held = branch.children[place]
             if held is not None and self.nodes.get((level - 1, child)) is None:
                 branch.children[place] = self.algebra.merge([held, self.algebra.fold(sorted(group, key=_identity))])
@@ -380,9 +426,9 @@ class KeyState:
         """Write into a branch what one of its children holds now."""
         node = self.nodes[child]
         if isinstance(node, Leaf):
-            opened = [row for row in node.rows if row[_UNTIL] is None]
+            opened = [row for row in node.rows if row[UNTIL] is None]
             branch.children[place] = self.algebra.fold(opened) if node.rows else None
-            branch.closings[place] = max((r[_UNTIL] for r in node.rows if r[_UNTIL] is not None), default=None)
+            branch.closings[place] = max((r[UNTIL] for r in node.rows if r[UNTIL] is not None), default=None)
         elif isinstance(node, Branch):
             present = any(below is not None for below in node.children)
             branch.children[place] = self.algebra.merge(node.children) if present else None
@@ -407,7 +453,7 @@ class KeyState:
         level, index = pane
         taken = 0
         for child, group in _by_pane(identities, level - 1):
-            place = child - index * _FANOUT
+            place = child - index * FANOUT
             if node.children[place] is None:
                 continue
             if self.nodes.get((level - 1, child)) is None:
@@ -424,130 +470,9 @@ class KeyState:
         self.dirty.add(pane_field(pane))
 
 
-def read_panes(windows: Iterable[Bounds], root: int) -> list[Pane]:
-    """Panes a read of these intervals needs: the roots they touch, and the path of every edge."""
-    panes: dict[Pane, None] = {}
-    edges: dict[Instant, None] = {}
-    shift = _BITS * root
-    for low, high, _ in windows:
-        first = _OLDEST_ROOT if low is None else low >> shift
-        panes.update(dict.fromkeys((root, index) for index in range(first, (high >> shift) + 1)))
-        edges[high] = None
-        if low is not None:
-            edges[low] = None
-    for edge in edges:
-        panes.update(dict.fromkeys(path_of(edge, root)))
-    return list(panes)
-
-
-class PaneReader:
-    """Partials of a time range over the panes of one key.
-
-    Args:
-        nodes: the panes at hand; ``None`` marks one known to be absent.
-        floor: the header's.
-        whole: whether ``nodes`` is everything there is; else a pane that is needed and not at hand raises PanesMissing.
-    """
-
-    def __init__(
-        self,
-        algebra: Algebra,
-        root: int,
-        nodes: Mapping[Pane, Readable | None],
-        buffer: Sequence[Row],
-        floor: Instant | None,
-        *,
-        whole: bool,
-    ) -> None:
-        self._algebra = algebra
-        self._root = root
-        self._nodes = nodes
-        self._floor = floor
-        self._buffer = buffer
-        self._whole = whole
-        self._missing: list[Pane] = []
-
-    def partials(self, low: Instant | None, high: Instant, as_of: Instant) -> list[Partials]:
-        """Partials of the rows with ``low <= time <= high`` that count as of an instant, loose rows last.
-
-        Raises:
-            PanesMissing: fetch these panes and read again.
-            Sealed: some of these rows are not stored any more.
-        """
-        if self._floor is not None and (low is None or low < self._floor):
-            raise Sealed
-        loose = [row for row in self._buffer if (low is None or row[0] >= low) and row[0] <= high]
-        parts: list[Partials] = []
-        shift = _BITS * self._root
-        start = _OLDEST_ROOT if low is None else low >> shift
-        floor = _OLDEST_ROOT << shift if low is None else low
-        found: list[Partials | Leaf] = []
-        for index in range(start, (high >> shift) + 1):
-            self._collect((self._root, index), Bounds(floor, high, as_of), found, holds=False)
-        for part in found:
-            if not isinstance(part, Leaf):
-                parts.append(part)
-            elif self._algebra.chronological:
-                parts.append(self._algebra.fold(_counting(part.rows, as_of)))
-            else:
-                loose.extend(part.rows)
-        if self._missing:
-            raise PanesMissing(self._missing)
-        loose = _counting(loose, as_of)
-        return [*parts, self._algebra.fold(sorted(loose, key=_identity))] if loose else parts
-
-    def _collect(self, pane: Pane, bounds: Bounds, found: list[Partials | Leaf], *, holds: bool) -> None:
-        """Add what a pane has within the bounds, oldest first; ``holds``: the branch above says it has rows."""
-        node = self._nodes.get(pane)
-        if node is None:
-            if not self._whole and pane not in self._nodes:
-                self._missing.append(pane)
-            elif holds:
-                raise Sealed
-            return
-        low, high, as_of = bounds
-        assert low is not None
-        if isinstance(node, Leaf):
-            found.append(Leaf(_between(node.rows, low, high)))
-            return
-        level, index = pane
-        shift = _BITS * (level - 1)
-        # Only the first and the last child can be cut by an edge; those between are whole.
-        base = index << _BITS
-        first, last = max(low >> shift, base) - base, min(high >> shift, base + _FANOUT - 1) - base
-        nothing = _NIL if isinstance(node, StoredBranch) else None
-        for place in range(first, last + 1):
-            partials = node.children[place]
-            if partials == nothing:
-                continue
-            start = (base + place) << shift
-            closing = node.closings[place]
-            if low <= start and start + (1 << shift) - 1 <= high and (closing is None or closing <= as_of):
-                found.append(decode_part(partials) if isinstance(partials, Raw) else cast("Partials", partials))
-            else:
-                self._collect((level - 1, base + place), bounds, found, holds=True)
-
-
-def _counting(rows: list[Row], as_of: Instant) -> list[Row]:
-    return [row for row in rows if row[_UNTIL] is None or row[_UNTIL] > as_of]
-
-
-def _between(rows: list[Row], low: Instant, high: Instant) -> list[Row]:
-    first = bisect_left(rows, low, key=_time)
-    return rows[first : bisect_left(rows, high + 1, key=_time)]
-
-
 def _by_pane(rows: Sequence[Row], level: int) -> list[tuple[int, list[Row]]]:
-    shift = _BITS * level
+    shift = BITS * level
     groups: dict[int, list[Row]] = {}
     for row in rows:
         groups.setdefault(row[0] >> shift, []).append(row)
     return sorted(groups.items())
-
-
-def _time(row: Row) -> Instant:
-    return row[0]  # type: ignore[no-any-return]
-
-
-def _identity(row: Row) -> Row:
-    return row[:_IDENTITY]

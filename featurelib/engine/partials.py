@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from decimal import Context, Decimal
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from featurelib.clock import Instant
@@ -33,6 +34,12 @@ IDENTITY = 4
 _EXACT = Context(prec=2 * 38)
 
 
+@cache
+def scale_of(kind: str | None) -> int | None:
+    """Digits behind a decimal type's point; ``None`` for every other type. Asked for every partial and value."""
+    return decimal_scale(kind) if kind else None
+
+
 class Input(NamedTuple):
     """Where a row carries an aggregator's input: index of the value (``None``: none) and bit of its predicate."""
 
@@ -43,7 +50,7 @@ class Input(NamedTuple):
     @property
     def scale(self) -> int:
         """Digits behind a decimal column's point; 0 for every other type."""
-        return decimal_scale(self.type or "") or 0
+        return scale_of(self.type) or 0
 
     def rows(self, rows: Iterable[Row]) -> list[Row]:
         """The rows its predicate lets through."""
@@ -58,11 +65,11 @@ class Input(NamedTuple):
         if column is None:
             return self.rows(rows)
         if self.bit is None:
-            found = [row[column] for row in rows if row[column] is not None]
+            found = [value for row in rows if (value := row[column]) is not None]
         else:
             flag = 1 << self.bit
-            found = [row[column] for row in rows if row[-1] & flag and row[column] is not None]
-        scale = decimal_scale(self.type) if self.type else None
+            found = [value for row in rows if row[-1] & flag and (value := row[column]) is not None]
+        scale = scale_of(self.type)
         return found if scale is None else [unscaled(value, scale) for value in found]
 
 
@@ -73,6 +80,8 @@ class Aggregator:
     """Whether :meth:`fold_values` of its input's values is enough, so that equal inputs are read once."""
     invertible = False
     """Whether :meth:`remove` takes a part back out exactly."""
+    ages = False
+    """Whether the value of the same rows is another one at another instant."""
     chronological = False
     """Whether partials must be merged strictly by time, oldest first, none overlapping another."""
 

@@ -220,10 +220,25 @@ class Program:
         return self.fold.read_fields(at)
 
     def finish(
-        self, values: Sequence[bytes | None], at: Instant, more: Mapping[Pane, bytes | None] | None = None
+        self,
+        values: Sequence[bytes | None],
+        at: Instant,
+        more: Mapping[Pane, bytes | None] | None = None,
+        key: str | None = None,
     ) -> dict[str, Value] | None:
         """The output row of a key at an instant, from stored bytes; see :meth:`Fold.finish`."""
-        return self._served(self.fold.finish(values, at, more))
+        return self._served(self.fold.finish(values, at, more, key))
+
+    def finish_lasting(
+        self,
+        values: Sequence[bytes | None],
+        at: Instant,
+        more: Mapping[Pane, bytes | None] | None = None,
+        key: str | None = None,
+    ) -> tuple[dict[str, Value] | None, Instant]:
+        """The output row, and the last instant at which a read of the same state gives the same row."""
+        row, until = self.fold.finish_lasting(values, at, more, key)
+        return self._served(row), until
 
     def finish_state(self, state: KeyState, at: Instant) -> dict[str, Value] | None:
         """The output row of a state held in memory, every pane loaded; ``None`` for a key without a record by then."""

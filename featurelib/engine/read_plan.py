@@ -103,6 +103,11 @@ class View:
         """``Name@version`` of the pipeline whose state is read."""
         return ref(self.program.pipeline)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what a row shows, key column first."""
+        return tuple(dict.fromkeys((self.dataset.key.name, *self.program.outputs, *self.shows)))
+
     def row(self, entity: Entity, row: Row) -> dict[str, Any] | None:
         """The stored row as the wire shows it, key column first; ``None`` for an unknown key."""
         if row is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
 from typing import Any
 
 Total = list[Any]
@@ -29,10 +28,13 @@ def total_of(values: Sequence[float]) -> Total:
 
 def merged(totals: Iterable[Total]) -> Total:
     """The exact sum of totals."""
-    members = [member for total in totals for member in total]
-    if list in map(type, members):
+    members: list[Any] = []
+    for total in totals:
+        members += total
+    try:
+        return _parts(members)
+    except (TypeError, OverflowError):  # one is an integer in a list, or they leave the range of floats on the way
         return [[sum(member[0] if type(member) is list else _units(member) for member in members)]]
-    return total_of(members)
 
 
 def negated(total: Total) -> Total:
@@ -49,20 +51,19 @@ def halved(total: Total, times: int) -> Total:
 
 def total_of_squares(values: Sequence[float]) -> Total:
     """The exact sum of the squares of finite floats."""
-    members: list[float] = []
-    for value in values:
-        square = value * value
-        if not _LEAST_SQUARE <= square <= _LARGEST_SQUARE:
-            if value == 0.0:
-                continue
+    squares = [value * value for value in values]
+    if min(squares, default=1.0) < _LEAST_SQUARE or max(squares, default=1.0) > _LARGEST_SQUARE:
+        values = [value for value in values if value != 0.0]
+        squares = [value * value for value in values]
+        if min(squares, default=1.0) < _LEAST_SQUARE or max(squares, default=1.0) > _LARGEST_SQUARE:
             return [[sum(map(_square_units, values))]]
-        # Dekker: the square and its rounding error, both exact.
-        scaled = value * _SPLITTER
-        high = scaled - (scaled - value)
-        low = value - high
-        members.append(square)
-        members.append(((high * high - square) + 2.0 * high * low) + low * low)
-    return total_of(members)
+    # Dekker: the square and its rounding error, both exact.
+    highs = [(scaled := value * _SPLITTER) - (scaled - value) for value in values]
+    squares += [
+        ((high * high - square) + 2.0 * high * (low := value - high)) + low * low
+        for value, high, square in zip(values, highs, squares, strict=True)
+    ]
+    return total_of(squares)
 
 
 def rounded(total: Total) -> float:
@@ -76,11 +77,16 @@ def rounded(total: Total) -> float:
         return math.inf if units > 0 else -math.inf
 
 
-def exact(total: Total) -> Fraction:
-    """The total as a rational."""
+def exact(total: Total) -> tuple[int, int]:
+    """The total as an integer and the power of two that divides it."""
     if type(total[0]) is list:
-        return Fraction(total[0][0], 1 << _UNIT_BITS)
-    return sum(map(Fraction, total), Fraction(0))
+        return total[0][0], _UNIT_BITS
+    if len(total) == 1:
+        numerator, denominator = total[0].as_integer_ratio()
+        return numerator, denominator.bit_length() - 1
+    ratios = [member.as_integer_ratio() for member in total]
+    bits = max([denominator.bit_length() for _, denominator in ratios]) - 1
+    return sum([number << (bits + 1 - denominator.bit_length()) for number, denominator in ratios]), bits
 
 
 def _parts(values: Sequence[float]) -> list[float]:

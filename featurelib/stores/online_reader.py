@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any, NamedTuple, cast
-
-import redis.asyncio
+from typing import Any, NamedTuple
 
 from featurelib.clock import Instant
 from featurelib.engine.keys import KEY_GROUPS
-from featurelib.engine.panes import Header, Pane, PanesMissing, Sealed, pane_field
+from featurelib.engine.panes import HEADER, Header, Pane, PanesMissing, Sealed, pane_field
 from featurelib.engine.program import Program
 from featurelib.stores.online import StateName, generation_key
-from featurelib.stores.server import answering
+from featurelib.stores.pipelined import PipelinedRedis, pack
 from featurelib.types import Value
+
+KEPT_BYTES = 64 << 20
+"""Most memory of rows kept from one read to the next, by the estimate of ``_Kept.size``: some 40,000 of 10 values."""
+_ENTRY_BYTES, _VALUE_BYTES = 700, 60
 
 
 class SealedRow(Enum):
@@ -46,27 +48,69 @@ class Found(NamedTuple):
     applied: tuple[int, ...] | None
 
 
+class _Kept:
+    """A row that was read, good for reads until ``until`` while the key's header is the same.
+
+    Every change of a key's rows writes a new header, with the positions it now stands at, in the same script.
+    """
+
+    __slots__ = ("found", "header", "is_worth_a_look", "probe", "program", "since", "size", "until", "was_good")
+
+    def __init__(self, program: Program, name: str, header: bytes, found: Found, span: tuple[Instant, Instant]) -> None:
+        self.program = program
+        self.header = header
+        self.found = found
+        self.since, self.until = span
+        self.probe = pack(("HGET", name, HEADER))
+        self.size = _ENTRY_BYTES + len(self.probe) + len(header) + _size(found.row)
+        self.is_worth_a_look = True
+        """Whether to ask for the header alone; a key that changes between any two reads is read whole at once."""
+        self.was_good = False
+
+
+class _Whole(NamedTuple):
+    """A look-up that reads all it needs: at which place of the answer, and what is asked."""
+
+    place: int
+    lookup: Lookup
+    asked: bytes
+
+
+_UNKNOWN = Found(None, None)
+
+
 class OnlineReader:
-    """What the query server reads through. Asynchronous; cannot write."""
+    """What the query server reads through. Asynchronous, on one event loop; cannot write.
+
+    A row that was read is kept. Where time alone does not change it yet, the next read asks for the key's header, some
+    fifty bytes, and for everything else only when that is another one.
+    """
 
     def __init__(self, redis_url: str) -> None:
-        self._redis = redis.asyncio.Redis.from_url(redis_url)
+        self._redis = PipelinedRedis(redis_url)
         self._generations: dict[str, int] = {}
+        self._kept: dict[tuple[int, str], _Kept] = {}
+        self._kept_bytes = 0
+        self._packed: tuple[Sequence[bytes], bytes] = ((), b"")
 
     async def close(self) -> None:
-        """Give the connections back."""
-        await self._redis.aclose()
+        """Give the connection back."""
+        await self._redis.close()
 
     async def refresh(self, pipelines: Sequence[str]) -> None:
         """Look which generation of each pipeline is served; called in the background, not per request."""
         if not pipelines:
             return
-        with answering():
-            values = await self._redis.mget([generation_key(pipeline) for pipeline in pipelines])
-        self._generations = {p: int(value or 1) for p, value in zip(pipelines, values, strict=True)}
+        asked = pack(("MGET", *(generation_key(pipeline) for pipeline in pipelines)))
+        (values,) = await self._redis.trip(asked, 1)
+        generations = {p: int(value or 1) for p, value in zip(pipelines, values, strict=True)}
+        if generations != self._generations:
+            self._generations = generations
+            self._kept.clear()
+            self._kept_bytes = 0
 
     async def rows(self, lookups: Sequence[Lookup]) -> list[Found]:
-        """Output rows, in order, from one round trip.
+        """Output rows, in order: from one round trip, or two where a key has changed since it was read last.
 
         Raises:
             StoreUnavailable: the store does not answer.
@@ -74,40 +118,98 @@ class OnlineReader:
         """
         if not lookups:
             return []
-        with answering():
-            pipe = self._redis.pipeline(transaction=False)
-            for program, key, at in lookups:
-                pipe.hmget(self._state(program.ref).key(key), cast("list[str]", program.read_fields(at)))
-            replies = await pipe.execute()
-        return [await self._finished(lookup, values) for lookup, values in zip(lookups, replies, strict=True)]
+        found: list[Any] = [None] * len(lookups)
+        looked, whole = self._sorted_out(lookups)
+        asked = [kept.probe for _, kept in looked] + [each.asked for each in whole]
+        replies = await self._redis.trip(b"".join(asked), len(asked))
+        changed: list[_Whole] = []
+        for (place, kept), header in zip(looked, replies, strict=False):
+            if header == kept.header:
+                kept.was_good = True
+                found[place] = kept.found
+            else:
+                changed.append(self._whole(place, lookups[place]))
+        for each, values in zip(whole, replies[len(looked) :], strict=True):
+            found[each.place] = await self._finished(each.lookup, values)
+        if changed:
+            replies = await self._redis.trip(b"".join([each.asked for each in changed]), len(changed))
+            for each, values in zip(changed, replies, strict=True):
+                found[each.place] = await self._finished(each.lookup, values)
+        return found
+
+    def _sorted_out(self, lookups: Sequence[Lookup]) -> tuple[list[tuple[int, _Kept]], list[_Whole]]:
+        """Look-ups whose row is at hand if the header is still the same, and the others."""
+        looked: list[tuple[int, _Kept]] = []
+        whole: list[_Whole] = []
+        for place, lookup in enumerate(lookups):
+            kept = self._kept.get((id(lookup.program), lookup.key))
+            if (
+                kept is not None
+                and kept.program is lookup.program
+                and kept.is_worth_a_look
+                and kept.since <= lookup.at <= kept.until
+            ):
+                looked.append((place, kept))
+            else:
+                whole.append(self._whole(place, lookup))
+        return looked, whole
+
+    def _whole(self, place: int, lookup: Lookup) -> _Whole:
+        return _Whole(place, lookup, self._asked(self._name(lookup), lookup.program.read_fields(lookup.at)))
+
+    def _asked(self, name: str, fields: Sequence[bytes]) -> bytes:
+        # A request's views mostly read the same fields, one list of some fifty: it is packed once for all of them.
+        last, packed = self._packed
+        if last is not fields:
+            _, _, packed = pack(tuple(fields)).partition(b"\r\n")
+            self._packed = (fields, packed)
+        key = name.encode()
+        return b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%b\r\n%b" % (len(fields) + 2, len(key), key, packed)
 
     async def _finished(self, lookup: Lookup, values: Sequence[bytes | None]) -> Found:
-        applied = tuple(Header.decode(values[0]).applied) if values[0] is not None else None
-        return Found(await self._row(lookup, values), applied)
+        header = values[0]
+        if header is None:
+            return _UNKNOWN
+        row, until = await self._row(lookup, values)
+        found = Found(row, tuple(Header.decode(header).applied))
+        if until > lookup.at and not isinstance(row, SealedRow):
+            self._keep(lookup, header, found, until)
+        return found
 
-    async def _row(self, lookup: Lookup, values: Sequence[bytes | None]) -> dict[str, Value] | SealedRow | None:
+    def _keep(self, lookup: Lookup, header: bytes, found: Found, until: Instant) -> None:
+        mark = (id(lookup.program), lookup.key)
+        kept = _Kept(lookup.program, self._name(lookup), header, found, (lookup.at, until))
+        before = self._kept.pop(mark, None)
+        if before is not None:
+            self._kept_bytes -= before.size
+            kept.is_worth_a_look = before.was_good or before.header == header
+        self._kept[mark] = kept
+        self._kept_bytes += kept.size
+        while self._kept_bytes > KEPT_BYTES:
+            self._kept_bytes -= self._kept.pop(next(iter(self._kept))).size
+
+    async def _row(
+        self, lookup: Lookup, values: Sequence[bytes | None]
+    ) -> tuple[dict[str, Value] | SealedRow | None, Instant]:
+        program, key, at = lookup
         more: dict[Pane, bytes | None] = {}
         while True:
             try:
-                return lookup.program.finish(values, lookup.at, more)
+                return program.finish_lasting(values, at, more, key)
             except Sealed:
-                return SEALED
+                return SEALED, at
             except PanesMissing as missing:
                 # Only rows closed after R make a read go below its edges: versions dated in the future.
-                key = self._state(lookup.program.ref).key(lookup.key)
-                names = cast("list[str]", [pane_field(pane) for pane in missing.panes])
-                with answering():
-                    found = cast("list[bytes | None]", await cast("Any", self._redis.hmget(key, names)))
+                names = [pane_field(pane) for pane in missing.panes]
+                (found,) = await self._redis.trip(self._asked(self._name(lookup), names), 1)
                 more.update(zip(missing.panes, found, strict=True))
 
     async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:
         """Newest applied event time of each pipeline."""
-        with answering():
-            pipe = self._redis.pipeline(transaction=False)
-            for pipeline in pipelines:
-                for group in range(KEY_GROUPS):
-                    pipe.hget(self._state(pipeline).position(group), "newest")
-            replies = await pipe.execute()
+        if not pipelines:
+            return {}
+        places = [self._state(pipeline).position(group) for pipeline in pipelines for group in range(KEY_GROUPS)]
+        replies = await self._redis.trip(b"".join(pack(("HGET", place, "newest")) for place in places), len(places))
         newest = [int(reply) if reply is not None else None for reply in replies]
         return {
             pipeline: max((n for n in newest[i * KEY_GROUPS : (i + 1) * KEY_GROUPS] if n is not None), default=None)
@@ -116,8 +218,17 @@ class OnlineReader:
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the store answers."""
-        with answering():
-            await cast("Any", self._redis.ping())
+        await self._redis.trip(pack(("PING",)), 1)
+
+    def _name(self, lookup: Lookup) -> str:
+        return self._state(lookup.program.ref).key(lookup.key)
 
     def _state(self, pipeline: str) -> StateName:
         return StateName(pipeline, self._generations.get(pipeline, 1))
+
+
+def _size(row: object) -> int:
+    if not isinstance(row, dict):
+        return 0
+    long = sum(len(value) for value in row.values() if isinstance(value, str | list))
+    return _VALUE_BYTES * (len(row) + long)

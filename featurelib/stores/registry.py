@@ -8,13 +8,10 @@ runs them in a thread. Nothing here is on the hot path.
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-import uuid
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from sqlalchemy import Connection, Row, func, select, update
 
 from featurelib.clock import Clock, Instant
@@ -32,15 +29,13 @@ from featurelib.definitions import (
 )
 from featurelib.errors import CorruptState, InvalidRequest, StoreUnavailable
 from featurelib.plan import Changes, CommitReceipt
-from featurelib.stores import schema
+from featurelib.stores import keys, metadata_edits, schema
 from featurelib.stores.database import Database, newest, record_of, upsert
+from featurelib.stores.event_log import insert_event
+from featurelib.stores.keys import ROLES, KeyRecord, NewKey, Role
 
 Severity = Literal["info", "warn", "error"]
-Role = Literal["reader", "writer", "admin"]
 JobType = Literal["pipeline", "backfill"]
-
-ROLES: tuple[Role, ...] = get_args(Role)
-"""Each role may do what the ones before it may."""
 
 MOST_WORKERS = 64
 """Most workers of a pipeline: one per key group (engine/keys.py)."""
@@ -48,7 +43,6 @@ MOST_WORKERS = 64
 _SEVERITIES: dict[str, Severity] = {"info": "info", "warn": "warn", "warning": "warn", "error": "error"}
 # Sources and featuresets have no version of their own; the registry keeps them under this one.
 _UNVERSIONED = 1
-_KEY_BYTES = 32
 # Each round lost means that another commit or key change got through; nobody makes so many in a row by hand.
 _MOST_DECISIONS = 20
 
@@ -109,26 +103,6 @@ class EventRecord(NewEvent):
 
     id: str
     created_at: Instant
-
-
-class KeyRecord(Record):
-    """An API key. Its secret is not stored; ``sha256`` is compared with the hash of what a caller sends."""
-
-    fingerprint: str
-    sha256: str = Field(repr=False)
-    role: Role
-    label: str
-    created_at: Instant
-    expires_at: Instant | None = None
-    revoked_at: Instant | None = None
-
-    def valid_at(self, now: Instant) -> bool:
-        """Whether the key is neither revoked nor expired."""
-        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
-
-    def allows(self, needed: Role) -> bool:
-        """Whether the key's role includes the needed one."""
-        return ROLES.index(self.role) >= ROLES.index(needed)
 
 
 class WorkerStatus(Record):
@@ -361,7 +335,7 @@ class Registry:
         Raises:
             InvalidRequest: an unknown severity (``warning`` is ``warn``), or a limit that is not positive.
         """
-        wanted = {"severity": _severity(severity), "event_type": event_type, "subject": subject}
+        wanted = {"severity": severity_named(severity), "event_type": event_type, "subject": subject}
         query = newest(schema.events, limit)
         for column, value in wanted.items():
             query = query if value is None else query.where(schema.events.c[column] == value)
@@ -369,46 +343,55 @@ class Registry:
             rows = connection.execute(query).all()
         return [record_of(EventRecord, row) for row in rows]
 
-    def create_key(self, role: Role, label: str, *, expires_at: Instant | None = None) -> tuple[KeyRecord, str]:
+    def create_key(
+        self,
+        role: Role,
+        label: str,
+        *,
+        expires_at: Instant | None = None,
+        rate_limit: int | None = None,
+        created_by: str | None = None,
+    ) -> tuple[KeyRecord, str]:
         """Make a key. The second member is its secret, which is shown this once and cannot be had again.
 
+        Args:
+            role: what it may do.
+            label: whose it is, or what for.
+            expires_at: when it ends; left out, never.
+            rate_limit: requests per second; left out, the platform's default.
+            created_by: fingerprint of the key that asked.
+
         Raises:
-            InvalidRequest: no such role.
+            InvalidRequest: no such role, the end is not in the future, or the limit is out of range.
         """
         if role not in ROLES:
             raise InvalidRequest(f"role: {role!r} is not one of {', '.join(ROLES)}")
+        asked = NewKey(role=role, label=label, expires_at=expires_at, rate_limit=rate_limit)
         with self.database.exclusive() as connection:
-            secret, sha256 = _unused_secret(connection)
-            key = KeyRecord(
-                fingerprint=sha256[:8],
-                sha256=sha256,
-                role=role,
-                label=label,
-                created_at=self._clock.now(),
-                expires_at=expires_at,
-            )
-            connection.execute(schema.api_keys.insert(), key.model_dump())
+            now = self._clock.now()
+            key, secret = keys.insert(connection, keys.checked(asked, now), now)
             _bump(connection)
-            self._insert_event(
-                connection, _key_event("api_key_created", key.fingerprint, f"{role} key {label!r} created")
-            )
+            message = f"{role} key {label!r} created"
+            self._insert_event(connection, _key_event("api_key_created", key.fingerprint, message, created_by))
         return key, secret
 
     def keys(self) -> list[KeyRecord]:
         """Every key ever made, oldest first, expired and revoked ones included."""
         with self.database.read() as connection:
-            rows = connection.execute(select(schema.api_keys).order_by(schema.api_keys.c.sequence)).all()
-        return [record_of(KeyRecord, row) for row in rows]
+            return keys.every(connection)
 
-    def revoke_key(self, fingerprint: str) -> bool:
-        """Make a key invalid from now on; ``False`` when there is no such key, or it was revoked before."""
-        keys = schema.api_keys.c
-        found = update(schema.api_keys).where(keys.fingerprint == fingerprint, keys.revoked_at.is_(None))
+    def revoke_key(self, fingerprint: str, revoked_by: str | None = None) -> bool:
+        """Make a key invalid from now on; ``False`` when there is no such key, or it was revoked before.
+
+        Raises:
+            Conflict: it is the last valid admin key.
+        """
         with self.database.exclusive() as connection:
-            revoked = connection.execute(found.values(revoked_at=self._clock.now())).rowcount == 1
+            revoked = keys.revoke(connection, fingerprint, self._clock.now())
             if revoked:
                 _bump(connection)
-                self._insert_event(connection, _key_event("api_key_revoked", fingerprint, f"key {fingerprint} revoked"))
+                message = f"key {fingerprint} revoked"
+                self._insert_event(connection, _key_event("api_key_revoked", fingerprint, message, revoked_by))
         return revoked
 
     def jobs(self) -> list[JobRecord]:
@@ -487,8 +470,7 @@ class Registry:
         return {**record.model_dump(), "updated_at": self._clock.now()}
 
     def _insert_event(self, connection: Connection, event: NewEvent) -> None:
-        row = {**event.model_dump(), "id": str(uuid.uuid4()), "created_at": self._clock.now()}
-        connection.execute(schema.events.insert(), row)
+        insert_event(connection, event, self._clock.now())
 
     def _finish(
         self,
@@ -525,6 +507,7 @@ class Registry:
         sequence: int = connection.execute(insert, row).scalar_one()
         for definition in commit.all:
             _store(connection, stored.get(_identity(definition)), definition, sequence, now)
+        metadata_edits.forget_overtaken(connection)
         _refresh_positions(connection, stored, commit)
         self._insert_event(connection, _commit_event(commit, receipt, committed_by))
 
@@ -546,7 +529,7 @@ def _stored(connection: Connection) -> dict[_Identity, Row[Any]]:
 
 
 def _parsed(rows: Iterable[Row[Any]]) -> Definitions:
-    definitions = [_definition(row) for row in rows]
+    definitions = [definition_of(row) for row in rows]
 
     def those(model: type[_D]) -> tuple[_D, ...]:
         return tuple(definition for definition in definitions if isinstance(definition, model))
@@ -559,7 +542,12 @@ def _parsed(rows: Iterable[Row[Any]]) -> Definitions:
     )
 
 
-def _definition(row: Row[Any]) -> Definition:
+def definition_of(row: Row[Any]) -> Definition:
+    """The definition that a row of ``definitions`` or ``definition_revisions`` holds.
+
+    Raises:
+        CorruptState: it cannot be read by this version of the code.
+    """
     what = f"stored {row.kind} {row.name}@{row.version}"
     if row.format > FORMAT:
         raise CorruptState(f"{what} has format {row.format}; this version of the platform reads up to {FORMAT}")
@@ -677,21 +665,22 @@ def _scale_event(pipeline: str, partition_count: int) -> NewEvent:
     )
 
 
-def _key_event(event_type: str, fingerprint: str, message: str) -> NewEvent:
-    return NewEvent(event_type=event_type, source="definition-service", subject=fingerprint, message=message)
+def _key_event(event_type: str, fingerprint: str, message: str, by: str | None) -> NewEvent:
+    return NewEvent(
+        event_type=event_type,
+        source="definition-service",
+        subject=fingerprint,
+        message=message,
+        detail={"by": by},
+    )
 
 
-def _unused_secret(connection: Connection) -> tuple[str, str]:
-    """A new secret and its SHA-256. Fingerprints name keys, so one that is taken is not given again."""
-    while True:
-        secret = f"tk_{secrets.token_urlsafe(_KEY_BYTES)}"
-        sha256 = hashlib.sha256(secret.encode()).hexdigest()
-        taken = select(schema.api_keys.c.sequence).where(schema.api_keys.c.fingerprint == sha256[:8])
-        if connection.execute(taken).first() is None:
-            return secret, sha256
+def severity_named(name: str | None) -> Severity | None:
+    """The severity people mean; ``warning`` is ``warn``.
 
-
-def _severity(name: str | None) -> Severity | None:
+    Raises:
+        InvalidRequest: there is none of that name.
+    """
     if name is None:
         return None
     if name not in _SEVERITIES:

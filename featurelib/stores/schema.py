@@ -255,13 +255,16 @@ backfill_requests = Table(
     Column("state", String(16), nullable=False),
     Column("detail", Prose, nullable=False),
     Column("submission_id", Prose),
+    Column("generation", Integer),
     Column("rows", BigInteger, nullable=False),
     Column("rows_expected", BigInteger),
     Column("requested_by", String(8)),
     Column("correlation_id", Prose),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
-    CheckConstraint("state IN ('requested', 'running', 'cancelling', 'cancelled', 'complete', 'failed')", name="state"),
+    CheckConstraint(
+        "state IN ('requested', 'running', 'switching', 'cancelling', 'cancelled', 'complete', 'failed')", name="state"
+    ),
     Index(None, "pipeline", "created_at"),
 )
 

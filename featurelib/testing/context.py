@@ -12,10 +12,11 @@ from featurelib.clock import Clock, Instant, format_instant, parse_instant
 from featurelib.declarations import did_you_mean
 from featurelib.definitions import Cdc, Definitions
 from featurelib.engine.read_plan import Entity, KeyForm, ReadPlan
+from featurelib.engine.spine import Reading
 from featurelib.errors import InvalidRequest, NotFound
 from featurelib.result import ThymeResult
 from featurelib.testing.events import Acceptance, DeadLetter, EventLog, ExpectationViolation
-from featurelib.testing.reading import Knowledge, Reader, Reading, Table
+from featurelib.testing.reading import Knowledge, Reader, Table
 from featurelib.testing.tables import records_of, rows_of
 from featurelib.testing.targets import Target, definitions_of, name_of, with_cdc
 

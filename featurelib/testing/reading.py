@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from featurelib.clock import Instant
 from featurelib.declarations import did_you_mean
 from featurelib.definitions import Definitions, FeaturesetDef
-from featurelib.engine.asof import KNOWN, evaluate
 from featurelib.engine.column_types import polars_type
-from featurelib.engine.extractor import Inline, Row, Wanted
+from featurelib.engine.extractor import Inline, Row
 from featurelib.engine.operators import UserFailure
 from featurelib.engine.panes import KeyState
 from featurelib.engine.partials import Row as StateRow
 from featurelib.engine.program import Program
-from featurelib.engine.read_plan import Entity, ReadPlan, View, compile_plan, compile_views
+from featurelib.engine.read_plan import ReadPlan, View, compile_plan, compile_views
+from featurelib.engine.spine import Asked, Reading, feature_columns, rows_at_once
 from featurelib.engine.user_code import Guard, Limits
 from featurelib.errors import DefinitionError, NotFound, Problem, ThymeError, UserCodeError
 from featurelib.testing.events import DeadLetter, EventLog
@@ -37,9 +36,6 @@ _LIMITS = Limits(soft_s=2, hard_s=20)
 
 # Places of a row of state: when it counts from, and until when.
 _TIME, _UNTIL = 0, 4
-
-Asked = tuple[str, Instant]
-"""A key's row as of an instant."""
 
 
 class _Folded:
@@ -69,7 +65,9 @@ class _Folded:
 
     def rows(self, asked: Sequence[Asked]) -> list[Row]:
         """The output rows, in order; ``None`` for a key that had no record by its instant."""
-        return self._at_once(asked) if len(asked) >= _MANY else [self._row(key, at) for key, at in asked]
+        if len(asked) >= _MANY:
+            return rows_at_once(self._program, self._shaped, asked)
+        return [self._row(key, at) for key, at in asked]
 
     def _row(self, key: str, at: Instant) -> Row:
         if key not in self._rows:
@@ -78,20 +76,6 @@ class _Folded:
             state = self._states[key] = self._program.new_state(1)
             state.add(self._rows[key])
         return self._program.finish_state(self._states[key], at)
-
-    def _at_once(self, asked: Sequence[Asked]) -> list[Row]:
-        instants = np.array([at for _, at in asked], dtype=np.int64)
-        frame = evaluate(self._program, self._shaped, [key for key, _ in asked], instants)
-        # Instants are integers in the engine.
-        moments = [pl.col(name).dt.epoch("us") for name, kind in frame.schema.items() if kind == pl.Datetime]
-        lists = [
-            pl.col(name).cast(pl.List(pl.Int64))
-            for name, kind in frame.schema.items()
-            if isinstance(kind, pl.List) and kind.inner == pl.Datetime
-        ]
-        frame = frame.with_columns(*moments, *lists)
-        known = frame.drop_in_place(KNOWN).to_list()
-        return [row if had else None for row, had in zip(frame.to_dicts(), known, strict=True)]
 
 
 class Table:
@@ -144,14 +128,6 @@ class Table:
             values = [row[name] for _, row in known]
             columns.append(pl.Series(name, values, dtype=polars_type(types[name]), strict=False))
         return pl.DataFrame(columns)
-
-
-class Reading(NamedTuple):
-    """One row to read: the entity, its requested values by slot, and the instant."""
-
-    entity: Entity
-    requested: Sequence[tuple[int, Value]]
-    at: Instant
 
 
 class Reader:
@@ -234,18 +210,11 @@ class Reader:
         return [answers[line] for line in range(len(readings))]
 
     def _read(self, plan: ReadPlan, readings: Sequence[Reading], known_at: Instant | None) -> list[list[Any]]:
-        rows = [plan.values(reading.entity, reading.requested) for reading in readings]
-        asked = [(reading.entity.key, reading.at) for reading in readings]
-        found = [table.known(known_at).rows(asked) for table in self.tables_of(plan)]
-        for line, (reading, values) in enumerate(zip(readings, rows, strict=True)):
-            plan.fill(values, reading.entity, [column[line] for column in found])
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        instants = [reading.at for reading in readings]
-        plan.graph.run_batch(columns, instants, lambda wanted: self._fetch(wanted, known_at))
-        return [plan.answer(values) for values in zip(*columns, strict=True)]
-
-    def _fetch(self, wanted: Sequence[Wanted], known_at: Instant | None) -> list[Row]:
-        return [self._tables[each.dataset].known(known_at).rows([(each.key, each.at)])[0] for each in wanted]
+        columns = feature_columns(
+            plan, readings, lambda view, asked: self._tables[view.dataset.name].known(known_at).rows(asked)
+        )
+        own = zip(*columns, strict=True) if columns else iter([()] * len(readings))
+        return [plan.answer(values) for values in own]
 
 
 @lru_cache(maxsize=1)

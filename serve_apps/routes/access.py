@@ -21,5 +21,12 @@ def _writer(request: Request) -> Caller:
     return caller
 
 
+def _admin(request: Request) -> Caller:
+    caller: Caller = request.scope["thyme.caller"]
+    caller.require("admin")
+    return caller
+
+
 ServicesOf = Annotated[Services, Depends(_services)]
 Writer = Annotated[Caller, Depends(_writer)]
+Admin = Annotated[Caller, Depends(_admin)]

@@ -1,117 +1,163 @@
-"""`/api/v1/...`: commits, events, and what is committed."""
+"""`/api/v1/status`: everything at a glance."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Annotated, Any
+from typing import Any, Literal
 
-import structlog
-from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from fastapi import APIRouter
+from pydantic import Field
 
-from featurelib.errors import InvalidRequest, ThymeError
-from featurelib.plan import CommitReceipt
 from serve_apps.definition_service import DefinitionService
-from serve_apps.routes.access import ServicesOf, Writer
+from serve_apps.records import CommitEntry, ExtractorRecord, FeatureRecord, Shown, SourceRecord
+from serve_apps.routes.access import ServicesOf
+from serve_apps.routes.feed import EventView
+from serve_apps.routes.jobs import JobView
 from serve_apps.services import Services
 
 router = APIRouter(tags=["definitions"])
-
-_PROTOBUF = "application/protobuf"
-_log = structlog.get_logger("thyme.serve")
-Limit = Annotated[int, Query(ge=1, le=1_000, description="Most entries, newest first.")]
+_AT = "2026-03-01T12:00:00Z"
 
 
-class JobChange(BaseModel):
-    """What can be changed of a job."""
+class PartitionFreshness(Shown):
+    """Where a log partition of a dataset ends."""
 
-    model_config = ConfigDict(extra="forbid")
+    partition: int
+    """From 0."""
+    rows_out: int
+    """Records in it."""
+    accepted_until: str | None = Field(examples=[_AT])
+    """The newest event time."""
+    last_accepted_at: str | None = Field(examples=[_AT])
+    """When the last record was accepted."""
+    watermark: str | None = Field(examples=[_AT])
+    """What is older comes too late; null where nothing does."""
+    idle: bool
+    """Whether it accepted nothing for so long that its watermark says little."""
 
-    partition_count: StrictInt = Field(ge=1, le=64)
-    """Workers of the pipeline, from 1 to 64."""
+
+class DatasetFreshness(Shown):
+    """How fresh a dataset is, and what it counted."""
+
+    event_time_lag_s: float | None
+    """Age of the newest event time accepted, in seconds; null before the first."""
+    accepted_until: str | None = Field(examples=[_AT])
+    """The newest event time accepted."""
+    last_accepted_at: str | None = Field(examples=[_AT])
+    """When the last record was accepted."""
+    records_behind: int
+    """Records that the slowest pipeline has not applied yet."""
+    waiting_s: float | None
+    """Since when the oldest of them waits, in seconds; null when none does."""
+    archive_records_behind: int | None
+    """Records that are not in the archive yet."""
+    rows_in: int
+    """Records that came."""
+    rows_out: int
+    """Records accepted."""
+    rows_late: int
+    """Of them, too late to be aggregated."""
+    rows_dead: int
+    """Records that became dead letters."""
+    partitions: list[PartitionFreshness]
+    """Of its log."""
+    updated_at: str | None = Field(examples=[_AT])
+    """When this was written down."""
+
+
+class DatasetStatus(Shown):
+    """A dataset at a glance."""
+
+    name: str = Field(examples=["Ride"])
+    """Its name."""
+    version: int
+    """As declared."""
+    freshness: DatasetFreshness | None
+    """Null before anything was written down of it."""
+
+
+class PipelineStatus(Shown):
+    """A pipeline at a glance."""
+
+    name: str = Field(examples=["by_rider"])
+    """Its name."""
+    version: int
+    """As declared."""
+    input_datasets: list[str]
+    """What it reads, the left side first."""
+    output_dataset: str = Field(examples=["RiderStats"])
+    """What it fills."""
+
+
+class FeaturesetStatus(Shown):
+    """A featureset at a glance."""
+
+    name: str = Field(examples=["Rider"])
+    """Its name."""
+    version: int
+    """Always 1: featuresets have no version in code."""
+    feature_count: int
+    """How many features it has."""
+    features: list[FeatureRecord]
+    """Its features."""
+    extractors: list[ExtractorRecord]
+    """What fills them."""
+
+
+class BackfillStatus(Shown):
+    """A backfill at a glance."""
+
+    job_name: str = Field(examples=["by_rider_job"])
+    """The pipeline's job."""
+    source_dataset: str = Field(examples=["Ride"])
+    """What is read again."""
+    status: str = Field(examples=["complete"])
+    """How far it got."""
+    records_ingested: int
+    """Records read."""
+
+
+class PhysicalAsset(Shown):
+    """A thing that is kept for a definition."""
+
+    kind: Literal["stream", "state", "table"]
+    """A log, a pipeline's state, or a table."""
+    name: str = Field(examples=["Ride@1"])
+    """What it is named by."""
+    owner: str = Field(examples=["Ride"])
+    """The definition it is kept for."""
+    bytes: int | None
+    """Its size; null where it is not known."""
+
+
+class Status(Shown):
+    """Everything at a glance."""
+
+    datasets: list[DatasetStatus]
+    """Datasets, all versions."""
+    pipelines: list[PipelineStatus]
+    """Pipelines, all versions."""
+    featuresets: list[FeaturesetStatus]
+    """Featuresets."""
+    sources: list[SourceRecord]
+    """Sources."""
+    jobs: list[JobView]
+    """Jobs."""
+    backfills: list[BackfillStatus]
+    """Backfills that were begun."""
+    physical_assets: list[PhysicalAsset]
+    """What is kept for definitions."""
+    latest_commit: CommitEntry | None
+    """The newest commit; null before the first."""
+    recent_events: list[EventView]
+    """The newest entries of the feed."""
 
 
 def _service(services: Services) -> DefinitionService:
     stores = services.stores
-    return DefinitionService(stores.registry, stores.log, services.settings, services.isolation.runner, services.shapes)
+    return DefinitionService(stores.registry, stores.log, services.settings, services.shapes)
 
 
-_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
-
-
-@router.post("/api/v1/commit", openapi_extra=_BODY, responses={409: {"description": "A breaking change."}})
-@router.post("/", include_in_schema=False)
-async def commit(request: Request, services: ServicesOf, caller: Writer) -> CommitReceipt:
-    """Store definitions sent together, whole or not at all; what a commit leaves out stays."""
-    if request.headers.get("content-type", "").startswith(_PROTOBUF):
-        # These words make the stock command line send the same commit again as JSON.
-        raise InvalidRequest("Unsupported operator: application/protobuf; send the commit as JSON")
-    body = await request.body()
-    receipt = await asyncio.to_thread(_service(services).commit, body, caller.fingerprint)
-    try:
-        # This replica serves the commit before it is acknowledged; the others follow within one poll.
-        await services.current.refresh()
-    except ThymeError as error:
-        # It is stored: an error now would say that it is not. The poll catches up when the store is back.
-        _log.warning("commit_not_served_yet", commit_id=receipt.commit_id, error=str(error))
-    return receipt
-
-
-@router.get("/api/v1/featuresets")
-def featuresets(services: ServicesOf) -> list[dict[str, Any]]:
-    """Every committed featureset with its features and extractors."""
-    return _service(services).featuresets()
-
-
-@router.get("/api/v1/datasets")
-def datasets(services: ServicesOf) -> list[dict[str, Any]]:
-    """Every committed dataset, all versions."""
-    return _service(services).datasets()
-
-
-@router.get("/api/v1/pipelines")
-def pipelines(services: ServicesOf) -> list[dict[str, Any]]:
-    """Every committed pipeline, all versions."""
-    return _service(services).pipelines()
-
-
-@router.get("/api/v1/sources")
-def sources(services: ServicesOf) -> list[dict[str, Any]]:
-    """Every source and how far it got; secrets are masked."""
-    return _service(services).sources()
-
-
-@router.get("/api/v1/jobs")
-def jobs(services: ServicesOf) -> list[dict[str, Any]]:
-    """Every job, how far it got and how fresh it is."""
-    return _service(services).jobs(services.clock.now())
-
-
-@router.patch("/api/v1/jobs/{name}")
-def scale(name: str, change: JobChange, services: ServicesOf, caller: Writer) -> dict[str, Any]:  # noqa: ARG001  # the role is the point
-    """Give a pipeline another number of workers, while records go on arriving; the log's partitions stay."""
-    return _service(services).scale(name, change.partition_count, services.clock.now())
-
-
-@router.get("/api/v1/commits")
-def commits(services: ServicesOf, limit: Limit = 100) -> list[dict[str, Any]]:
-    """The latest commits that changed something."""
-    return _service(services).commits(limit)
-
-
-@router.get("/api/v1/events")
-def events(
-    services: ServicesOf,
-    limit: Limit = 100,
-    severity: str | None = None,
-    event_type: str | None = None,
-    subject: str | None = None,
-) -> list[dict[str, Any]]:
-    """The platform's feed; filters are exact and combine."""
-    return _service(services).events(limit, severity, event_type, subject)
-
-
-@router.get("/api/v1/status")
+@router.get("/api/v1/status", response_model=Status)
 def status(services: ServicesOf) -> dict[str, Any]:
     """Everything at a glance."""
     return _service(services).status(services.clock.now())

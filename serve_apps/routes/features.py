@@ -1,28 +1,34 @@
-"""`/features` and `/features/batch`: the hot routes.
+"""`/features`, `/features/batch` and `/features/offline`: the hot routes.
 
 Handlers take a :class:`Call` and give an :class:`Answer`; FastAPI is not involved, so their part of the OpenAPI
-document is written by :func:`describe`.
+document is written in :mod:`serve_apps.routes.features_openapi`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from featurelib.clock import Instant, parse_instant
+from featurelib.engine.asof import Knowledge
 from featurelib.errors import InvalidRequest, ThymeError
-from serve_apps.messages import Answer, Call, ErrorBody, Handler, json_answer, writable
-from serve_apps.query_server import MOST_ENTITIES, Question
+from serve_apps.feature_shapes import BatchRequest, FeaturesRequest, OfflineRequest
+from serve_apps.large_reads import LargeReads
+from serve_apps.messages import Answer, Call, Handler, json_answer, writable
+from serve_apps.query_server import MOST_ENTITIES, Reply
+from serve_apps.questions import Entry, Question, Seen
 from serve_apps.services import Services
+from serve_apps.tabular import ARROW, JSON, arrow_stream, wants_arrow
 
 _MOST_PARAMETERS = 32
-_KNOWN = frozenset({"featureset", "entity_id", "entity_type", "timestamp", "ts"})
+_KNOWN = frozenset({"featureset", "entity_id", "entity_type", "timestamp", "ts", "knowledge", "explain"})
 # An unescaped `+` of a zone in a query string arrives as a space.
 _BLANK_ZONE = re.compile(r" (\d\d:?\d\d)$")
 # What a query run keeps: ids and inputs of requests up to this size, and of larger or refused ones the first ids.
@@ -30,52 +36,9 @@ _MOST_KEPT_BYTES = 256 * 1024
 _IDS_OF_REFUSED = 100
 _LONGEST_ERROR = 2_000
 _PROBE = {"status": "ok"}
-
-
-EntityId = str | int | float | list[str | int | float | bool]
-
-
-class FeaturesRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A read with request-time inputs."""
-
-    featureset: str
-    entity_id: EntityId
-    entity_type: str | None = None
-    timestamp: str | int | float | None = None
-    inputs: dict[str, Any] | None = None
-
-
-class BatchRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A read of many entities, at most 10,000."""
-
-    featureset: str
-    entity_ids: list[EntityId]
-    entity_type: str | None = None
-    inputs: dict[str, Any] | None = None
-
-
-class ReadAt(msgspec.Struct):
-    """The instant R the values are of, and whose clock it is: the server's, the events', or the request's timestamp."""
-
-    timestamp: str
-    clock: Literal["wall", "event", "request"]
-
-
-class FeaturesAnswer(msgspec.Struct):
-    """Value by feature; `features` is null for a look-up of an unknown row."""
-
-    entity_type: str
-    entity_id: str
-    features: dict[str, Any] | None
-    mode: Literal["online", "point_in_time"]
-    metadata: ReadAt
-
-
-class BatchAnswer(msgspec.Struct):
-    """Positional rows, in the order asked; the first column is `entity_id`."""
-
-    features: list[str]
-    values: list[list[Any]]
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class _Outcome(NamedTuple):
@@ -86,6 +49,8 @@ class _Outcome(NamedTuple):
     hits: int = 0
     commit_id: str | None = None
     error: str | None = None
+    seen: Seen | None = None
+    values: Sequence[Any] | None = None
 
 
 class FeatureRoutes:
@@ -95,9 +60,12 @@ class FeatureRoutes:
         self._services = services
         self._features_body = msgspec.json.Decoder(FeaturesRequest)
         self._batch_body = msgspec.json.Decoder(BatchRequest)
+        self._offline_body = msgspec.json.Decoder(OfflineRequest)
+        self._large_reads = LargeReads(services.settings, services.clock, services.stores.history, services.threads)
         self.table: Mapping[str, Mapping[str, Handler]] = {
             "/features": {"GET": self.get, "HEAD": self.probe, "POST": self.post},
             "/features/batch": {"POST": self.batch},
+            "/features/offline": {"POST": self.offline},
         }
 
     async def probe(self, call: Call) -> Answer:  # noqa: ARG002  # a handler's signature
@@ -110,27 +78,31 @@ class FeatureRoutes:
         if not parameters:
             return await self.probe(call)
         at = _timestamp(parameters)
+        knowledge = _knowledge(parameters.get("knowledge", "latest"), at)
+        explain = _flag(parameters, "explain")
         featureset = parameters.get("featureset")
         if featureset is None:
-            return await self._answer(call, _lookup(parameters, at))
+            asked = _lookup(parameters, at)._replace(knowledge=knowledge)
+            return await (self._explained(call, asked) if explain else self._answer(call, asked))
         # The entity's own name is an alias of entity_id; only the plan knows it.
         plan = self._services.current.snapshot.plans.get(featureset)
         entity_id = _entity_id(parameters, plan.entity_name if plan else "entity_id", known=plan is not None)
-        return await self._answer(
-            call, Question("features", featureset, (entity_id,), parameters.get("entity_type"), at)
-        )
+        asked = Question("features", featureset, (entity_id,), parameters.get("entity_type"), at, knowledge=knowledge)
+        return await (self._explained(call, asked) if explain else self._answer(call, asked))
 
     async def post(self, call: Call) -> Answer:
         """Features of one entity with request-time inputs."""
         body = _decoded(self._features_body, call.body)
         at = None if body.timestamp is None else parse_instant(body.timestamp)
         ids = (body.entity_id,)
-        return await self._answer(
-            call, Question("features", body.featureset, ids, body.entity_type, at, body.inputs or {})
-        )
+        knowledge = _knowledge(body.knowledge, at)
+        asked = Question("features", body.featureset, ids, body.entity_type, at, body.inputs or {}, knowledge=knowledge)
+        explain = call.query and _flag(_parameters(call.query, {"explain"}), "explain")
+        return await (self._explained(call, asked) if explain else self._answer(call, asked))
 
     async def batch(self, call: Call) -> Answer:
-        """Features of many entities, as positional rows."""
+        """Features of many entities, as positional rows or as Arrow."""
+        arrow = wants_arrow(call.headers, _parameters(call.query, {"format"}).get("format"))
         body = _decoded(self._batch_body, call.body)
         count = len(body.entity_ids)
         if count > MOST_ENTITIES:
@@ -138,47 +110,97 @@ class FeatureRoutes:
             asked = Question("batch", body.featureset, tuple(body.entity_ids[:_IDS_OF_REFUSED]), body.entity_type)
             self._record(call, asked, str(uuid.uuid4()), _refused(asked, refusal)._replace(entities=count))
             raise refusal
-        ids = tuple(body.entity_ids)
-        return await self._answer(
-            call, Question("batch", body.featureset, ids, body.entity_type, None, body.inputs or {})
-        )
+        asked = Question("batch", body.featureset, tuple(body.entity_ids), body.entity_type, None, body.inputs or {})
+        return await self._answer(call, asked, arrow=arrow)
 
-    async def _answer(self, call: Call, question: Question) -> Answer:
-        run_id = str(uuid.uuid4())
+    async def offline(self, call: Call) -> Answer:
+        """Features of many entities, each as of its own instant, in the order asked."""
+        arrow = wants_arrow(call.headers, _parameters(call.query, {"format"}).get("format"))
+        body = _decoded(self._offline_body, call.body)
+        question = await self._apart(_offline_question, body)
+        if len(question.entity_ids) > self._services.settings.serving.offline_rows:
+            return await self._large(call, question, arrow=arrow)
+        return await self._answer(call, question, arrow=arrow)
+
+    async def _large(self, call: Call, question: Question, *, arrow: bool) -> Answer:
+        run_id, snapshot = str(uuid.uuid4()), self._services.current.snapshot
         try:
-            reply = await self._services.query_server.answer(question)
+            rows = await self._large_reads.read(question, snapshot, call.correlation_id)
         except ThymeError as error:
             self._record(call, question, run_id, _refused(question, error))
             raise
-        self._record(
-            call, question, run_id, _Outcome(reply.entity_ids, len(reply.entity_ids), reply.hits, reply.commit_id)
-        )
-        return json_answer(reply.body, (b"x-query-run-id", run_id.encode()))
+        self._record(call, question, run_id, _Outcome(rows.keys, len(rows.keys), rows.outcome.hits, snapshot.commit_id))
+        headers = ((b"content-type", ARROW if arrow else JSON), (b"x-query-run-id", run_id.encode()))
+        parts = self._large_reads.send(rows, arrow=arrow)
+        # The first part is made here: what fails has its status, and a caller who goes leaves nothing behind, since
+        # the end of a generator that was begun always runs.
+        return Answer(200, await anext(parts), headers, parts)
+
+    async def _explained(self, call: Call, question: Question) -> Answer:
+        reply, run_header = await self._read(call, question)
+        explain = await self._services.query_server.explained(question, reply)
+        return json_answer({**reply.body, "explain": explain}, run_header)
+
+    async def _answer(self, call: Call, question: Question, *, arrow: bool = False) -> Answer:
+        reply, run_header = await self._read(call, question, as_table=arrow)
+        return await self._arrow(reply, run_header) if arrow else json_answer(reply.body, run_header)
+
+    async def _read(
+        self, call: Call, question: Question, *, as_table: bool = False
+    ) -> tuple[Reply, tuple[bytes, bytes]]:
+        """The reply, recorded, and the header that names its run."""
+        run_id = str(uuid.uuid4())
+        try:
+            reply = await self._services.query_server.answer(question, as_table=as_table)
+        except ThymeError as error:
+            self._record(call, question, run_id, _refused(question, error))
+            raise
+        self._record(call, question, run_id, _answered(reply))
+        return reply, (b"x-query-run-id", run_id.encode())
+
+    async def _arrow(self, reply: Reply, run_header: tuple[bytes, bytes]) -> Answer:
+        assert reply.table is not None
+        body = await self._apart(lambda table: arrow_stream(table.arrow()), reply.table)
+        return Answer(200, body, ((b"content-type", ARROW), run_header))
+
+    async def _apart(self, call: Callable[[_T], _R], argument: _T) -> _R:
+        # Thousands of rows are tens of milliseconds: in a thread, other requests get their turn in between.
+        return await asyncio.get_running_loop().run_in_executor(self._services.threads, call, argument)
 
     def _record(self, call: Call, question: Question, run_id: str, outcome: _Outcome) -> None:
         # A request bounds what its run weighs: one too large to keep is recorded without its question.
         size = len(call.body) + len(call.query)
         ids = outcome.ids if size <= _MOST_KEPT_BYTES else tuple(each[:64] for each in outcome.ids[:_IDS_OF_REFUSED])
         kept = size <= _MOST_KEPT_BYTES and len(ids) == outcome.entities
+        values = outcome.values
+        # Digests are of the values: their process gets them, whatever their number.
+        weight = 0 if values is None else 10 * len(values) * outcome.entities
         self._services.writer.put(
-            {
-                "id": run_id,
-                "kind": question.kind,
-                "featureset": question.target,
-                "entity_ids": ids,
-                "entity_count": outcome.entities,
-                "requested_timestamp": question.at,
-                "hit_count": outcome.hits,
-                "latency_ms": round((time.perf_counter() - call.started) * 1_000),
-                "api_key_fingerprint": call.caller.fingerprint,
-                "correlation_id": call.correlation_id,
-                "error": outcome.error,
-                "created_at": self._services.clock.now(),
-                "inputs": question.recorded() if kept else None,
-                "definition": outcome.commit_id,
-            },
-            min(size, _MOST_KEPT_BYTES),
+            Entry(
+                id=run_id,
+                kind=question.kind,
+                target=question.target,
+                question=question if kept else None,
+                entity_ids=ids,
+                entity_count=outcome.entities,
+                hit_count=outcome.hits,
+                requested_timestamp=question.requested_timestamp,
+                latency_ms=round((time.perf_counter() - call.started) * 1_000),
+                api_key_fingerprint=call.caller.fingerprint,
+                correlation_id=call.correlation_id,
+                error=outcome.error,
+                created_at=self._services.clock.now(),
+                definition=outcome.commit_id,
+                seen=outcome.seen,
+                values=values,
+            ),
+            min(size, _MOST_KEPT_BYTES) + weight,
         )
+
+
+def _answered(reply: Reply) -> _Outcome:
+    ids = reply.entity_ids
+    return _Outcome(ids, len(ids), reply.hits, reply.commit_id, seen=reply.seen, values=reply.values)
 
 
 def _refused(question: Question, error: ThymeError) -> _Outcome:
@@ -187,7 +209,38 @@ def _refused(question: Question, error: ThymeError) -> _Outcome:
     return _Outcome(ids, len(question.entity_ids), error=text)
 
 
-def _parameters(query: bytes) -> dict[str, str]:
+def _offline_question(body: OfflineRequest) -> Question:
+    instants = tuple(parse_instant(each.timestamp, f"queries[{i}].timestamp") for i, each in enumerate(body.queries))
+    inputs = tuple(each.inputs for each in body.queries)
+    return Question(
+        "offline",
+        body.featureset,
+        tuple(each.entity_id for each in body.queries),
+        body.entity_type,
+        inputs=body.inputs or {},
+        instants=instants,
+        row_inputs=inputs if any(inputs) else (),
+        knowledge=body.knowledge,
+    )
+
+
+def _knowledge(given: str, at: Instant | None) -> Knowledge:
+    if given not in get_args(Knowledge):
+        raise InvalidRequest(f"knowledge: {given[:60]!r} is neither 'latest' nor 'as_served'")
+    if given == "as_served" and at is None:
+        raise InvalidRequest("knowledge: as_served is of a read with a timestamp; what is read now is as served")
+    return cast("Knowledge", given)
+
+
+def _flag(parameters: Mapping[str, str], name: str) -> bool:
+    given = parameters.get(name, "false").lower()
+    if given not in _FLAGS:
+        raise InvalidRequest(f"{name}: {given[:60]!r} is neither true nor false")
+    return _FLAGS[given]
+
+
+def _parameters(query: bytes, accepted: Collection[str] = ()) -> dict[str, str]:
+    """The parameters of a query; only those ``accepted``, where any are named."""
     if not query:
         return {}
     try:
@@ -202,6 +255,9 @@ def _parameters(query: bytes) -> dict[str, str]:
     if len(parameters) != len(pairs):
         twice = next(name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1)
         raise InvalidRequest(f"{twice[:60]}: given more than once")
+    strange = [name for name in parameters if accepted and name not in accepted]
+    if strange:
+        raise InvalidRequest(f"{strange[0][:60]}: no such parameter; accepted: {', '.join(sorted(accepted))}")
     return parameters
 
 
@@ -245,49 +301,3 @@ def _decoded(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         raise InvalidRequest(f"body: {error}") from None
     except RecursionError:
         raise InvalidRequest("body: nested too deeply") from None
-
-
-_REFERENCE = "#/components/schemas/{name}"
-_PARAMETERS = {
-    "featureset": "Featureset to read.",
-    "entity_id": "The entity's id; the featureset's entity feature may be used as the parameter's name instead.",
-    "entity_type": "Without `featureset`: the dataset whose row is looked up.",
-    "timestamp": "Read as of this instant: ISO 8601 (UTC without a zone) or epoch seconds.",
-    "ts": "The same as `timestamp`.",
-}
-_ERROR_STATUSES = {"400": "wrong request", "401": "no valid key", "404": "unknown featureset", "413": "body too large"}
-_ERROR_STATUSES |= {"500": "an extractor failed", "503": "the store does not answer"}
-
-
-def describe(document: dict[str, Any]) -> None:
-    """Add the hot routes to an OpenAPI document."""
-    shapes = (FeaturesAnswer, FeaturesRequest, BatchAnswer, BatchRequest)
-    _, schemas = msgspec.json.schema_components(shapes, ref_template=_REFERENCE)
-    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
-    document["paths"]["/features"] = {
-        "get": _operation("Features of one entity, or a dataset's row", FeaturesAnswer, parameters=True),
-        "head": {"summary": "Whether reads are served", "responses": {"200": {"description": "They are."}}},
-        "post": _operation("Features of one entity with request-time inputs", FeaturesAnswer, FeaturesRequest),
-    }
-    document["paths"]["/features/batch"] = {"post": _operation("Features of many entities", BatchAnswer, BatchRequest)}
-
-
-def _operation(summary: str, answer: type, body: type | None = None, *, parameters: bool = False) -> dict[str, Any]:
-    done = {"description": "The values.", "content": _content(answer), "headers": _RUN_HEADER}
-    failed = {status: {"description": why, "content": _content(ErrorBody)} for status, why in _ERROR_STATUSES.items()}
-    operation: dict[str, Any] = {"tags": ["features"], "summary": summary, "responses": {"200": done, **failed}}
-    if body is not None:
-        operation["requestBody"] = {"required": True, "content": _content(body)}
-    if parameters:
-        operation["parameters"] = [
-            {"name": name, "in": "query", "description": what, "schema": {"type": "string"}}
-            for name, what in _PARAMETERS.items()
-        ]
-    return operation
-
-
-def _content(shape: type) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": _REFERENCE.format(name=shape.__name__)}}}
-
-
-_RUN_HEADER = {"X-Query-Run-Id": {"description": "Id of the query run.", "schema": {"type": "string"}}}

@@ -29,6 +29,7 @@ class Health(BaseModel):
     """Registry version of the read plans being served."""
 
 
+@router.head("/health")
 @router.get("/health")
 async def health(services: ServicesOf) -> Health:
     """200 when registry and online store answer; 503 otherwise."""
@@ -51,6 +52,7 @@ def _shown(services: Services) -> Shown | None:
         return None  # the replica's own figures are wanted all the more
 
 
+@router.head("/metrics")
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(services: ServicesOf) -> Response:
     """Prometheus text: of this replica, and how fresh jobs and datasets are."""

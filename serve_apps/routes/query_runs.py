@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import anyio.to_thread
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from featurelib.errors import Erased, InvalidRequest, NotFound
-from featurelib.stores.audit import QueryKind, QueryRun
+from featurelib.clock import Instant, parse_instant
+from featurelib.engine.asof import Knowledge
+from featurelib.errors import NotFound
+from featurelib.stores.audit import QueryKind, QueryRun, RunFilter
 from serve_apps import shapes
-from serve_apps.query_server import Question
+from serve_apps.replay import replay
 from serve_apps.routes.access import ServicesOf
 from serve_apps.services import Services
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
-# `row_count` says how many there are; a thousand runs of ten thousand ids each would be a hundred megabytes.
-_IDS_LISTED = 10
 router = APIRouter(prefix="/query-runs", tags=["query runs"])
 
 
@@ -27,22 +27,37 @@ class QueryRunList(BaseModel):
     """Query runs, newest first."""
 
     runs: list[dict[str, Any]]
+    next_cursor: str | None
+    """Given as `cursor`, asks for the runs after these; null when there are no more."""
 
 
 class Replayed(BaseModel):
-    """The answer a recorded question gets today, in the shape the first answer had."""
+    """The answer a recorded question gets again, in the shape the first answer had."""
 
     kind: QueryKind
     result: dict[str, Any]
+    knowledge: Knowledge
+    features: dict[str, Literal["same", "different", "unknown"]]
+    """Per feature of the first answer, whether this one has the same value; of many rows, whether all are the same."""
 
 
 @router.get("")
-def query_runs(
-    services: ServicesOf, limit: Annotated[int, Query(ge=1, le=1_000)] = 100, featureset: str | None = None
+def query_runs(  # noqa: PLR0913  # a parameter each
+    services: ServicesOf,
+    *,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+    featureset: str | None = None,
+    kind: QueryKind | None = None,
+    key: Annotated[str | None, Query(description="Fingerprint of the API key, 8 hexadecimal digits.")] = None,
+    error: Annotated[bool | None, Query(description="Only runs that failed, or only those that did not.")] = None,
+    since: Annotated[str | None, Query(description="Earliest instant, included.")] = None,
+    until: Annotated[str | None, Query(description="Latest instant, included.")] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
 ) -> QueryRunList:
     """The latest query runs, each with its first ten ids; metadata only, never values."""
-    runs = services.audit.list(limit, featureset)
-    return QueryRunList(runs=[shapes.query_run_record(run, most_ids=_IDS_LISTED) for run in runs])
+    wanted = RunFilter(featureset, kind, key, error, _instant(since, "since"), _instant(until, "until"))
+    page = services.audit.page(wanted, limit, cursor)
+    return QueryRunList(runs=[shapes.query_run_record(run) for run in page.runs], next_cursor=page.next_cursor)
 
 
 @router.get("/{run_id}")
@@ -52,15 +67,22 @@ def query_run(run_id: str, services: ServicesOf) -> dict[str, Any]:
 
 
 @router.post("/{run_id}/replay")
-async def replay(run_id: str, services: ServicesOf) -> Replayed:
-    """Ask the recorded question again, of today's state; makes no new run."""
+async def replay_run(
+    run_id: str,
+    services: ServicesOf,
+    knowledge: Annotated[
+        Knowledge,
+        Query(description="`latest`: today's state and definitions; `as_served`: those that the run was answered by."),
+    ] = "latest",
+) -> Replayed:
+    """Ask the recorded question again; makes no new run."""
     run = await anyio.to_thread.run_sync(_found, services, run_id)
-    if run.is_erased:
-        raise Erased(f"query run {run_id} names an entity that has been erased since")
-    if run.inputs is None:
-        raise InvalidRequest(f"query run {run_id} was recorded without its question and cannot be replayed")
-    reply = await services.query_server.answer(Question.from_recorded(run.inputs, run.entity_ids))
-    return Replayed(kind=run.kind, result=reply.body)
+    done = await replay(services, run, knowledge)
+    return Replayed(kind=run.kind, result=done.reply.body, knowledge=knowledge, features=done.verdicts)
+
+
+def _instant(given: str | None, name: str) -> Instant | None:
+    return None if given is None else parse_instant(given, name)
 
 
 def _found(services: Services, run_id: str) -> QueryRun:

@@ -95,7 +95,7 @@ def settings(tmp_path: Path, empty_redis_url: str, migrated: Path) -> Settings:
         data_dir=tmp_path,
         online={"redis_url": empty_redis_url},
         registry={"url": f"sqlite:///{tmp_path}/registry.db"},
-        serving={"plan_poll_ms": 20, "max_body_bytes": 65_536},
+        serving={"plan_poll_ms": 20, "max_body_bytes": 65_536, "query_run_writer": "thread"},
     )
 
 

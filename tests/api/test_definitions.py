@@ -42,12 +42,6 @@ async def test_a_base_url_that_holds_the_commit_path_still_reads(client):
     assert (answer.status_code, answer.json()) == (200, [])
 
 
-async def test_protobuf_is_refused_in_the_words_that_make_the_stock_client_send_json(client):
-    answer = await client.post("/api/v1/commit", content=b"\x0a", headers={"Content-Type": "application/protobuf"})
-    assert answer.status_code == 400
-    assert "Unsupported operator" in answer.text
-
-
 async def test_a_commit_is_served_as_soon_as_it_is_acknowledged(platform, client):
     assert (await client.get("/features?featureset=Rider&entity_id=7")).status_code == 404
     await platform.commit_rides(client)

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from featurelib.clock import HOUR
-from featurelib.stores.online_reader import SEALED, Found
+from featurelib.stores.online_reader import SEALED
 
 NOW = {
     "rider": 7,
@@ -41,11 +41,14 @@ async def test_online_features_are_those_of_now(rides):
 async def test_a_row_of_which_only_partials_are_kept_is_read_from_history(rides, platform, monkeypatch):
     asked = []
 
+    online = platform.services.stores.online
+    kept = online.rows
+
     async def sealed(lookups):
         asked.extend(lookups)
-        return [Found(SEALED, (0, 0))] * len(lookups)
+        return [found._replace(row=SEALED) for found in await kept(lookups)]
 
-    monkeypatch.setattr(platform.services.stores.online, "rows", sealed)
+    monkeypatch.setattr(online, "rows", sealed)
     answer = await read(rides, featureset="Rider", entity_id="7")
     assert asked
     assert (answer["features"], answer["mode"]) == (NOW, "online")

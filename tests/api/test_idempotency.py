@@ -170,8 +170,9 @@ async def test_columns_that_change_are_told_of_once(door):
     assert sorted(newest["detail"]["missing"]) == ["at", "city", "fare", "rider"]
 
 
-def test_the_client_sends_a_key_and_repeats_until_it_is_answered(monkeypatch):
+def test_the_client_sends_a_key_and_repeats_until_it_is_answered():
     import httpx2
+    import stamina
 
     asked = []
 
@@ -184,8 +185,7 @@ def test_the_client_sends_a_key_and_repeats_until_it_is_answered(monkeypatch):
             return httpx2.Response(503, json={"error": "store_unavailable", "detail": "away"})
         return httpx2.Response(200, json={"events_sent": 1, "duplicates": 2})
 
-    monkeypatch.setattr("featurelib.client._PAUSES_S", (0.0, 0.0))
-    with ThymeClient(Config(), transport=httpx2.MockTransport(answer)) as client:
+    with stamina.set_testing(True, attempts=3), ThymeClient(Config(), transport=httpx2.MockTransport(answer)) as client:
         assert client.log("Ride", [ride(1), ride(2), ride(3)]) == 3
         assert len(asked) == 3
         assert len(set(asked)) == 1

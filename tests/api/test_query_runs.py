@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from featurelib.clock import HOUR
@@ -35,6 +37,8 @@ async def test_a_read_is_recorded_without_its_values(rides, platform):
         "correlation_id": "mine",
         "error": None,
         "created_at": "2026-03-01T12:00:00Z",
+        "read_at": "2026-03-01T12:00:00Z",
+        "registry_version": platform.registry.version(),
     }
 
 
@@ -51,8 +55,9 @@ async def test_a_replay_gives_the_same_answer_and_makes_no_run(rides, platform, 
     method, path, body = QUESTIONS[kind]
     first = await rides.request(method, path, json=body)
     run = await recorded(platform, rides, first.headers["x-query-run-id"])
-    replayed = await rides.post(f"/query-runs/{run['id']}/replay")
-    assert replayed.json() == {"kind": kind, "result": first.json()}
+    replayed = (await rides.post(f"/query-runs/{run['id']}/replay")).json()
+    assert set(replayed.pop("features").values()) == {"same"}
+    assert replayed == {"kind": kind, "result": first.json(), "knowledge": "latest"}
     await platform.services.writer.flush()
     assert len((await rides.get("/query-runs")).json()["runs"]) == 1
 
@@ -98,29 +103,26 @@ async def test_an_unknown_run_is_404(client, path):
 
 
 async def test_a_failed_insert_fails_no_query_and_loses_no_run(rides, platform, monkeypatch):
-    writer = platform.services.writer
-    real = platform.services.audit.record
+    audit = platform.services.audit
+    real = audit.record_members
     failures = 0
 
-    class Away:
-        def record(self, runs):
-            nonlocal failures
-            failures += 1
-            if failures == 1:
-                message = "the registry does not answer"
-                raise StoreUnavailable(message)
-            real(runs)
+    def away(runs):
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            message = "the registry does not answer"
+            raise StoreUnavailable(message)
+        real(runs)
 
-    monkeypatch.setattr(writer, "_store", Away())
+    monkeypatch.setattr(audit, "record_members", away)
     answer = await rides.get("/features?featureset=Rider&entity_id=7")
     assert answer.status_code == 200
-    while writer._waiting:
-        try:
-            await writer.flush()
-        except StoreUnavailable:
-            continue
-    assert (await rides.get(f"/query-runs/{answer.headers['x-query-run-id']}")).status_code == 200
-    assert failures >= 2
+    while not (recorded := audit.list()):
+        with contextlib.suppress(StoreUnavailable):
+            await platform.services.writer.flush()
+    assert [run.id for run in recorded] == [answer.headers["x-query-run-id"]]
+    assert failures == 2
 
 
 async def test_a_full_queue_drops_runs_counts_them_and_answers(rides, platform, monkeypatch):
@@ -148,9 +150,10 @@ async def test_a_refused_batch_is_recorded_by_its_count_and_its_first_ids(rides,
     answer = await rides.post("/features/batch", json={"featureset": "Rider", "entity_ids": list(range(10_001))})
     assert answer.status_code == 400
     await platform.services.writer.flush()
-    (run,) = platform.services.audit.list()
-    assert (run.entity_count, run.entity_ids) == (10_001, tuple(map(str, range(100))))
-    assert platform.services.audit.get(run.id).inputs is None
+    (listed,) = platform.services.audit.list()
+    assert listed.entity_ids == tuple(map(str, range(10)))
+    run = platform.services.audit.get(listed.id)
+    assert (run.entity_count, run.entity_ids, run.inputs) == (10_001, tuple(map(str, range(100))), None)
 
 
 async def test_a_listing_shows_the_first_ids_and_a_run_all_of_them_stored_once(rides, platform):
@@ -166,7 +169,7 @@ async def test_a_listing_shows_the_first_ids_and_a_run_all_of_them_stored_once(r
 async def test_the_queue_of_runs_is_bounded_by_bytes(platform, monkeypatch):
     monkeypatch.setattr("serve_apps.audit._MOST_WAITING_BYTES", 5_000)
     waiting = len(platform.services.writer._waiting)
-    platform.services.writer.put({}, 10_000)
+    platform.services.writer.put(None, 10_000)
     assert len(platform.services.writer._waiting) == waiting
 
 

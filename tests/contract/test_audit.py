@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from featurelib.clock import SECOND, SystemClock
 from featurelib.errors import InvalidRequest
-from featurelib.stores.audit import Audit, QueryRun
+from featurelib.stores.audit import Audit, QueryRun, RunFilter
 from featurelib.stores.registry import Registry
 
 START = 1_700_000_000 * SECOND
@@ -137,3 +137,91 @@ def test_whatever_a_request_holds_can_be_recorded(audit: Audit) -> None:
     assert found.featureset == "no\ufffdsuch"
     assert found.entity_ids == ("nul\x00", "half\ud800")
     assert found.inputs == {"x": "\x00", "y": math.inf}
+
+
+def test_every_filter_leaves_what_it_names(audit: Audit) -> None:
+    audit.record(
+        [
+            run(0),
+            run(1, featureset="Other"),
+            run(2, kind="batch"),
+            run(3, api_key_fingerprint="0123abcd"),
+            run(4, error="not_found: no"),
+        ]
+    )
+    numbers = {
+        name: [found.created_at - START for found in audit.page(wanted).runs]
+        for name, wanted in {
+            "all": RunFilter(),
+            "featureset": RunFilter(featureset="Other"),
+            "kind": RunFilter(kind="batch"),
+            "key": RunFilter(key="0123abcd"),
+            "failed": RunFilter(failed=True),
+            "not failed": RunFilter(failed=False),
+            "since": RunFilter(since=START + 3),
+            "until": RunFilter(until=START + 1),
+            "both": RunFilter(since=START + 1, until=START + 2),
+            "two": RunFilter(kind="online", until=START + 3, failed=False),
+        }.items()
+    }
+    assert numbers == {
+        "all": [4, 3, 2, 1, 0],
+        "featureset": [1],
+        "kind": [2],
+        "key": [3],
+        "failed": [4],
+        "not failed": [3, 2, 1, 0],
+        "since": [4, 3],
+        "until": [1, 0],
+        "both": [2, 1],
+        "two": [3, 1, 0],
+    }
+
+
+def test_pages_follow_each_other_without_gap_or_repeat_while_runs_are_added(audit: Audit) -> None:
+    audit.record([run(number // 3) for number in range(10)])  # several of one instant
+    seen, cursor = [], None
+    while True:
+        page = audit.page(RunFilter(), 3, cursor)
+        seen += [found.id for found in page.runs]
+        audit.record([run(100)])  # newer than any page: no later one shows it
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert len(seen) == len(set(seen)) == 10
+
+
+@pytest.mark.parametrize("cursor", ["", "7", "a-b", "1-2-3", "1-" + "9" * 30])
+def test_a_cursor_of_no_page_is_refused(audit: Audit, cursor: str) -> None:
+    with pytest.raises(InvalidRequest, match="cursor"):
+        audit.page(RunFilter(), cursor=cursor)
+
+
+def test_a_listing_loads_the_first_ids_and_nothing_a_replay_needs(audit: Audit) -> None:
+    ids = tuple(f"{number}-ünï\\:" for number in range(5_000))
+    whole = run(entity_ids=ids, entity_count=5_000, inputs={"a": 1}, positions={"b": 2}, digests="c")
+    audit.record([whole, run(1, entity_ids=("x" * 20_000,)), run(2)])
+    small, long, many = audit.list()
+    assert (many.entity_ids, many.entity_count) == (ids[:10], 5_000)
+    assert (many.inputs, many.positions, many.digests) == (None, None, None)
+    assert (long.entity_ids, small.entity_ids) == ((), ())
+    assert audit.get(whole.id) == whole
+
+
+def test_old_runs_are_forgotten_in_parts(audit: Audit) -> None:
+    audit.record([run(number) for number in range(4_500)])
+    assert audit.forget_before(START + 4_400) == 4_400
+    assert audit.forget_before(START + 4_400) == 0
+    assert len(audit.list(limit=1_000)) == 100
+
+
+def test_an_erased_entity_takes_what_was_answered_of_it_along(audit: Audit) -> None:
+    audit.record(
+        [run(0, entity_ids=("ann",), digests="d", positions={"a": 1}), run(1, entity_ids=("bob",), digests="d")]
+    )
+    assert audit.erase(["Shopper"], {"ann": "erased:1"}) == 1
+    bob, ann = (audit.get(found.id) for found in audit.list())
+    assert ann is not None
+    assert bob is not None
+    assert (ann.is_erased, ann.digests, ann.positions) == (True, None, None)
+    assert bob.digests == "d"

@@ -24,7 +24,7 @@ from featurelib.stores.online import OnlineStore, StateName
 from featurelib.stores.registry import NewEvent, Registry
 from jobs.erase import Eraser
 from jobs.maintain import ArchiveCopy
-from serve_apps.definition_service import decide
+from serve_apps.committing import decide
 from tests.support.erasing import PARTITIONS, RIDERS, T0, Town, drain
 from tests.support.redis_server import RedisServer
 

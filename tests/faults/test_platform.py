@@ -131,6 +131,20 @@ def test_a_backfill_beside_live_ingestion_hands_over_exactly(town: Town) -> None
     assert event["subject"] == "by_rider@1"
 
 
+def test_a_backfill_on_request_is_served_and_a_cancelled_one_never_is(town: Town) -> None:
+    town.settles()
+    cancelled = town.client.start_backfill("by_city")
+    town.client.cancel_backfill(cancelled["id"])
+    shown = town.platform.thyme("backfill", "start", "by_rider", "--follow")
+    assert "complete" in shown
+    assert wait_until(lambda: town.client.backfill(cancelled["id"])["state"] == "cancelled", DEADLINE_S, every_s=0.3)
+    done = town.client.backfills(pipeline="by_rider")[0]
+    assert (done["state"], done["rows"], done["rows_expected"]) == ("complete", town.rows, town.rows)
+    town.drive(1, 500)
+    town.settles()
+    assert not town.client.events(event_type="backfill_completed", subject="by_city@1")
+
+
 def test_a_new_pipeline_far_behind_catches_up_as_a_bounded_job_and_goes_on_live(town: Town) -> None:
     if town.rows < CATCH_UP_ROWS:
         town.drive(1, CATCH_UP_ROWS)

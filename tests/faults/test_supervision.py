@@ -34,14 +34,21 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
 
 
 @contextmanager
-def ingesting(town: Town) -> Iterator[None]:
-    """Rides arrive while the block runs, and after it."""
+def ingesting(town: Town, by: str = "") -> Iterator[None]:
+    """Rides arrive, and ``by`` or every pipeline folds them, while the block runs and after it."""
     before = town.rows
     feeding = threading.Thread(target=town.drive, args=(20, 2_000))
     feeding.start()
-    assert wait_until(lambda: town.folded() > before, DEADLINE_S, every_s=0.1)
+    assert wait_until(lambda: folded(town, by) > before, DEADLINE_S, every_s=0.1)
     yield
     feeding.join()
+
+
+def folded(town: Town, by: str) -> int:
+    if not by:
+        return town.folded()
+    rows = job(town, by).get("rows")
+    return rows if isinstance(rows, int) else 0
 
 
 def job(town: Town, name: str) -> dict[str, object]:
@@ -94,6 +101,38 @@ def test_workers_become_four_and_two_again_in_the_middle_of_a_stream(town: Town)
             )
     town.settles()
     assert not [event for event in town.client.events(event_type="job_failed") if "by_city" in event["subject"]]
+
+
+def test_a_paused_pipeline_stands_still_and_counts_what_it_missed_once(town: Town) -> None:
+    town.settles()
+    town.platform.thyme("jobs", "pause", "by_city")
+    assert wait_until(lambda: job(town, "by_city_job")["state"] == "paused", DEADLINE_S, every_s=0.2), job(
+        town, "by_city_job"
+    )
+    assert not [each for each in town.platform.processes("ray::PipelineWorker") if each.pid in pids(town, "by_city")]
+    before = town.counts()
+    town.drive(3, 500)
+    assert wait_until(lambda: behind(town, "by_city_job") == 1_500, DEADLINE_S, every_s=0.2), job(town, "by_city_job")
+    assert wait_until(lambda: behind(town, "by_rider_job") == 0, DEADLINE_S, every_s=0.2)
+    assert town.counts() == before
+    with ingesting(town, "by_rider_job"):
+        town.platform.thyme("jobs", "restart", "by_rider")
+        town.platform.thyme("jobs", "resume", "by_city")
+    town.settles()
+    assert wait_until(lambda: job(town, "by_city_job")["state"] == "running", DEADLINE_S, every_s=0.2)
+    types = [event["event_type"] for event in town.client.events(subject="by_city@1")]
+    assert {"job_paused", "job_resumed"} <= set(types)
+
+
+def pids(town: Town, pipeline: str) -> set[object]:
+    found = job(town, f"{pipeline}_job")["workers"]
+    assert isinstance(found, list)
+    return {worker["pid"] for worker in found if worker["pid"]}
+
+
+def behind(town: Town, name: str) -> object:
+    fresh = job(town, name).get("freshness")
+    return fresh["records_behind"] if isinstance(fresh, dict) else None
 
 
 def test_what_a_supervisor_left_behind_is_ended_by_the_next_one(town: Town) -> None:

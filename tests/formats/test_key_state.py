@@ -24,9 +24,9 @@ def test_state_of_an_earlier_format_reads_as_it_did(path: Path) -> None:
 
 
 def test_there_is_a_fixture_of_every_format() -> None:
-    assert [json.loads(path.read_text())["format"] for path in FORMATS] == [1, 2]
+    assert [json.loads(path.read_text())["format"] for path in FORMATS] == [1, 2, 3]
 
 
 def test_state_of_a_format_yet_to_come_is_refused_by_name() -> None:
-    with pytest.raises(CorruptState, match=r"format b'\\x03'; this version reads b'\\x02'"):
-        decode(b"\x03\x90")
+    with pytest.raises(CorruptState, match=r"format b'\\x04'; this version reads b'\\x03'"):
+        decode(b"\x04\x90")

@@ -10,7 +10,7 @@ import pytest
 from featurelib.aggregates import Avg, Count, Last, LastK, Max, Min, Sum
 from featurelib.clock import DAY, HOUR
 from featurelib.definitions import AggregateStep, DatasetDef, Definitions, FieldDef, NamedAggregate, PipelineDef
-from featurelib.engine import panes
+from featurelib.engine import stretches
 from featurelib.engine.codec import decode_rows
 from featurelib.engine.panes import BUFFER, HEADER, Branch, Header, KeyState, decode_node, pane_field
 from featurelib.engine.program import Program, replay
@@ -224,8 +224,8 @@ def test_the_comparison_notices_an_edge_off_by_one_microsecond(monkeypatch: pyte
     events = [(T0 + place * 1_000, place, "a") for place in range(200)]
     store = Store(program())
     store.add(table(events))
-    between = panes._between
-    monkeypatch.setattr(panes, "_between", lambda rows, low, high: between(rows, low + shift, high))
+    place = stretches._place
+    monkeypatch.setattr(stretches, "_place", lambda rows, cut: place(rows, cut + shift))
     edges = [time + HOUR + beside for time, *_ in events for beside in (0, 1)]
     assert any(store.read(at) != naive(events, at) for at in edges)
 

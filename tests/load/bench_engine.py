@@ -8,6 +8,8 @@ Each part runs in a process of its own, so that its threads and its memory peak 
            reads a log and commits to a real Redis
     asof   200,000 (key, instant) rows over 5,000,000 events beside the same query written by hand in Polars
     state  bytes and time of a read of a key whose window holds 1,000 or 1,000,000 events; bytes of stored state
+    reads  a key's 50 features: 5 views of 10 aggregates over 3 windows, at least 200 events in each, edges inside
+           panes. The finish alone, of bytes at hand: the first read of a key, and reads of a key read before
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurelib.aggregates import Aggregate, Avg, Count, Last, LastK, Max, Min, Stddev, Sum
+from featurelib.aggregates import Aggregate, Avg, Count, First, Last, LastK, Max, Min, Stddev, Sum
 from featurelib.clock import DAY, HOUR, SECOND, SystemClock
 from featurelib.definitions import AggregateStep, DatasetDef, Definitions, FieldDef, NamedAggregate, PipelineDef, ref
 from featurelib.engine.asof import evaluate
-from featurelib.engine.panes import KeyState
+from featurelib.engine.codec import decode_rows, encode
+from featurelib.engine.kept_reads import KEPT_READS
+from featurelib.engine.panes import BUFFER, KeyState
 from featurelib.engine.program import Program
 from featurelib.engine.records import TIME, record_schema
 from featurelib.expr import col
@@ -509,7 +513,121 @@ def size_figures(server: RedisServer, program: Program) -> list[Figure]:
     return figures
 
 
-PARTS: dict[str, Callable[[], list[Figure]]] = {"fold": part_fold, "asof": part_asof, "state": part_state}
+# The finish of a request
+
+
+def five_views() -> list[dict[str, Aggregate]]:
+    """10 aggregates each, mixed, over an hour, a day and a week."""
+    hour, day, week = WINDOWS
+    large = col("amount") > 50_000
+    each = {
+        "n": lambda window: Count(window=window),
+        "large": lambda window: Count(window=window, where=large),
+        "sum": lambda window: Sum("amount", window),
+        "paid": lambda window: Sum("price", window),
+        "avg": lambda window: Avg("price", window),
+        "least": lambda window: Min("price", window),
+        "most": lambda window: Max("price", window),
+        "smallest": lambda window: Min("amount", window),
+        "largest": lambda window: Max("amount", window),
+        "spread": lambda window: Stddev("price", window),
+        "last": lambda window: Last("shop", window),
+        "first": lambda window: First("amount", window),
+    }
+    chosen: list[dict[str, Sequence[str]]] = [
+        {"n": WINDOWS, "sum": WINDOWS, "avg": (hour, week), "most": (day,), "last": (week,)},
+        {"avg": WINDOWS, "least": (hour, week), "most": (hour, week), "spread": (day, week), "n": (hour,)},
+        {"n": WINDOWS, "paid": WINDOWS, "large": WINDOWS, "last": (week,)},
+        {"smallest": WINDOWS, "largest": WINDOWS, "sum": (hour,), "avg": (day,), "spread": (week,), "last": (hour,)},
+        {"n": (hour, week), "paid": (day,), "avg": (week,), "smallest": (hour,), "largest": (day,), "spread": (week,),
+         "last": (hour, week), "first": (day,)},
+    ]  # fmt: skip
+    return [{f"{name}_{w}": each[name](w) for name, windows in view.items() for w in windows} for view in chosen]
+
+
+class Request:
+    """The views of one key and what a store holds of them, read at the key's newest instants."""
+
+    def __init__(self, times: np.ndarray) -> None:
+        self._programs = [program_of(view) for view in five_views()]
+        newest = T0 + np.arange(16) * 10 * SECOND
+        self._held = [self._stored(program, times, newest) for program in self._programs]
+        self.start = int(newest[-1])
+
+    def _stored(self, program: Program, times: np.ndarray, newest: np.ndarray) -> dict[bytes, bytes]:
+        state = state_of(program, times)
+        state.flush()
+        records = records_of(pl.Series(["u"] * len(newest)), newest, 3, len(times))
+        for _, rows in program.rows_by_key(program.prepare(records, {})):
+            state.add(rows)
+        return state.changes()
+
+    def asked(self, at: int, waiting: int = 16) -> list[list[bytes | None]]:
+        """The bytes that a read fetches, with so many rows in the buffer."""
+        found = []
+        for program, held in zip(self._programs, self._held, strict=True):
+            buffer = encode(decode_rows(held[BUFFER])[:waiting])
+            found.append([{**held, BUFFER: buffer}.get(name) for name in program.read_fields(at)])
+        return found
+
+    def finish(self, at: int, values: Sequence[Sequence[bytes | None]]) -> float:
+        """Microseconds of the five finishes."""
+        started = time.perf_counter()
+        for program, own in zip(self._programs, values, strict=True):
+            program.finish(own, at, None, "u")
+        return (time.perf_counter() - started) * 1e6
+
+
+def part_reads() -> list[Figure]:
+    """Finishes of a request, and the bytes it fetches."""
+    hour, day, _ = WINDOWS.values()
+    chosen = np.random.default_rng(7)
+    ages = [chosen.integers(0, hour, 230), chosen.integers(hour, day, 250), chosen.integers(day, 8 * day, 300)]
+    histories = {
+        "780 events in 8 days": np.sort(T0 - np.concatenate(ages)),
+        "220 events an hour for 8 days": spread(220 * 24 * 8, 8 * day),
+    }
+    return [figure for name, times in histories.items() for figure in finish_figures(name, Request(times))]
+
+
+def finish_figures(name: str, request: Request) -> list[Figure]:
+    """Each kind of read, 300 times."""
+    start, rounds = request.start, 300
+    # Instants a few events apart; and a buffer that grows from 1 to 16 rows and is short again.
+    on = [(start + n * 2_500_000, request.asked(start + n * 2_500_000)) for n in range(rounds)]
+    growing = [(start, request.asked(start, 1 + n % 16)) for n in range(rounds)]
+    both = [(at, request.asked(at, 1 + n % 16)) for n, (at, _) in enumerate(on)]
+    kinds = {
+        "read before, nothing new": [on[0]] * rounds,
+        "read before, one event came": growing,
+        "read before, 2.5 s later": on,
+        "read before, 2.5 s later and one event came": both,
+    }
+    figures = [Figure(f"finish of 50 features, {name}, first read", median(first_reads(request, on)), "µs", None, "")]
+    for kind, reads in kinds.items():
+        taken = sorted(request.finish(at, values) for at, values in reads)
+        slow, note = taken[-rounds // 10], f"median; peer: the slowest in ten of {rounds}"
+        figures.append(Figure(f"finish of 50 features, {name}, {kind}", median(taken), "µs", slow, note))
+    most = max(sum(len(value) for own in values for value in own if value is not None) for _, values in on)
+    figures.append(Figure(f"bytes fetched for 50 features, {name}", most, "bytes", None, "asked for: at most 65,536"))
+    return figures
+
+
+def first_reads(request: Request, reads: Sequence[tuple[int, Any]]) -> list[float]:
+    """Microseconds of reads that find nothing kept."""
+    taken = []
+    for at, values in reads:
+        KEPT_READS.clear()
+        taken.append(request.finish(at, values))
+    return taken
+
+
+PARTS: dict[str, Callable[[], list[Figure]]] = {
+    "fold": part_fold,
+    "asof": part_asof,
+    "state": part_state,
+    "reads": part_reads,
+}
 STEPS: dict[str, Callable[..., Any]] = {"asof-times": asof_times, "asof-peak": asof_peak}
 
 

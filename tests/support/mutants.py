@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from featurelib import windows
-from featurelib.engine import aggregators, fold, nodes, operators, panes, records
+from featurelib.engine import aggregators, edges, fold, nodes, operators, panes, records, stretches
 from tests.support.paths import Path, from_states, streamed
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -35,6 +35,8 @@ def _shifted_bounds(kind: Any, low: int = 0, high: int = 0) -> Break:
             )
 
         patch.setattr(kind, "bounds", wrong)
+        # Edges looked up before, and after, are the right ones.
+        patch.setattr(edges, "_interned", {})
 
     return break_it
 
@@ -59,18 +61,17 @@ def _swapped_tie(patch: pytest.MonkeyPatch) -> None:
 
 
 def _closed_version_counts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(panes, "_counting", lambda rows, as_of: rows)
-    patch.setattr(panes.PaneReader, "_opened", lambda self, rows, as_of: rows, raising=False)
+    patch.setattr(stretches, "_counting", lambda rows, as_of: rows)
 
 
 def _version_ends_late(patch: pytest.MonkeyPatch) -> None:
-    right = panes._counting
-    patch.setattr(panes, "_counting", lambda rows, as_of: right(rows, as_of - 1))
+    right = stretches._counting
+    patch.setattr(stretches, "_counting", lambda rows, as_of: right(rows, as_of - 1))
 
 
 def _pane_forgets_its_last_instant(patch: pytest.MonkeyPatch) -> None:
-    right = panes._between
-    patch.setattr(panes, "_between", lambda rows, low, high: right(rows, low, high - 1))
+    right = stretches._place
+    patch.setattr(stretches, "_place", lambda rows, cut: right(rows, cut - 1))
 
 
 def _open_within(patch: pytest.MonkeyPatch) -> None:

@@ -158,3 +158,9 @@ def empty_redis_url(shared_redis: RedisServer) -> str:
 def redis_server() -> Iterator[RedisServer]:
     """A server of the test's own, to be killed and started again."""
     yield from _running()
+
+
+@pytest.fixture(scope="module")
+def module_redis() -> Iterator[RedisServer]:
+    """A server of the module's own, which nothing else empties."""
+    yield from _running()

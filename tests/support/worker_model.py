@@ -48,7 +48,7 @@ from featurelib.stores.history import History
 from featurelib.stores.intake import Intake
 from featurelib.stores.log import Identity, Lateness, Log
 from featurelib.stores.online import OnlineStore, StateName
-from featurelib.stores.online_reader import Lookup, OnlineReader
+from featurelib.stores.online_reader import Found, Lookup, OnlineReader
 from featurelib.stores.point_in_time import PointInTime
 from jobs.backfill import Order, PartitionBuilder
 from jobs.inputs import input_partitions
@@ -521,6 +521,19 @@ class WorkerModel(RuleBasedStateMachine):
         at = T0 + half_hours * 30 * MINUTE + offset
         self._compare(self._past(at), at)
 
+    @rule(half_hours=st.integers(0, 30), offset=st.sampled_from((0, 0, 1, -1)))
+    def a_row_says_of_which_records_it_is(self, half_hours: int, offset: int) -> None:
+        """At any time, in the middle of whatever was cut short: read again of these records, it is the same row."""
+        at = T0 + half_hours * 30 * MINUTE + offset
+        lookups = [Lookup(self.program, key, at) for key in KEYS[self.shape.key]]
+        found = self._found(lookups)
+        assert all(each.row is None for each in found if each.applied is None)
+        known = [(lookup, each) for lookup, each in zip(lookups, found, strict=True) if each.applied is not None]
+        reader = PointInTime(History(self.archive, self.log), self.log)
+        again = reader.rows_below([lookup for lookup, _ in known], [each.applied for _, each in known])
+        for (lookup, each), row in zip(known, again, strict=True):
+            assert _equal(each.row, row), (lookup.key, at, each, row)
+
     def read_all(self, instants: Iterable[int]) -> None:
         """Every key at these instants, online and point-in-time: both are the model's."""
         for at in instants:
@@ -613,12 +626,15 @@ class WorkerModel(RuleBasedStateMachine):
         return Oracle(pipeline, self.definitions, records, {})
 
     def _online(self, keys: Sequence[str], at: int) -> dict[str, Any]:
-        async def read() -> list[Any]:
-            await self.reader.refresh([self.program.ref])
-            found = await self.reader.rows([Lookup(self.program, key, at) for key in keys])
-            return [each.row for each in found]
+        found = self._found([Lookup(self.program, key, at) for key in keys])
+        return {key: each.row for key, each in zip(keys, found, strict=True)}
 
-        return dict(zip(keys, self.loop.run_until_complete(read()), strict=True))
+    def _found(self, lookups: Sequence[Lookup]) -> list[Found]:
+        async def read() -> list[Found]:
+            await self.reader.refresh([self.program.ref])
+            return await self.reader.rows(lookups)
+
+        return self.loop.run_until_complete(read())
 
     def _past(self, at: int) -> dict[str, Any]:
         keys = KEYS[self.shape.key]

@@ -18,6 +18,9 @@ from featurelib.stores.log import Log
 from featurelib.stores.registry import DatasetStatus, JobRecord, Registry, SourceStatus
 from jobs.board import Board
 from jobs.driver import Answer, Report, State
+from jobs.freshness import Progress
+from jobs.holds import Held
+from jobs.reconcile import family
 from jobs.wanted import log_datasets, wanted_tasks
 from tests.support.worlds import NEVER_LATE, T0
 from tests.unit.jobs.test_wanted import DEFINITIONS
@@ -154,3 +157,18 @@ def test_a_source_shows_what_the_log_holds_and_what_it_failed_with(scene: Scene)
     assert (scene.source().rows_in, scene.source().last_error) == (5, "why")
     scene.publish({"source:Ride": answer("source:Ride", cursor="a.csv:6", error="")})
     assert (scene.source().cursor_value, scene.source().last_error) == ("a.csv:6", None)
+
+
+def test_a_paused_pipeline_is_shown_as_that_with_what_waits_for_it(scene: Scene) -> None:
+    scene.rides(0, 5)
+    scene.publish(worker(0, {0: 4}) | worker(1, {1: 0}))
+    scene.rides(0, 6)
+    running = {name: spec for name, spec in WANTED.items() if family(name) != "by_rider"}
+    stands = Progress({("Ride@1", 0): 5, ("Ride@1", 1): 0}, 5, T0)
+    for state in ("pausing", "paused"):
+        scene.board.publish(DEFINITIONS, running, {}, {"by_rider@1": Held(state, 2, stands)})
+        assert (scene.job().state, scene.job().rows, scene.job().lag) == (state, 5, 6)
+    assert [(each.partition, each.state) for each in scene.job().workers or ()] == [(0, "paused"), (1, "paused")]
+    assert scene.dataset().lag == 6
+    scene.publish(worker(0, {0: 11}) | worker(1, {1: 0}))
+    assert (scene.job().state, scene.job().lag) == ("running", 0)

@@ -116,7 +116,8 @@ def test_another_pipeline_is_started_while_one_is_being_replaced() -> None:
 def test_an_adopted_actor_of_an_older_definition_is_replaced_once_it_has_said_so() -> None:
     assert do(all_seen(by_rider_0=Seen("by_rider:0", NOW))) == []
     (action,) = do(all_seen(by_rider_0=seen("by_rider:0", wanted(generation=2)["by_rider:0"])))
-    assert action == Drain("by_rider:0", "replaced by a newer definition, generation or number of workers")
+    why = "restarted, or replaced by another definition, generation or number of workers"
+    assert action == Drain("by_rider:0", why)
 
 
 def test_what_the_supervisor_itself_missed_is_not_held_against_workers() -> None:
@@ -159,3 +160,21 @@ def test_from_any_state_the_actions_lead_to_what_is_wanted() -> None:
     assert {name: actor.report and actor.report.digest for name, actor in actors.items()} == {
         name: spec.digest for name, spec in WANTED.items()
     }
+
+
+def test_workers_of_a_paused_pipeline_are_asked_to_end_and_told_why() -> None:
+    running = {name: spec for name, spec in WANTED.items() if family(name) != "by_rider"}
+    paused = {"by_rider:0", "by_rider:1"}
+    assert decide(running, all_seen(), NOW, LIMITS, paused) == [
+        Drain("by_rider:0", "paused"),
+        Drain("by_rider:1", "paused"),
+    ]
+    ending = [seen("by_rider:0", ending_since=NOW), seen("by_rider:1", state="stopped", ending_since=NOW)]
+    others = [actor for actor in all_seen() if family(actor.name) != "by_rider"]
+    assert decide(running, [*others, *ending], NOW, LIMITS, paused) == [End("by_rider:1", "ended as asked", "stopped")]
+
+
+def test_a_resumed_pipeline_starts_once_all_its_former_workers_have_ended() -> None:
+    others = [actor for actor in all_seen() if family(actor.name) != "by_rider"]
+    assert do([*others, seen("by_rider:0", ending_since=NOW)]) == []
+    assert started(do(others)) == ["by_rider:0", "by_rider:1"]

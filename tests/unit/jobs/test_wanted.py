@@ -69,3 +69,10 @@ def test_only_datasets_that_no_pipeline_fills_have_a_log() -> None:
 def test_nobody_reads_a_webhook() -> None:
     hook = SourceDef(dataset="Ride", connector=ConnectorDef(type="webhook", config={}))
     assert "source:Ride" not in wanted(DEFINITIONS.model_copy(update={"sources": (hook,)}))
+
+
+def test_workers_that_shall_begin_anew_are_all_replaced_and_no_reader() -> None:
+    before = wanted()
+    after = wanted_tasks(DEFINITIONS, lambda _: 2, lambda _: 1, lambda name: int(name == "by_rider@1"))
+    changed = {name for name in before if before[name].digest != after[name].digest}
+    assert changed == {"by_rider:0", "by_rider:1"}

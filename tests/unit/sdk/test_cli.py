@@ -5,25 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
-from featurelib.cli import app
 from featurelib.definitions import Commit
 from tests.support.modules import VALID, write_module
 from tests.unit.sdk.test_client import ANSWER, RECEIPT
-
-
-@pytest.fixture
-def run(home, service, monkeypatch):
-    """Run a command against the service; the wide terminal keeps table lines whole."""
-    monkeypatch.setenv("THYME_API_BASE", service.url)
-    monkeypatch.setenv("THYME_QUERY_URL", service.url)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def invoke(*arguments):
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-    return invoke
 
 
 def test_version_prints_the_version(run):
@@ -42,6 +27,24 @@ def test_commit_sends_the_module_and_lists_the_changes(run, service, tmp_path):
 def test_commit_of_known_content_says_so(run, service, tmp_path):
     service.answers["POST /api/v1/commit"] = {**RECEIPT, "no_op": True}
     assert run("commit", write_module(tmp_path, VALID)).stdout == "nothing to do: this is commit abc already\n"
+
+
+def test_a_source_on_this_machine_is_no_source_of_another_one(run, service, tmp_path, monkeypatch):
+    text = VALID.replace("@dataset(", '@source(PostgresSource(table="sales"), cursor="at")\n@dataset(', 1)
+    text = text.replace("from featurelib import (", "from featurelib import (\n    PostgresSource,\n    source,", 1)
+    path = write_module(tmp_path, text)
+    service.answers["POST /api/v1/commit"] = RECEIPT
+    assert "localhost" not in run("commit", path).stderr
+    monkeypatch.setenv("THYME_ATTEMPTS", "1")
+    refused = run("commit", path, "--api-url", "http://host.invalid/api/v1/commit")
+    assert "the source of Sale is on localhost, which is another machine there" in refused.stderr
+
+
+def test_a_commit_may_be_told_what_to_allow_and_answers_in_json(run, service, tmp_path):
+    service.answers["POST /api/v1/commit"] = RECEIPT
+    options = ("--allow-retention-narrowing", "--no-backfill", "--json")
+    assert json.loads(run("commit", write_module(tmp_path, VALID), *options).stdout) == RECEIPT
+    assert [service.asked[0].json[name] for name in ("allow_retention_narrowing", "backfill")] == [True, False]
 
 
 def test_commit_takes_a_dotted_module(run, service, home):

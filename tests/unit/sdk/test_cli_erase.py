@@ -45,3 +45,10 @@ def test_what_waiting_cannot_cure_ends_it(run, service):
 def test_without_an_entity_nothing_is_sent(run, service):
     assert run("Sale").exit_code == 2
     assert service.asked == []
+
+
+def test_as_json_it_gives_the_last_receipt_and_nothing_else(run, service):
+    done = {"state": "complete", "progress": {"archive_rows": 3}}
+    service.answers["GET /api/v1/erasures/e-1"] = done
+    assert json.loads(run("Sale", "-e", "s1", "--json").stdout) == ACCEPTED
+    assert json.loads(run("Sale", "-e", "s1", "--json", "--wait").stdout) == done

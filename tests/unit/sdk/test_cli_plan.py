@@ -1,4 +1,4 @@
-"""``thyme plan``: what a commit would do, and the memory it would take."""
+"""``thyme plan``: what a commit would do, what it would break, and the memory it would take."""
 
 import json
 import sys
@@ -13,18 +13,59 @@ from featurelib.definitions import Definitions
 from featurelib.plan import plan
 from tests.support.modules import EVENT, FEATURES, HEAD, RATE, STATS, VALID, write_module
 
+PLANNED = {
+    "commit_id": "8adc448eeee694faa1c8c21348970745",
+    "no_op": False,
+    "compared_with": "1111448eeee694faa1c8c21348970745",
+    "accepted": True,
+    "steps": [
+        {"step": "store_definition", "definition": "pipeline:by_shop@2", "digest": "5e0c"},
+        {"step": "start_job", "pipeline": "by_shop@2", "backfill": {"enabled": True, "since_us": None}},
+    ],
+    "changes": {"added": ["pipeline:by_shop@2"], "updated": ["dataset:Sale@1"], "unchanged": []},
+    "breaks": [],
+    "warnings": ["the retention of Sale@1 becomes shorter: what is older than 7d goes"],
+    "assumed": {"keys": 10, "events_per_key": 20, "over": "7d", "distinct": 5},
+    "pipelines": [
+        {
+            "pipeline": "by_shop@2",
+            "fields_per_key": 3,
+            "bytes_per_key": 400,
+            "total_bytes": 4_000,
+            "bytes_per_distinct": None,
+            "held_rows": [{"step": "rows of Rate, joined", "bytes_per_row": 64}],
+        }
+    ],
+    "total_bytes": 4_000,
+}
+BREAK = {
+    "code": "field_removed",
+    "subject": "Sale.amount",
+    "message": "the column `amount` is removed",
+    "hint": "Give the dataset a new version.",
+    "file": "shop.py",
+    "line": 7,
+}
+
 
 @pytest.fixture
-def run(home, service, monkeypatch):
-    """Run the command; a service that would count every call is configured."""
+def ask(home, service, monkeypatch):
+    """Run the command against a service that gives the plan it was told."""
     monkeypatch.setenv("THYME_API_BASE", service.url)
     monkeypatch.setenv("THYME_API_URL", f"{service.url}/api/v1/commit")
     monkeypatch.setenv("COLUMNS", "200")
+    service.answers["POST /api/v1/plan"] = PLANNED
 
     def invoke(*arguments):
         return CliRunner().invoke(app, ["plan", *(str(argument) for argument in arguments)])
 
     return invoke
+
+
+@pytest.fixture
+def run(ask):
+    """Plan without the service, which would count every call."""
+    return lambda *arguments: ask(*arguments, "--local")
 
 
 @pytest.fixture
@@ -37,6 +78,56 @@ def tree(run):
         return json.loads(result.stdout)
 
     return made
+
+
+def test_the_service_says_what_the_commit_would_do_there(ask, service, tmp_path):
+    path = write_module(tmp_path, VALID)
+    result = ask(path, "--keys", 10, "--events-per-key", 20, "--over", "7d", "--distinct", 5)
+    assert result.exit_code == 0, result.output
+    for line in (
+        "compared with commit 1111448eeee694faa1c8c21348970745",
+        "  + pipeline:by_shop@2",
+        "  ~ dataset:Sale@1",
+        "  start job by_shop@2, with all history",
+        "warning: the retention of Sale@1 becomes shorter",
+        "10 keys with 20 rows each over 7d",
+        "by_shop@2 keeps in its workers' memory: rows of Rate, joined, 64 B a row",
+        "total 4.0 kB",
+    ):
+        assert line in result.stdout
+    (asked,) = service.asked
+    assert asked.parameters == {"keys": "10", "events_per_key": "20", "over": "7d", "distinct": "5"}
+    assert asked.json == compile_module(path).model_dump(mode="json")
+
+
+def test_what_would_break_is_listed_and_fails(ask, service, tmp_path):
+    service.answers["POST /api/v1/plan"] = PLANNED | {"accepted": False, "breaks": [BREAK], "pipelines": []}
+    result = ask(write_module(tmp_path, VALID))
+    assert result.exit_code == 1
+    assert "would be refused: 1 thing breaks" in result.stdout
+    assert "shop.py:7  Sale.amount: the column `amount` is removed  [field_removed]" in result.stdout
+    assert "Give the dataset a new version." in result.stdout
+
+
+def test_the_json_of_the_service_is_printed_with_the_budget(ask, tmp_path):
+    result = ask(write_module(tmp_path, VALID), "--json", "--budget", "1kB")
+    assert (result.exit_code, json.loads(result.stdout)) == (1, PLANNED | {"budget_bytes": 1_000})
+    assert "over the budget of 1.0 kB; most of it is by_shop@2" in result.stderr
+
+
+def test_a_commit_that_changes_nothing_says_so(ask, service, tmp_path):
+    nothing = {"no_op": True, "steps": [], "changes": {"added": [], "updated": [], "unchanged": []}, "pipelines": []}
+    service.answers["POST /api/v1/plan"] = PLANNED | nothing
+    assert "nothing to do" in ask(write_module(tmp_path, VALID)).stdout
+
+
+def test_without_a_service_the_command_fails_and_a_local_plan_does_not(ask, run, service, tmp_path, monkeypatch):
+    service.answers["POST /api/v1/plan"] = (401, {"error": "unauthenticated", "detail": "no bearer key was sent"})
+    path = write_module(tmp_path, VALID)
+    result = ask(path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no bearer key was sent" in result.stderr
+    assert run(path).exit_code == 0
 
 
 def test_the_plan_lists_changes_and_steps_and_sends_nothing(run, service, tmp_path):
@@ -124,7 +215,8 @@ def test_a_pipeline_that_keeps_nothing_beside_its_state_says_nothing_of_it(run, 
 
 
 def test_without_the_engine_the_command_names_the_extra(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "featurelib.engine.sizing", None)
+    for name in ("featurelib.engine.sizing", "featurelib.engine.forecast"):
+        monkeypatch.setitem(sys.modules, name, None)
     result = run(write_module(tmp_path, VALID))
     assert (result.exit_code, "thyme-on-ray[engine]" in result.stderr) == (1, True)
 

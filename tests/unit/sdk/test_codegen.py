@@ -98,9 +98,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 if TYPE_CHECKING:
-    from features import Market, Sale, Shopper, ShopperInputs, ShopperRow, ThymeClient
+    from features import AsyncThymeClient, Market, Sale, Shopper, ShopperInputs, ShopperRow, ThymeClient
 else:
-    from featurelib import ThymeClient
+    from featurelib import AsyncThymeClient, ThymeClient
 
 
 def spent(client: ThymeClient, given: ShopperInputs) -> float:
@@ -110,6 +110,12 @@ def spent(client: ThymeClient, given: ShopperInputs) -> float:
 
 def table(client: ThymeClient) -> pl.DataFrame:
     return client.query_offline("Market", [], entity_column="id", timestamp_column="at").to_polars()
+
+
+async def awaited(client: AsyncThymeClient, given: ShopperInputs) -> None:
+    found = await client.query("Shopper", "u1", given, explain=True)
+    reveal_type(found["total"])
+    reveal_type(await client.status())
 
 
 sale = Sale(user="u", float=1.0, list=[1], price=Decimal(2), note=None, at=datetime(2026, 1, 1))
@@ -135,6 +141,8 @@ with ThymeClient() as client:
 """
 
 REVEALED = {
+    'found["total"]': "list[float]",
+    "await client.status()": "dict[str, Any]",
     "sale.float": "float",
     "sale.list": "list[int]",
     "sale.price": "Decimal",
@@ -158,7 +166,7 @@ client.query("Shopper", "u1", {"limit": "much"})  #! call-overload
 client.query("Shopper", "u1", {"limit": 1.0, "rat": 1.0})  #! call-overload
 client.query("Shopper", 7, given)  #! call-overload
 client.query_batch("Shopper", "u1", 3)  #! call-overload
-client.query_offline("Market", [])  #! call-overload
+client.query_offline("Market", [], batch_size="many")  #! call-overload
 client.lookup("Shopper", "u1")  #! call-overload
 read.to_dict()[0]["totl"]  #! typeddict-item
 read["totl"]  #! call-overload

@@ -154,9 +154,28 @@ def test_members_nobody_knows_are_ignored(body):
     assert _read(body).datasets[0].name == "Departure"
 
 
-def test_a_commit_wide_refusal_of_backfills_reaches_every_pipeline(body):
-    body["backfill"] = False
-    assert [each.backfill.enabled for each in _read(body).pipelines] == [False]
+def test_options_of_a_commit_are_read_and_change_none_of_its_definitions(body):
+    plain = _read(body)
+    assert (plain.backfill, plain.allow_retention_narrowing, plain.message) == (True, False, "")
+    said = _read({**body, "backfill": False, "allow_retention_narrowing": True, "message": "autumn"})
+    assert (said.backfill, said.allow_retention_narrowing, said.message) == (False, True, "autumn")
+    assert commit_id(said) == commit_id(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [("list[str]", "list[str]"), ("List[int]", "list[int]"), ("typing.List[float]", "list[float]")],
+)
+def test_a_list_column_is_read_in_the_ways_python_spells_it(body, name, stored):
+    body["datasets"][0]["fields"][1]["type"] = name
+    assert _read(body).datasets[0].fields[1].type == stored
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_an_invalid_request_that_names_its_place(body, number):
+    body["datasets"][0]["expectations"][0]["mostly"] = "here"
+    with pytest.raises(InvalidRequest, match=r"body\.datasets\[0\]\.expectations\[0\]\.mostly"):
+        read_commit(json.dumps(body).replace('"here"', number).encode())
 
 
 def test_a_pipelines_own_backfill_is_read(body):
@@ -188,6 +207,7 @@ def test_imports_of_captured_code_come_before_the_function(body):
     ("path", "value", "code"),
     [
         pytest.param(("datasets", 0, "fields", 1, "type"), "Decimal", "unknown_type", id="unknown type"),
+        pytest.param(("datasets", 0, "fields", 1, "type"), "dict[str, int]", "unknown_type", id="map"),
         pytest.param(("datasets", 0, "version"), 0, "invalid_value", id="version zero"),
         pytest.param(("datasets", 0, "retention"), "1mo", "invalid_value", id="retention"),
         pytest.param(("datasets", 0, "fields"), None, "malformed_commit", id="no fields"),

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Optional
 
 from featurelib import (
-    Count, Field, LastK, PipelineNode, PostgresSource, Secret, Sum, ThymeClient, col, dataset,
+    AsyncThymeClient, Count, Field, LastK, PipelineNode, PostgresSource, Secret, Sum, ThymeClient, col, dataset,
     expect_column_values_to_not_be_null, expectations, extractor, extractor_inputs, extractor_outputs, feature,
     featureset, field, inputs, lit, pipeline, source,
 )
@@ -109,12 +109,19 @@ with ThymeClient() as client:
     reveal_type(client.query_batch(Shopper, ["u"]))
     reveal_type(client.lookup(Spend, "u"))
     reveal_type(client.log(Transaction, [sale]))
+    reveal_type(client.status())
     result = client.query("Shopper", "u")
     reveal_type(result.to_polars())
     reveal_type(result.to_dict())
     reveal_type(result["total"])
     reveal_type(len(result))
     reveal_type(result.query_run_id)
+
+
+async def awaited() -> None:
+    async with AsyncThymeClient() as client:
+        reveal_type(await client.query(Shopper, "u", timestamp="2026-01-01"))
+        reveal_type(await client.log(Transaction, [sale]))
 """
 
 REVEALED = {
@@ -148,6 +155,9 @@ REVEALED = {
     'client.query_batch(Shopper, ["u"])': "ThymeResult",
     'client.lookup(Spend, "u")': "ThymeResult",
     "client.log(Transaction, [sale])": "int",
+    "client.status()": "dict[str, Any]",
+    'await client.query(Shopper, "u", timestamp="2026-01-01")': "ThymeResult",
+    "await client.log(Transaction, [sale])": "int",
     "result.to_polars()": "DataFrame",
     "result.to_dict()": "list[dict[str, Any]]",
     'result["total"]': "list[Any]",

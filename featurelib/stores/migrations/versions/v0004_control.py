@@ -65,6 +65,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("detail", sa.Text(), nullable=False),
         sa.Column("submission_id", sa.Text(), nullable=True),
+        sa.Column("generation", sa.Integer(), nullable=True),
         sa.Column("rows", sa.BigInteger(), nullable=False),
         sa.Column("rows_expected", sa.BigInteger(), nullable=True),
         sa.Column("requested_by", sa.String(length=8), nullable=True),
@@ -72,7 +73,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.CheckConstraint(
-            "state IN ('requested', 'running', 'cancelling', 'cancelled', 'complete', 'failed')",
+            "state IN ('requested', 'running', 'switching', 'cancelling', 'cancelled', 'complete', 'failed')",
             name=op.f("ck_backfill_requests_state"),
         ),
         sa.PrimaryKeyConstraint("sequence", name=op.f("pk_backfill_requests")),

@@ -1,0 +1,149 @@
+"""``thyme backfill``: have the state of a pipeline built anew, watch that, and end it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featurelib.cli.options import ApiUrl, AsJson, load_config, opened
+from featurelib.cli.tables import number, print_json, print_table
+from featurelib.errors import ThymeError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from featurelib.client import ThymeClient
+
+_COLUMNS = ("id", "pipeline", "state", "rows", "of", "asked for", "detail")
+_OVER = frozenset({"complete", "cancelled", "failed"})
+_POLL_S = 0.5
+_Follow = Annotated[bool, typer.Option("--follow", help="Wait until it is over; a bar shows how far it is.")]
+_Id = Annotated[str, typer.Argument(help="Of the backfill; `thyme backfill list` shows it.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(
+        help="Build the state of a pipeline anew, from its records, while it is served.", no_args_is_help=True
+    )
+    group.command("start")(start)
+    group.command("list")(listing)
+    group.command("follow")(follow)
+    group.command("cancel")(cancel)
+    app.add_typer(group, name="backfill")
+
+
+def start(
+    pipeline: Annotated[str, typer.Argument(help="The pipeline or its job; NAME@2 names a version.")],
+    since: Annotated[str | None, typer.Option(help="Only records dated at or after this instant.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only records dated at or before this instant.")] = None,
+    follow_it: _Follow = False,
+    as_json: AsJson = False,
+    api_url: ApiUrl = None,
+) -> None:
+    """Ask for a backfill; with --follow, exit 1 unless it completes."""
+    with opened(load_config(api_url=api_url)) as client:
+        found = client.start_backfill(pipeline, since=since, until=until)
+        if follow_it:
+            found = _followed(client, found)
+    _show(found, as_json=as_json)
+    if follow_it:
+        _end_as(found)
+
+
+def listing(
+    pipeline: Annotated[str | None, typer.Argument(help="Only of this pipeline.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most backfills.")] = 20,
+    as_json: AsJson = False,
+    api_url: ApiUrl = None,
+) -> None:
+    """Show the latest backfills, newest first."""
+    with opened(load_config(api_url=api_url)) as client:
+        found = client.backfills(pipeline=pipeline, limit=limit)
+    if as_json:
+        print_json(found)
+    else:
+        print_table(_COLUMNS, [_row(each) for each in found], whole=_COLUMNS[:3])
+
+
+def follow(backfill_id: _Id, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
+    """Wait until a backfill is over; exit 1 unless it completes."""
+    with opened(load_config(api_url=api_url)) as client:
+        found = _followed(client, client.backfill(backfill_id))
+    _show(found, as_json=as_json)
+    _end_as(found)
+
+
+def cancel(backfill_id: _Id, follow_it: _Follow = False, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
+    """End a backfill; the state that is served stays."""
+    with opened(load_config(api_url=api_url)) as client:
+        found = client.cancel_backfill(backfill_id)
+        if follow_it:
+            found = _followed(client, found)
+    _show(found, as_json=as_json)
+
+
+def _followed(client: ThymeClient, found: dict[str, Any]) -> dict[str, Any]:
+    """The backfill once it is over; on a terminal a bar shows how far it is."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return _until_over(client, found, lambda _: None)
+    with _bar(console) as bar:
+        return _until_over(client, found, lambda now: _advance(bar, now))
+
+
+def _until_over(client: ThymeClient, found: dict[str, Any], look: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    while found["state"] not in _OVER:
+        look(found)
+        time.sleep(_POLL_S)
+        try:
+            found = client.backfill(found["id"])
+        except ThymeError as error:
+            if not error.retryable:
+                raise
+            # The service is being replaced; the backfill goes on.
+    return found
+
+
+def _advance(bar: Progress, found: dict[str, Any]) -> None:
+    task = bar.task_ids[0]
+    bar.update(task, description=found["state"], completed=found["rows"], total=found["rows_expected"])
+
+
+def _bar(console: Any) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=console, transient=True)
+    bar.add_task("requested", total=None)
+    return bar
+
+
+def _show(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    said = f": {found['detail']}" if found["detail"] else ""
+    print(f"backfill {found['id']} of {found['pipeline']} is {found['state']}{said}")
+
+
+def _end_as(found: dict[str, Any]) -> None:
+    if found["state"] != "complete":
+        raise typer.Exit(1)
+
+
+def _row(found: dict[str, Any]) -> list[str]:
+    return [
+        found["id"],
+        found["pipeline"],
+        found["state"],
+        number(found["rows"]),
+        number(found["rows_expected"]),
+        found["created_at"],
+        found["detail"],
+    ]

@@ -1,0 +1,81 @@
+"""``thyme keys``: who may call the platform, with which role, until when and how often."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from featurelib.cli.options import ApiUrl, AsJson, load_config, opened
+from featurelib.cli.tables import print_json, print_table
+
+_COLUMNS = ("fingerprint", "role", "label", "state", "a second", "created", "expires")
+
+
+class _Role(StrEnum):
+    READER = "reader"
+    WRITER = "writer"
+    ADMIN = "admin"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help="Make, show and revoke API keys; needs an admin's key.", no_args_is_help=True)
+    group.command("create")(create)
+    group.command("list")(keys)
+    group.command("revoke")(revoke)
+    app.add_typer(group, name="keys")
+
+
+def create(
+    role: Annotated[_Role, typer.Argument(help="What it may do; each role may do what the ones before it may.")],
+    label: Annotated[str, typer.Option(help="Whose it is, or what for.")] = "",
+    expires_at: Annotated[str | None, typer.Option(help="When it ends, ISO 8601; left out, never.")] = None,
+    rate_limit: Annotated[int | None, typer.Option(min=1, help="Requests per second.")] = None,
+    as_json: AsJson = False,
+    api_url: ApiUrl = None,
+) -> None:
+    """Make a key and print it: it is shown this once."""
+    with opened(load_config(api_url=api_url)) as client:
+        made = client.create_key(role.value, name=label, expires_at=expires_at, rate_limit=rate_limit)
+    if as_json:
+        print_json(made)
+        return
+    # Alone on stdout, so that `KEY=$(thyme keys create reader)` works.
+    print(made["key"])
+    print(f"{made['role']} key {made['fingerprint']}; it is not shown again", file=sys.stderr)
+
+
+def keys(as_json: AsJson = False, api_url: ApiUrl = None) -> None:
+    """Show every key ever made, oldest first; never a secret."""
+    with opened(load_config(api_url=api_url)) as client:
+        found = client.keys()
+    if as_json:
+        print_json(found)
+    else:
+        print_table(_COLUMNS, [_row(key) for key in found], whole=_COLUMNS[:1])
+
+
+def revoke(
+    fingerprint: Annotated[str, typer.Argument(help="Of the key, as `thyme keys list` shows it.")],
+    api_url: ApiUrl = None,
+) -> None:
+    """Make a key invalid from now on."""
+    with opened(load_config(api_url=api_url)) as client:
+        key = client.revoke_key(fingerprint)
+    print(f"{key['role']} key {key['fingerprint']} is {key['state']}")
+
+
+def _row(key: dict[str, Any]) -> list[str]:
+    limit = key.get("rate_limit")
+    return [
+        str(key["fingerprint"]),
+        str(key["role"]),
+        str(key.get("label") or ""),
+        str(key["state"]),
+        "" if limit is None else f"{limit:,}",
+        str(key["created_at"]),
+        str(key.get("expires_at") or ""),
+    ]

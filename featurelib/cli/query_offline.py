@@ -1,0 +1,148 @@
+"""``thyme query-offline``: features of many entities, each at its own instant; what a model is trained on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featurelib.cli.completion import featureset_names
+from featurelib.cli.options import ApiKey, AsJson, Module, QueryUrl, load_config, name_of, opened
+from featurelib.cli.progress import tracked
+from featurelib.cli.query import typed_inputs
+from featurelib.cli.results import Form, Output, show
+from featurelib.cli.tables import Format
+from featurelib.errors import MissingDriver
+
+if TYPE_CHECKING:
+    from featurelib.client import Config
+    from featurelib.result import ThymeResult
+
+Rows = Sequence[Mapping[str, Any]]
+_COLUMNS = ("entity_id", "timestamp")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("query-offline")(query_offline)
+
+
+def query_offline(  # noqa: PLR0913, PLR0917  # one parameter per option
+    ref: Annotated[str, typer.Argument(help="Featureset: Name or module:Name.", autocompletion=featureset_names)],
+    file: Annotated[
+        Path | None, typer.Option("--input", "-i", help="Rows: .parquet .csv .tsv .jsonl .ndjson .json.")
+    ] = None,
+    entity: Annotated[list[str] | None, typer.Option("--entity", "-e", help="Id, instead of a file; repeat.")] = None,
+    at: Annotated[list[str] | None, typer.Option("--at", help="Instant of the id of the same place.")] = None,
+    entity_column: Annotated[str, typer.Option(help="Column of ids.")] = _COLUMNS[0],
+    timestamp_column: Annotated[str, typer.Option(help="Column of instants.")] = _COLUMNS[1],
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of one call.")] = 5_000,
+    form: Form = Format.TABLE,
+    output: Output = None,
+    limit: Annotated[int, typer.Option(help="Most rows of a table.")] = 20,
+    as_json: AsJson = False,
+    module: Module = None,  # noqa: ARG001  # names are unique on the platform
+    query_url: QueryUrl = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Features of many entities, each at its own instant, in the order asked."""
+    columns = (entity_column, timestamp_column)
+    rows = given_rows(file, entity or [], at or [], columns)
+    result = ask(name_of(ref), rows, columns, batch_size, load_config(query_url=query_url, api_key=api_key))
+    show(result, Format.JSON if as_json else form, output, limit)
+
+
+def ask(name: str, rows: Rows, columns: tuple[str, str], batch_size: int, config: Config) -> ThymeResult:
+    """All rows, a batch at a time."""
+    from featurelib.result import joined
+
+    entity, timestamp = columns
+    with opened(config) as client:
+        if any(len(row) > len(columns) for row in rows):
+            rows = _typed(rows, client.input_types(name))
+        parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        shown = tracked(parts, map(len, parts), len(rows), "rows")
+        read = [
+            client.query_offline(name, some, entity_column=entity, timestamp_column=timestamp, batch_size=batch_size)
+            for some in shown
+        ]
+    return joined(read, {"featureset": name})
+
+
+def _typed(rows: Rows, types: Mapping[str, str]) -> Rows:
+    """The rows with requested features that a file has as text in their type."""
+    return [
+        {**row, **typed_inputs({each: row[each] for each in types if isinstance(row.get(each), str)}, types)}
+        for row in rows
+    ]
+
+
+def given_rows(file: Path | None, ids: Sequence[str], instants: Sequence[str], columns: tuple[str, str]) -> Rows:
+    """The rows of a file, or of pairs of options.
+
+    Raises:
+        BadParameter: both are given, or neither, or the pairs do not pair.
+    """
+    if (file is None) == (not ids and not instants):
+        raise typer.BadParameter("give either --input or pairs of --entity and --at", param_hint="--input")
+    if file is not None:
+        return read_rows(file)
+    if len(ids) != len(instants):
+        raise typer.BadParameter(f"there are {len(ids)} ids and {len(instants)} instants", param_hint="--at")
+    return [dict(zip(columns, pair, strict=True)) for pair in zip(ids, instants, strict=True)]
+
+
+def read_rows(path: Path) -> Rows:
+    """The rows of a file, by its ending.
+
+    Raises:
+        BadParameter: it cannot be read, or has another ending; lists those that are known.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        text = f"{path} has none of the endings {', '.join(_READERS)}"
+        raise typer.BadParameter(text, param_hint="--input")
+    try:
+        return reader(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint="--input") from None
+
+
+def _parquet(path: Path) -> Rows:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingDriver("pyarrow", "engine") from None
+    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    return rows
+
+
+def _separated(path: Path, by: str) -> Rows:
+    with path.open(encoding="utf-8", newline="") as file:
+        # An empty cell is no value; CSV has no other form of one.
+        return [
+            {name: text or None for name, text in row.items() if name} for row in csv.DictReader(file, delimiter=by)
+        ]
+
+
+def _json_lines(path: Path) -> Rows:
+    with path.open(encoding="utf-8") as file:
+        return [dict(json.loads(line)) for line in file if line.strip()]
+
+
+def _json(path: Path) -> Rows:
+    return [dict(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+_READERS: Mapping[str, Callable[[Path], Rows]] = {
+    ".parquet": _parquet,
+    ".csv": lambda path: _separated(path, ","),
+    ".tsv": lambda path: _separated(path, "\t"),
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+}

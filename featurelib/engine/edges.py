@@ -1,0 +1,125 @@
+"""The window edges of a read at one instant, and the panes on their paths.
+
+Edges cut time into *stretches*: stretch ``k`` lies between the cuts ``k - 1`` and ``k``, and a window is a run of
+neighbouring stretches. What a read needs is looked up once per instant for all pipelines with the same windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+from featurelib.clock import Instant
+from featurelib.engine.panes import BITS, BUFFER, HEADER, OLDEST_ROOT, Pane, pane_field
+from featurelib.windows import AnyWindow, Bounds
+
+BEGINNING = -(1 << 62)
+"""The cut before everything: where a window without a start begins."""
+# A request reads one instant; a batch of past instants would not find its edges again.
+_KEPT_EDGES = 16
+
+
+class Span(NamedTuple):
+    """A window and its stretches: from ``first`` to before ``end``."""
+
+    window: int
+    first: int
+    end: int
+
+
+class Group(NamedTuple):
+    """Windows that count the versions of one instant."""
+
+    as_of: Instant
+    cuts: tuple[Instant, ...]
+    """In order. A row of a cut's instant lies behind it."""
+    spans: tuple[Span, ...]
+    """Windows that end together stand together, from the shortest up."""
+
+
+class Edges:
+    """What a read at an instant must look at, for some windows over trees of one height."""
+
+    def __init__(self, windows: Sequence[AnyWindow], root: int, at: Instant) -> None:
+        self.bounds = [window.bounds(at) for window in windows]
+        self._root = root
+
+    @cached_property
+    def highs(self) -> list[Instant]:
+        """Per window, its last instant."""
+        return [bounds.high for bounds in self.bounds]
+
+    def reach_below(self, floor: Instant) -> bool:
+        """Whether a window begins before an instant."""
+        return any(low is None or low < floor for low, _, _ in self.bounds)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The windows, by the instant whose versions they count."""
+        members: dict[Instant, list[int]] = {}
+        for window, bounds in enumerate(self.bounds):
+            members.setdefault(bounds.as_of, []).append(window)
+        return tuple(_group(as_of, windows, self.bounds) for as_of, windows in members.items())
+
+    @cached_property
+    def panes(self) -> list[Pane]:
+        """The roots that windows touch and the path of every edge, the highest level first.
+
+        The one-microsecond level is left out: both window ends are included, so an edge never splits it.
+        """
+        root, shift = self._root, BITS * self._root
+        roots: dict[Pane, None] = {}
+        edges: dict[Instant, None] = {}
+        for low, high, _ in self.bounds:
+            first = OLDEST_ROOT if low is None else low >> shift
+            roots.update(dict.fromkeys((root, index) for index in range(first, (high >> shift) + 1)))
+            edges[high] = None
+            if low is not None:
+                edges[low] = None
+        below = [(level, BITS * level) for level in range(root - 1, 0, -1)]
+        paths = dict.fromkeys([(level, edge >> shift) for level, shift in below for edge in edges])
+        return [*roots, *paths]
+
+    @cached_property
+    def fields(self) -> list[bytes]:
+        """The hash fields of header, buffer and panes."""
+        return [HEADER, BUFFER, *map(pane_field, self.panes)]
+
+
+def _group(as_of: Instant, windows: Iterable[int], bounds: Sequence[Bounds]) -> Group:
+    starts = {window: BEGINNING if (low := bounds[window].low) is None else low for window in windows}
+    cuts = sorted({*starts.values(), *(bounds[window].high + 1 for window in starts)})
+    place = {cut: number for number, cut in enumerate(cuts)}
+    spans = [Span(window, place[low] + 1, place[bounds[window].high + 1] + 1) for window, low in starts.items()]
+    return Group(as_of, tuple(cuts), tuple(sorted(spans, key=_shortest_first)))
+
+
+def _shortest_first(span: Span) -> tuple[int, int]:
+    return span.end, -span.first
+
+
+class WindowSet:
+    """Some windows over trees of one height."""
+
+    def __init__(self, windows: Sequence[AnyWindow], root: int) -> None:
+        self._windows = windows
+        self._root = root
+        self._kept: dict[Instant, Edges] = {}
+
+    def edges(self, at: Instant) -> Edges:
+        """The edges of a read at an instant."""
+        kept = self._kept.get(at)
+        if kept is None:
+            if len(self._kept) >= _KEPT_EDGES:
+                self._kept.clear()
+            kept = self._kept[at] = Edges(self._windows, self._root, at)
+        return kept
+
+
+_interned: dict[tuple[int, tuple[AnyWindow, ...]], WindowSet] = {}
+
+
+def window_set(windows: Sequence[AnyWindow], root: int) -> WindowSet:
+    """One set for all pipelines with these windows: the views that a request reads mostly share theirs."""
+    return _interned.setdefault((root, tuple(windows)), WindowSet(windows, root))

@@ -1,0 +1,435 @@
+"""A key's rows between window edges: one walk over its panes for all windows, and what of it serves the next read.
+
+What lies between two neighbouring cuts is a stretch (:mod:`featurelib.engine.edges`): the partials of whole panes, and
+rows of the leaves that a cut goes through. A cut may move without changing anything until it meets a row or the end of
+its pane. So a read of the same bytes a little later takes over everything but the leaves where a cut passed a row.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from featurelib.clock import Duration, Instant
+from featurelib.engine.codec import decode_parts
+from featurelib.engine.edges import BEGINNING, Group, Span
+from featurelib.engine.panes import (
+    BITS,
+    FANOUT,
+    NO_CLOSINGS,
+    OLDEST_ROOT,
+    UNTIL,
+    Algebra,
+    Branch,
+    Leaf,
+    Pane,
+    PanesMissing,
+    Partials,
+    Readable,
+    Sealed,
+    StoredBranch,
+)
+from featurelib.engine.partials import IDENTITY, Row
+
+_time = itemgetter(0)
+_identity = itemgetter(*range(IDENTITY))
+_NEVER, _FOREVER = -(1 << 63), 1 << 63
+
+
+class Limits(NamedTuple):
+    """A cut ``c`` with ``after < c <= upto`` has the same rows before it and behind it."""
+
+    after: Instant
+    upto: Instant
+
+
+class Stored(NamedTuple):
+    """The panes a walk goes over."""
+
+    nodes: Mapping[Pane, Any]
+    read: Callable[[Any], Readable]
+    """Makes a pane of what stands for it in ``nodes``, where ``None`` is a pane known to be absent."""
+    whole: bool
+    """Whether what ``nodes`` does not have is absent; else it is missing."""
+
+
+class _Step(NamedTuple):
+    window: int
+    stretches: tuple[int, ...]
+    goes_on: bool
+    """Whether the window before it, which is shorter, is its newest part."""
+
+
+class Plan:
+    """How the windows of a group are put together from stretches: the same for all instants with these spans.
+
+    Args:
+        spans: of the windows of a group.
+        used: per window, the accumulators that its outputs finish.
+    """
+
+    def __init__(self, algebra: Algebra, spans: Sequence[Span], used: Sequence[frozenset[int]]) -> None:
+        self.algebra = algebra
+        count = max(span.end for span in spans) + 1
+        per_stretch = [
+            {slot for window, first, end in spans if first <= stretch < end for slot in used[window]}
+            for stretch in range(count)
+        ]
+        self.needed = [tuple(sorted(slots)) for slots in per_stretch]
+        """Per stretch, the accumulators wanted of it."""
+        slots = sorted({slot for slots in per_stretch for slot in slots})
+        self._steps = [
+            (slot, algebra.aggregators[slot].merge, _steps([span for span in spans if slot in used[span.window]]))
+            for slot in slots
+        ]
+
+    def merged(self, stretches: Sequence[Sequence[Partials]], into: Sequence[dict[int, Any]]) -> None:
+        """Put the partials of each window, by slot, where they belong.
+
+        Args:
+            stretches: per stretch, partials that together are all of it, oldest first.
+            into: per window.
+        """
+        for slot, merge, steps in self._steps:
+            partial: Any = None
+            for window, own, goes_on in steps:
+                parts = [part[slot] for stretch in own for part in stretches[stretch]]
+                if goes_on:
+                    parts.append(partial)
+                partial = into[window][slot] = merge(parts)
+
+    def add(self, got: Sequence[Partials | None], into: Sequence[dict[int, Any]]) -> None:
+        """Add to the partials of each window what its stretches got beside what they had."""
+        for slot, merge, steps in self._steps:
+            partial: Any = None
+            for window, own, goes_on in steps:
+                if not goes_on:
+                    partial = None
+                for stretch in own:
+                    part = got[stretch]
+                    if part is not None and part[slot] is not None:
+                        partial = part[slot] if partial is None else merge((part[slot], partial))
+                if partial is not None:
+                    into[window][slot] = merge((into[window][slot], partial))
+
+
+def _steps(spans: Sequence[Span]) -> list[_Step]:
+    # Windows that end together are taken from the shortest up: each is the one before it plus older stretches, so
+    # that every pane is merged once however many windows hold it.
+    steps: list[_Step] = []
+    last: Span | None = None
+    for span in spans:
+        goes_on = last is not None and last.end == span.end
+        end = last.first if last is not None and goes_on else span.end
+        steps.append(_Step(span.window, tuple(range(span.first, end)), goes_on))
+        last = span
+    return steps
+
+
+class _CutLeaf:
+    """A leaf that cuts go through, or that is read though none does."""
+
+    __slots__ = ("closed", "cuts", "end", "held", "pieces", "start")
+
+    def __init__(self, held: Any, start: Instant, end: Instant, cuts: range, *, closed: bool) -> None:
+        self.held = held
+        self.start = start
+        self.end = end
+        self.cuts = cuts
+        """Numbers of the cuts; the oldest rows are of the stretch of the first one's number."""
+        self.closed = closed
+        """Whether some of its rows may have an end."""
+        self.pieces: list[Partials | None] | None = None
+        """Partials of the rows before, between and behind the cuts; ``None`` as long as no cut has passed a row."""
+
+    def takes(self, cuts: Sequence[Instant]) -> bool:
+        """Whether its cuts still go through it."""
+        return all(self.start < cuts[number] < self.end for number in self.cuts)
+
+
+class _Stretch:
+    """What was found between two cuts."""
+
+    __slots__ = ("edge", "leaves", "loose", "stored", "whole")
+
+    def __init__(self) -> None:
+        self.stored: list[bytes | None] = []
+        self.whole: list[Partials | None] = []
+        """Partials of whole panes; where their order does not matter, merged into one."""
+        self.leaves: list[tuple[_CutLeaf, int]] = []
+        """Leaves with rows of it, and which piece of theirs."""
+        self.loose: list[Row] = []
+        self.edge: Partials | None = None
+        """Partials of the rows of all its leaves, until a cut passes one."""
+
+    def parts(self) -> list[Partials]:
+        """Partials that together are all of it."""
+        found = self.whole if self.edge is None else [*self.whole, self.edge]
+        return [part for part in found if part is not None]
+
+
+class Stretches:
+    """What lies between the cuts of a group, from one walk over a key's panes.
+
+    Raises:
+        PanesMissing: fetch these panes and walk again.
+        Sealed: some of these rows are not stored any more.
+    """
+
+    def __init__(self, plan: Plan, group: Group, root: int, stored: Stored) -> None:
+        self._plan = plan
+        self._nodes = stored.nodes
+        self._read = stored.read
+        self._is_whole = stored.whole
+        self._cuts = group.cuts
+        self._as_of = group.as_of
+        self._limits = [Limits(cut - 1, cut) for cut in group.cuts]
+        self._leaves: list[_CutLeaf] = []
+        # Whether versions end in what was walked over: then all this is true as of this instant alone.
+        self._versioned = False
+        self._missing: list[Pane] = []
+        self._found = [_Stretch() for _ in range(len(group.cuts) + 1)]
+        self._walk(root)
+        self._nodes = {}
+        self._settle()
+        self.parts = [stretch.parts() for stretch in self._found]
+        """Per stretch, partials that together are all of it, oldest first."""
+
+    def moved_to(self, group: Group) -> bool | None:
+        """Follow the cuts of another read of the same bytes.
+
+        Returns:
+            Whether anything changed; ``None``: it cannot follow, walk again.
+        """
+        cuts = group.cuts
+        if self._versioned and group.as_of != self._as_of:
+            return None
+        passed = [n for n, (after, upto) in enumerate(self._limits) if not after < cuts[n] <= upto]
+        if not passed:
+            return False
+        leaves = [leaf for leaf in self._leaves if any(number in leaf.cuts for number in passed)]
+        followed = {number for leaf in leaves for number in leaf.cuts if leaf.takes(cuts)}
+        if self._plan.algebra.chronological or not followed.issuperset(passed):
+            return None
+        self._cuts, self._as_of = cuts, group.as_of
+        for leaf in leaves:
+            self._take_apart(leaf)
+        return True
+
+    def lasts(self, group: Group) -> Duration:
+        """How long all cuts may move on as time does, from those of this group, before one passes a row."""
+        return 0 if self._versioned else _lasts(self._limits, group)
+
+    # The walk
+
+    def _walk(self, root: int) -> None:
+        cuts, shift = self._cuts, BITS * root
+        first = OLDEST_ROOT if cuts[0] == BEGINNING else cuts[0] >> shift
+        for index in range(first, ((cuts[-1] - 1) >> shift) + 1):
+            self._visit((root, index), bisect_right(cuts, index << shift), holds=False, closed=True)
+        if self._missing:
+            raise PanesMissing(self._missing)
+
+    def _visit(self, pane: Pane, first: int, *, holds: bool, closed: bool) -> None:
+        """Add what a pane has to its stretches.
+
+        Args:
+            pane: known to be needed.
+            first: number of the first cut behind the pane's start.
+            holds: the branch above says that it has rows.
+            closed: some of them may have an end.
+        """
+        level, index = pane
+        start, end = index << (BITS * level), (index + 1) << (BITS * level)
+        inside = range(first, bisect_left(self._cuts, end, first))
+        held = self._nodes.get(pane)
+        if held is None:
+            if not self._is_whole and pane not in self._nodes:
+                self._missing.append(pane)
+            elif holds:
+                raise Sealed
+            self._nothing_between(inside, start, end)
+            return
+        node = self._read(held)
+        if isinstance(node, Leaf):
+            self._visit_leaf(_CutLeaf(held, start, end, inside, closed=closed), node.rows)
+        else:
+            self._visit_branch(level - 1, index << BITS, node, inside)
+
+    def _visit_branch(self, level: int, base: int, node: Branch | StoredBranch, inside: range) -> None:
+        shift, cuts = BITS * level, self._cuts
+        place, number = 0, inside.start
+        while number < inside.stop:
+            cut = cuts[number]
+            child = cut >> shift
+            if child - base > place:
+                self._take(level, base, node, place, child - base, number)
+                place = child - base
+            if cut == child << shift:
+                number += 1
+                continue
+            following = number + 1
+            while following < inside.stop and cuts[following] >> shift == child and cuts[following] != child << shift:
+                following += 1
+            if node.children[place] is None:
+                self._nothing_between(range(number, following), child << shift, (child + 1) << shift)
+            else:
+                self._visit((level, child), number, holds=True, closed=node.closings[place] is not None)
+            place, number = place + 1, following
+        if place < FANOUT:
+            self._take(level, base, node, place, FANOUT, number)
+
+    def _take(self, level: int, base: int, node: Branch | StoredBranch, first: int, end: int, number: int) -> None:
+        """Add whole children to a stretch: their partials, or their rows where those do not count as of now."""
+        if not self._plan.needed[number]:
+            return
+        stretch, closings = self._found[number], node.closings
+        found: list[Any] = stretch.stored if isinstance(node, StoredBranch) else stretch.whole
+        if closings is NO_CLOSINGS or not any(closing is not None for closing in closings[first:end]):
+            found += node.children[first:end]
+            return
+        self._versioned = True
+        for place in range(first, end):
+            closing = closings[place]
+            if closing is None or closing <= self._as_of:
+                found.append(node.children[place])
+            else:
+                self._visit((level, base + place), number, holds=True, closed=True)
+
+    def _nothing_between(self, cuts: Iterable[int], start: Instant, end: Instant) -> None:
+        for number in cuts:
+            self._limits[number] = Limits(start, end - 1)
+
+    # Leaves
+
+    def _visit_leaf(self, leaf: _CutLeaf, rows: list[Row]) -> None:
+        self._leaves.append(leaf)
+        algebra = self._plan.algebra
+        for number, (piece, own) in enumerate(self._pieces(leaf, rows)):
+            stretch, needed = self._found[piece], self._plan.needed[piece]
+            if needed and algebra.chronological:
+                self._decode(stretch)
+                stretch.whole.append(algebra.fold_some(own, needed) if own else None)
+            elif needed:
+                stretch.loose += own
+                stretch.leaves.append((leaf, number))
+
+    def _pieces(self, leaf: _CutLeaf, rows: list[Row]) -> list[tuple[int, list[Row]]]:
+        """Per stretch, the rows of a leaf that count; looks how far its cuts may move, too."""
+        first, last, low = leaf.start, leaf.end - 1, 0
+        pieces = []
+        for number in leaf.cuts:
+            high = _place(rows, self._cuts[number])
+            after = max(rows[high - 1][0], first) if high else first
+            self._limits[number] = Limits(after, min(rows[high][0], last) if high < len(rows) else last)
+            pieces.append((number, rows[low:high]))
+            low = high
+        pieces.append((leaf.cuts.stop, rows[low:]))
+        if leaf.closed and any(row[UNTIL] is not None for row in rows):
+            self._versioned = True
+            return [(stretch, _counting(own, self._as_of)) for stretch, own in pieces]
+        return pieces
+
+    def _take_apart(self, leaf: _CutLeaf) -> None:
+        """A cut passed a row of the leaf: from now on each leaf of the stretches beside it stands for itself."""
+        touched = [stretch for stretch in self._found if any(own is leaf for own, _ in stretch.leaves)]
+        leaf.pieces = None
+        for stretch in touched:
+            stretch.edge = None
+            for own, _ in stretch.leaves:
+                if own.pieces is None:
+                    own.pieces = self._folded(own)
+        for number, stretch in enumerate(self._found):
+            if stretch in touched:
+                pieces = [own.pieces[piece] for own, piece in stretch.leaves if own.pieces is not None]
+                self.parts[number] = [part for part in (*stretch.whole, *pieces) if part is not None]
+
+    def _folded(self, leaf: _CutLeaf) -> list[Partials | None]:
+        node = self._read(leaf.held)
+        assert isinstance(node, Leaf)
+        fold, needed = self._plan.algebra.fold_some, self._plan.needed
+        return [fold(own, needed[s]) if own and needed[s] else None for s, own in self._pieces(leaf, node.rows)]
+
+    # What was found
+
+    def _settle(self) -> None:
+        """Make partials of what was found; where their order does not matter, one of whole panes and one of rows."""
+        algebra = self._plan.algebra
+        for stretch, needed in zip(self._found, self._plan.needed, strict=True):
+            if not needed:
+                continue
+            self._decode(stretch)
+            if algebra.chronological:
+                continue
+            whole = [part for part in stretch.whole if part is not None]
+            stretch.whole = [algebra.merge_some(whole, needed)] if whole else []
+            if stretch.loose:
+                stretch.edge = algebra.fold_some(stretch.loose, needed)
+                stretch.loose = []
+
+    def _decode(self, stretch: _Stretch) -> None:
+        if stretch.stored:
+            stretch.whole += decode_parts(stretch.stored)
+            stretch.stored = []
+
+
+def _lasts(limits: Sequence[Limits], group: Group) -> Duration:
+    # The beginning of all time does not move.
+    return min((upto - cut for (_, upto), cut in zip(limits, group.cuts, strict=True) if cut != BEGINNING), default=0)
+
+
+def _counting(rows: list[Row], as_of: Instant) -> list[Row]:
+    return [row for row in rows if row[UNTIL] is None or row[UNTIL] > as_of]
+
+
+def _place(rows: Sequence[Row], cut: Instant) -> int:
+    return bisect_left(rows, cut, key=_time)
+
+
+class Buffered:
+    """The rows of a key's buffer, laid into the stretches of a group."""
+
+    def __init__(self, plan: Plan, group: Group, rows: Sequence[Row]) -> None:
+        self._plan = plan
+        self._as_of = group.as_of
+        self._versioned = False
+        self._limits = [Limits(_NEVER, _FOREVER)] * len(group.cuts)
+        self._parts: list[list[Partials]] = [[] for _ in range(len(group.cuts) + 1)]
+        self.extend(group, rows)
+
+    def extend(self, group: Group, rows: Sequence[Row]) -> list[Partials | None]:
+        """Lay more rows into the stretches, and say what each stretch got."""
+        ordered = sorted(rows, key=_identity)
+        self._versioned = self._versioned or any(row[UNTIL] is not None for row in ordered)
+        got: list[Partials | None] = [None] * len(self._parts)
+        low = 0
+        for number, cut in enumerate(group.cuts):
+            high = _place(ordered, cut)
+            after, upto = self._limits[number]
+            self._limits[number] = Limits(
+                max(after, ordered[high - 1][0]) if high else after,
+                min(upto, ordered[high][0]) if high < len(ordered) else upto,
+            )
+            needed = self._plan.needed[number]
+            if high > low and needed and (counting := _counting(ordered[low:high], group.as_of)):
+                own = got[number] = self._plan.algebra.fold_some(counting, needed)
+                self._parts[number].append(own)
+            low = high
+        return got
+
+    def beside(self, stretches: Sequence[Sequence[Partials]]) -> Sequence[Sequence[Partials]]:
+        """The stretches of the tree with these rows."""
+        return [[*parts, *own] if own else parts for parts, own in zip(stretches, self._parts, strict=True)]
+
+    def lasts(self, group: Group) -> Duration:
+        """How long all cuts may move on as time does before one passes a row."""
+        return 0 if self._versioned else _lasts(self._limits, group)
+
+    def same_for(self, group: Group) -> bool:
+        """Whether the rows lie the same for other cuts, as many as there were."""
+        if self._versioned and group.as_of != self._as_of:
+            return False
+        limits = zip(group.cuts, self._limits, strict=True)
+        return all(after < cut <= upto for cut, (after, upto) in limits)

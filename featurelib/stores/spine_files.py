@@ -1,0 +1,246 @@
+"""The folder of one large offline read: its order, the rows to read, what was read of them, and how it ended.
+
+    order.json       what to read, and of which records
+    spine-3.parquet  the rows of partition 3, in the order asked: __row, __id, __at, __inputs
+    rows-3.parquet   the same rows as they were read: __row, __key, __at, and a column per feature
+    outcome.json     how many rows were read, or what failed
+
+Ids and inputs are JSON as they were sent. Whoever makes a folder removes it; one whose maker died is removed by the
+next that is made beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from featurelib import errors
+from featurelib.clock import DAY, Instant
+from featurelib.definitions import Record
+from featurelib.engine.asof import Knowledge
+from featurelib.engine.keys import key_group, owner_of_group
+from featurelib.errors import StoreUnavailable, ThymeError
+
+ROW, KEY, AT = "__row", "__key", "__at"
+_ID, _INPUTS = "__id", "__inputs"
+_SPINE = pa.schema([(ROW, pa.int64()), (_ID, pa.string()), (AT, pa.int64()), (_INPUTS, pa.string())])
+_ORDER, _OUTCOME = "order.json", "outcome.json"
+# Longer than any read takes, even one whose job waited for others.
+_ABANDONED_US = DAY
+# A window of an answer: some megabytes of a wide featureset.
+_ROWS_AT_ONCE = 8_192
+
+
+class Order(Record):
+    """What to read.
+
+    ``registry_version`` is that of the definitions; ``cut`` is, per dataset, where its log stops; ``partitions`` is in
+    how many parts the spine lies here.
+    """
+
+    featureset: str
+    registry_version: int
+    knowledge: Knowledge
+    cut: dict[str, tuple[int, ...]]
+    partitions: int
+
+
+class Asked(NamedTuple):
+    """One row of a spine, as it was sent."""
+
+    row: int
+    id: Any
+    at: Instant
+    inputs: dict[str, Any]
+
+
+class Outcome(Record):
+    """How a read ended: rows, and those with every feature non-null; or the error and what makes it again."""
+
+    rows: int = 0
+    hits: int = 0
+    error: str | None = None
+    arguments: tuple[Any, ...] = ()
+
+    @classmethod
+    def failed(cls, error: ThymeError) -> Outcome:
+        """The outcome of a read that an error ended."""
+        return cls(error=type(error).__name__, arguments=error.args)
+
+    def check(self) -> None:
+        """Raise the error that ended the read, if one did."""
+        if self.error is not None:
+            raise getattr(errors, self.error)(*self.arguments)
+
+
+class SpineFolder:
+    """One read's folder.
+
+    Every method raises :class:`~featurelib.errors.StoreUnavailable`, which is retryable, when the folder cannot be
+    read or written.
+
+    Args:
+        root: a folder or an object-store URL, of all such folders.
+        name: this one's.
+    """
+
+    def __init__(self, root: str, name: str) -> None:
+        self.name = name
+        self.url = f"{root.rstrip('/')}/{name}"
+        self._files, self._path = _opened(root, name)
+
+    @classmethod
+    def create(cls, root: str, now: Instant) -> SpineFolder:
+        """Make a folder, and remove those that were abandoned beside it."""
+        folder = cls(root, f"{now}-{uuid.uuid4().hex}")
+        with _telling(folder.url):
+            folder._files.create_dir(folder._path, recursive=True)
+            folder._remove_made_before(now - _ABANDONED_US)
+        return folder
+
+    def put(self, order: Order, asked: Sequence[Asked], keys: Sequence[str]) -> None:
+        """Write the spine, split by the key groups of ``keys`` (the rows' key texts), and then the order."""
+        parts: list[list[Asked]] = [[] for _ in range(order.partitions)]
+        for each, key in zip(asked, keys, strict=True):
+            parts[owner_of_group(key_group(key), order.partitions)].append(each)
+        with _telling(self.url):
+            for number, part in enumerate(parts):
+                pq.write_table(_spine_table(part), self._file(f"spine-{number}.parquet"), filesystem=self._files)
+        self._write(_ORDER, order.model_dump_json())
+
+    def order(self) -> Order:
+        """What to read."""
+        return Order.model_validate_json(self._read(_ORDER))
+
+    def spine(self, partition: int, rows: int) -> Iterator[list[Asked]]:
+        """The rows of a partition, in order, some at a time."""
+        for batch in self._batches(f"spine-{partition}.parquet", rows):
+            yield [
+                Asked(each[ROW], json.loads(each[_ID]), each[AT], json.loads(each[_INPUTS] or "{}"))
+                for each in batch.to_pylist()
+            ]
+
+    def write_rows(self, partition: int, tables: Iterator[pa.Table]) -> None:
+        """Write what was read of a partition: at least one table, all of one schema."""
+        first = next(tables)
+        with (
+            _telling(self.url),
+            pq.ParquetWriter(self._file(f"rows-{partition}.parquet"), first.schema, filesystem=self._files) as writer,
+        ):
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
+
+    def rows(self, partitions: int) -> Iterator[pa.Table]:
+        """What was read of all partitions, in the order asked, some rows at a time; at least one table."""
+        parts = [_Part(self._batches(f"rows-{number}.parquet", _ROWS_AT_ONCE)) for number in range(partitions)]
+        stop = 0
+        while True:
+            stop += _ROWS_AT_ONCE
+            window = pa.concat_tables([part.below(stop) for part in parts]).sort_by(ROW)
+            done = all(part.is_done for part in parts)
+            if len(window) or done:
+                yield window
+            if done:
+                return
+
+    def end(self, outcome: Outcome) -> None:
+        """Say how the read ended."""
+        self._write(_OUTCOME, outcome.model_dump_json())
+
+    def outcome(self) -> Outcome | None:
+        """How the read ended; ``None``: nobody said."""
+        with _telling(self.url):
+            found = self._files.get_file_info(self._file(_OUTCOME))
+        if found.type == fs.FileType.NotFound:
+            return None
+        return Outcome.model_validate_json(self._read(_OUTCOME))
+
+    def remove(self) -> None:
+        """Delete the folder and everything in it."""
+        with _telling(self.url):
+            self._files.delete_dir(self._path)
+
+    def _remove_made_before(self, instant: Instant) -> None:
+        for info in self._files.get_file_info(fs.FileSelector(self._path.rpartition("/")[0])):
+            made, _, name = info.base_name.partition("-")
+            if name and made.isdigit() and int(made) < instant:
+                self._files.delete_dir(info.path)
+
+    def _file(self, name: str) -> str:
+        return f"{self._path}/{name}"
+
+    def _batches(self, name: str, rows: int) -> Iterator[pa.RecordBatch]:
+        with _telling(self.url), pq.ParquetFile(self._file(name), filesystem=self._files) as file:
+            if not file.metadata.num_rows:
+                yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
+            yield from file.iter_batches(rows)
+
+    def _write(self, name: str, text: str) -> None:
+        with _telling(self.url), self._files.open_output_stream(self._file(name)) as file:
+            file.write(text.encode())
+
+    def _read(self, name: str) -> bytes:
+        with _telling(self.url), self._files.open_input_stream(self._file(name)) as file:
+            return bytes(file.read())
+
+
+class _Part:
+    """The rows of one partition, taken in the order asked."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self._held = pa.Table.from_batches([next(batches)])
+        self._exhausted = False
+
+    def below(self, row: int) -> pa.Table:
+        """The rows not yet taken that were asked for before ``row``."""
+        while not len(self._held) or self._held[ROW][-1].as_py() < row:
+            batch = next(self._batches, None)
+            if batch is None:
+                self._exhausted = True
+                break
+            self._held = pa.concat_tables([self._held, pa.Table.from_batches([batch])])
+        count = int(np.searchsorted(self._held[ROW].to_numpy(), row))
+        taken, self._held = self._held.slice(0, count), self._held.slice(count)
+        return taken
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every row was taken."""
+        return self._exhausted and not len(self._held)
+
+
+def _spine_table(part: Sequence[Asked]) -> pa.Table:
+    columns = (
+        [each.row for each in part],
+        [json.dumps(each.id) for each in part],
+        [each.at for each in part],
+        [json.dumps(each.inputs) if each.inputs else None for each in part],
+    )
+    return pa.table([pa.array(column, kind) for column, kind in zip(columns, _SPINE.types, strict=True)], schema=_SPINE)
+
+
+def _opened(root: str, name: str) -> tuple[fs.FileSystem, str]:
+    if "://" not in root:
+        return fs.LocalFileSystem(), str(Path(root).expanduser().resolve() / name)
+    with _telling(root):
+        files, path = fs.FileSystem.from_uri(root)
+    return files, f"{path.rstrip('/')}/{name}"
+
+
+@contextmanager
+def _telling(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise StoreUnavailable(f"the folder of an offline read, {url}, cannot be read or written: {error}") from error

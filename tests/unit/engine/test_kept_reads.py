@@ -1,0 +1,266 @@
+"""What a read keeps for the next one: never another answer, used only over the same bytes, bounded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from featurelib.aggregates import (
+    Aggregate,
+    ApproxPercentile,
+    Avg,
+    Count,
+    ExpDecaySum,
+    First,
+    Last,
+    LastK,
+    Max,
+    Min,
+    Stddev,
+    Sum,
+)
+from featurelib.clock import HOUR, SECOND
+from featurelib.definitions import AggregateStep, DatasetDef, Definitions, FieldDef, NamedAggregate, PipelineDef
+from featurelib.engine import fold, stretches
+from featurelib.engine.codec import FORMAT, appended_rows, encode
+from featurelib.engine.kept_reads import KeptRead, KeptReads
+from featurelib.engine.panes import PanesMissing, pane_field
+from featurelib.engine.program import Program
+from featurelib.errors import CorruptState
+from featurelib.expr import col
+from featurelib.windows import Continuous, Hopping, Session, Tumbling
+
+T0 = 1_700_000_000 * SECOND
+EVENTS = DatasetDef(
+    name="Event",
+    fields=(
+        FieldDef(name="key", type="str", key=True),
+        FieldDef(name="number", type="int", optional=True),
+        FieldDef(name="price", type="float", optional=True),
+        FieldDef(name="at", type="datetime", timestamp=True),
+    ),
+)
+# Values are laid into rows by the names of their columns.
+NUMBER, PRICE = 5, 6
+
+
+def program(aggregates: dict[str, Aggregate]) -> Program:
+    out = DatasetDef(name="Out", fields=(EVENTS.key, EVENTS.timestamp))
+    named = tuple(NamedAggregate(output=name, aggregate=one) for name, one in aggregates.items())
+    pipeline = PipelineDef(
+        name="p",
+        input_datasets=("Event",),
+        output_dataset="Out",
+        steps=(AggregateStep(keys=("key",), aggregates=named),),
+    )
+    return Program.compile(pipeline, Definitions(datasets=(EVENTS, out)))
+
+
+def nested() -> dict[str, Aggregate]:
+    made: dict[str, Aggregate] = {}
+    for window in ("10m", "1h", "5h"):
+        made |= {
+            f"n_{window}": Count(window=window),
+            f"some_{window}": Count(window=window, where=col("number") > 50),
+            f"sum_{window}": Sum("price", window),
+            f"avg_{window}": Avg("number", window),
+            f"max_{window}": Max("price", window),
+            f"sd_{window}": Stddev("price", window),
+        }
+    return {**made, "min": Min("number", "5h"), "last": Last("number", "1h"), "first": First("price", "10m")}
+
+
+def mixed() -> dict[str, Aggregate]:
+    return {
+        "all": Sum("price"),
+        "recent": LastK("number", "1h", k=4),
+        "before": Count(window=Continuous("1h", offset="20m")),
+        "hour": Sum("number", Tumbling("1h")),
+        "hops": Max("price", Hopping("1h", "10m")),
+        "fading": ExpDecaySum("price", "30m", "5h"),
+    }
+
+
+def chronological() -> dict[str, Aggregate]:
+    return {
+        "visit": Count(window=Session("1m")),
+        "rank": ApproxPercentile("price", "1h"),
+        "n": Count(window="10m"),
+        "sum": Sum("price", "5h"),
+    }
+
+
+class Stored:
+    """One key, its stored bytes, and reads of them."""
+
+    def __init__(self, compiled: Program, seed: int, *, closing: bool) -> None:
+        self.program = compiled
+        self.fields: dict[bytes, bytes] = {}
+        self.rows: list[tuple[Any, ...]] = []
+        self._state = compiled.new_state(1)
+        self._random = random.Random(seed)
+        self._closing = closing
+
+    def change(self, now: int) -> None:
+        """A few rows come, some of them late; where rows may end, some go."""
+        come = [self._row(now) for _ in range(self._random.choice((1, 1, 1, 3, 20)))]
+        if self._closing and self.rows:
+            gone = self._random.sample(self.rows, min(len(self.rows), 2))
+            self.rows = [row for row in self.rows if row not in gone] + come
+            self._state.replace(gone, come)
+        else:
+            self.rows += come
+            self._state.add(come)
+        self.fields.update(self._state.changes())
+
+    def _row(self, now: int) -> tuple[Any, ...]:
+        time = now - self._random.choice((0, 0, 0, HOUR, 2 * HOUR)) - self._random.randrange(60) * SECOND
+        until = time + self._random.randrange(4) * 20 * 60 * SECOND + 1 if self._closing else None
+        number = self._random.choice((None, self._random.randrange(100)))
+        return time, time + 1, len(self.rows), "", until, number, self._random.randrange(1, 9_999) / 100, 0b1
+
+    def read(self, at: int, key: str | None = None) -> dict[str, Any] | None:
+        values = [self.fields.get(name) for name in self.program.read_fields(at)]
+        more: dict[Any, bytes | None] = {}
+        while True:
+            try:
+                return self.program.finish(values, at, more, key)
+            except PanesMissing as missing:
+                more |= {pane: self.fields.get(pane_field(pane)) for pane in missing.panes}
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[KeptReads]:
+    """The reads kept, none at first."""
+    own = KeptReads()
+    monkeypatch.setattr(fold, "KEPT_READS", own)
+    yield own
+
+
+def moments(seed: int) -> Iterator[tuple[int, bool]]:
+    """Instants that mostly go on a little, and whether rows come before the read."""
+    chosen = random.Random(seed)
+    now = T0
+    for _ in range(250):
+        now += chosen.choice((0, 1, 500, SECOND, 7 * SECOND, 60 * SECOND, 17 * 60 * SECOND))
+        yield now - chosen.choice((0, 0, 0, 0, 90 * SECOND)), chosen.random() < 0.5
+
+
+def unlike(stored: Stored, seed: int, reads: KeptReads, monkeypatch: pytest.MonkeyPatch) -> Sequence[Any]:
+    """Reads that give another row than one that finds nothing kept."""
+    found = []
+    stored.change(T0)
+    for at, comes in moments(seed):
+        if comes:
+            stored.change(at)
+        row = stored.read(at)
+        with monkeypatch.context() as patch:
+            patch.setattr(fold, "KEPT_READS", KeptReads())
+            alone = stored.read(at)
+        # As text: 0.0 and -0.0, 1 and 1.0 are not the same.
+        if str(row) != str(alone):
+            found.append((at, row, alone))
+    return found
+
+
+@pytest.mark.parametrize("closing", [False, True], ids=["open rows", "rows that end"])
+@pytest.mark.parametrize("aggregates", [nested, mixed, chronological])
+def test_a_read_after_others_gives_the_row_of_a_read_alone(
+    aggregates: Any, closing: bool, reads: KeptReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(2):
+        stored = Stored(program(aggregates()), seed, closing=closing)
+        assert not unlike(stored, seed, reads, monkeypatch)
+    assert reads.hits > 100
+
+
+def test_the_comparison_notices_a_cut_that_passed_a_row_unseen(
+    reads: KeptReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stretches.Stretches, "moved_to", lambda _self, _group: False)
+    stored = Stored(program(nested()), 0, closing=False)
+    assert unlike(stored, 0, reads, monkeypatch)
+
+
+def test_a_read_of_other_panes_begins_anew(reads: KeptReads) -> None:
+    stored = Stored(program(nested()), 1, closing=False)
+    for number in range(40):
+        stored.change(T0 + number * SECOND)
+    before = stored.read(T0 + 60 * SECOND)
+    stored.read(T0 + 60 * SECOND)
+    assert (reads.hits, reads.misses) == (1, 1)
+    stored.fields.update({name: data for name, data in flushed(stored).items() if name != b"h"})
+    assert stored.read(T0 + 60 * SECOND) == before
+    assert (reads.hits, reads.misses) == (1, 2)
+
+
+def flushed(stored: Stored) -> dict[bytes, bytes]:
+    stored._state.flush()
+    return stored._state.changes()
+
+
+def test_pipelines_and_keys_keep_their_reads_apart(reads: KeptReads) -> None:
+    first, second = (Stored(program({"n": one}), 2, closing=False) for one in (Count(window="1h"), Sum("price", "1h")))
+    for number in range(40):
+        first.change(T0 + number * SECOND)
+        second.change(T0 + number * SECOND)
+    for key in ("a", "b"):
+        for stored in (first, second):
+            stored.read(T0 + HOUR // 2, key)
+    assert (reads.hits, reads.misses) == (0, 4)
+    for key in ("a", "b"):
+        for stored in (first, second):
+            stored.read(T0 + HOUR // 2, key)
+    assert reads.hits == 4
+
+
+def test_nothing_is_kept_of_a_key_that_is_gone(reads: KeptReads) -> None:
+    stored = Stored(program(nested()), 4, closing=False)
+    stored.change(T0)
+    stored.read(T0, "a")
+    assert reads.size > 0
+    stored.fields.clear()
+    assert stored.read(T0, "a") is None
+    assert reads.size == 0
+
+
+def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
+    kept = KeptReads(most_bytes=3 * KeptRead([], 0).size)
+    for key in "abc":
+        kept.put(key, kept.take(key, [], 0))
+    kept.put("a", kept.take("a", [], 0))
+    kept.put("d", kept.take("d", [], 0))
+    assert kept.size <= kept.most_bytes
+    held = {key: kept.take(key, [], 0) for key in "acd"}
+    assert (kept.hits, len(held)) == (4, 3)
+    kept.take("b", [], 0)
+    assert kept.hits == 4
+
+
+def test_a_read_that_fails_leaves_nothing_behind(reads: KeptReads) -> None:
+    stored = Stored(program(nested()), 3, closing=False)
+    for number in range(60):
+        stored.change(T0 + number * SECOND)
+    row = stored.read(T0 + 60 * SECOND)
+    sound = dict(stored.fields)
+    stored.fields = {name: b"L" + FORMAT + b"\xc1" if data[:1] == b"L" else data for name, data in sound.items()}
+    with pytest.raises(CorruptState):
+        stored.read(T0 + 60 * SECOND)
+    stored.fields = sound
+    assert stored.read(T0 + 60 * SECOND) == row
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 15), (15, 16), (3, 32), (20, 21), (32, 32)])
+def test_rows_that_came_to_a_buffer_are_found_behind_those_it_had(before: int, after: int) -> None:
+    rows = [(number, number, 0, "", None, 3.5, 0) for number in range(after)]
+    assert appended_rows(encode(rows[:before]), encode(rows)) == rows[before:]
+
+
+def test_a_buffer_that_lost_or_changed_a_row_is_another() -> None:
+    rows = [(number, number, 0, "", None, 3.5, 0) for number in range(20)]
+    assert appended_rows(encode(rows), encode(rows[:-1])) is None
+    assert appended_rows(encode(rows), encode(rows[1:])) is None
+    assert appended_rows(encode(rows[:3]), encode([*rows[:2], *rows[3:]])) is None
