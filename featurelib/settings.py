@@ -51,8 +51,8 @@ class RegistrySettings(_Group):
     """How long the audit keeps query runs; older ones cannot be listed or replayed any more."""
 
     digest_key: SecretStr = SecretStr("")
-    """64 hexadecimal digits: the key under which query runs keep digests of answers. Empty: one made at the first start,
-    in the data directory. Where replicas have data directories of their own, give all of them one key."""
+    """64 hexadecimal digits: the key under which query runs keep digests of answers. Empty: one made at the first
+    start, in the data directory. Where replicas have data directories of their own, give all of them one key."""
 
 
 class ArchiveSettings(_Group):

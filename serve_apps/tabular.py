@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow as pa
 from featurelib.clock import format_instant
 from featurelib.engine.table import ENTITY_ID, TIMESTAMP, Table
 from featurelib.errors import InvalidRequest
+from serve_apps.accepting import preference
 
 ARROW = b"application/vnd.apache.arrow.stream"
 JSON = b"application/json"
@@ -72,39 +73,4 @@ def wants_arrow(headers: Mapping[bytes, bytes], asked: str | None) -> bool:
             raise InvalidRequest(f"format: {asked[:60]!r} is none of {', '.join(_FORMATS)}")
         return _FORMATS[asked]
     accept = headers.get(b"accept", b"").lower()
-    return ARROW.partition(b"/")[2] in accept and _preference(accept, ARROW) > _preference(accept, JSON)
-
-
-def _preference(accept: bytes, media_type: bytes) -> tuple[float, int, int]:
-    """How much a type is wanted: its weight, how exactly it is named, and how early. The exactest range decides."""
-    found: list[tuple[int, float, int]] = []
-    for place, part in enumerate(accept.split(b",")):
-        name, *parameters = (piece.strip() for piece in part.split(b";"))
-        exact = _exactness(name, media_type)
-        if exact:
-            found.append((exact, _weight(parameters), -place))
-    if not found:
-        return 0.0, 0, 0
-    exact, weight, place = max(found)
-    return weight, exact, place
-
-
-def _exactness(name: bytes, media_type: bytes) -> int:
-    ranges: dict[bytes, int] = {media_type: 3, media_type.partition(b"/")[0] + b"/*": 2, b"*/*": 1}
-    return ranges.get(name, 0)
-
-
-def _weight(parameters: Sequence[bytes]) -> float:
-    for parameter in parameters:
-        name, _, value = parameter.partition(b"=")
-        if name.strip() == b"q":
-            return _number(value.strip())
-    return 1.0
-
-
-def _number(text: bytes) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        return 0.0
-    return number if 0.0 <= number <= 1.0 else 0.0
+    return ARROW.partition(b"/")[2] in accept and preference(accept, ARROW) > preference(accept, JSON)

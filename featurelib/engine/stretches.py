@@ -377,7 +377,7 @@ class Stretches:
 
 def _lasts(limits: Sequence[Limits], group: Group) -> Duration:
     # The beginning of all time does not move.
-    return min((upto - cut for (_, upto), cut in zip(limits, group.cuts, strict=True) if cut != BEGINNING), default=0)
+    return min([upto - cut for (_, upto), cut in zip(limits, group.cuts, strict=True) if cut != BEGINNING], default=0)
 
 
 def _counting(rows: list[Row], as_of: Instant) -> list[Row]:

@@ -67,7 +67,9 @@ class BackfillView(BaseModel):
     pipeline: str
     """Ref of the pipeline."""
     since: str | None
+    """Only records dated at or after it; null: no end."""
     until: str | None
+    """Only records dated at or before it; null: no end."""
     state: Literal["requested", "running", "switching", "cancelling", "cancelled", "complete", "failed"]
     """While it is none of the last three, no other backfill of the pipeline is taken."""
     detail: str
@@ -85,7 +87,9 @@ class BackfillView(BaseModel):
     correlation_id: str | None
     """Of the request."""
     created_at: str
+    """When it was asked for."""
     updated_at: str
+    """When any of this changed last."""
 
 
 _UNDER_WAY: dict[int | str, dict[str, Any]] = {

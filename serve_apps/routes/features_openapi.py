@@ -43,6 +43,15 @@ _ERROR_STATUSES = {
 _RUN_HEADER = {"X-Query-Run-Id": {"description": "Id of the query run.", "schema": {"type": "string"}}}
 
 
+_SERVING = {
+    "title": "Serving",
+    "type": "object",
+    "description": "What a request without parameters is answered with.",
+    "properties": {"status": {"const": "ok"}},
+    "required": ["status"],
+}
+
+
 class _Operation(NamedTuple):
     summary: str
     answer: type
@@ -64,10 +73,19 @@ def describe(document: dict[str, Any]) -> None:
     operations = (_GET, _POST, _MANY, _THEN)
     shapes = {shape for each in operations for shape in (each.answer, each.body) if shape is not None}
     _, schemas = msgspec.json.schema_components(sorted(shapes, key=lambda s: s.__name__), ref_template=_REFERENCE)
+    schemas["Serving"] = _SERVING
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+    reads = _described(_GET)
+    # A monitor that asks without parameters is told that reads are served.
+    answers = [{"$ref": _REFERENCE.format(name=name)} for name in (FeaturesAnswer.__name__, "Serving")]
+    reads["responses"]["200"]["content"]["application/json"]["schema"] = {"anyOf": answers}
     document["paths"]["/features"] = {
-        "get": _described(_GET),
-        "head": {"summary": "Whether reads are served", "responses": {"200": {"description": "They are."}}},
+        "get": reads,
+        "head": {
+            "tags": ["features"],
+            "summary": "Whether reads are served; without parameters, so does GET",
+            "responses": {"200": {"description": "They are."}, "401": {"description": _ERROR_STATUSES["401"]}},
+        },
         "post": _described(_POST),
     }
     document["paths"]["/features/batch"] = {"post": _described(_MANY)}

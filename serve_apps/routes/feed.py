@@ -53,6 +53,7 @@ class EventView(BaseModel):
     event_type: str
     """What happened; the page on events lists the types."""
     severity: Literal["info", "warn", "error"]
+    """Whether people should know, look, or act."""
     source: str
     """Who says it."""
     subject: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 from featurelib.errors import StoreUnavailable
@@ -52,8 +53,8 @@ def _shown(services: Services) -> Shown | None:
         return None  # the replica's own figures are wanted all the more
 
 
-@router.head("/metrics")
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.head("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=PlainTextResponse)
 def metrics(services: ServicesOf) -> Response:
     """Prometheus text: of this replica, and how fresh jobs and datasets are."""
     services.metrics.plan_version.set(services.current.snapshot.version)

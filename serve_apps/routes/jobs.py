@@ -39,11 +39,17 @@ class JobSpecView(_View):
     """What a job is made of. Topics are names only: the log has a partition per worker of its dataset."""
 
     name: str
+    """Of the job."""
     partition_count: int
+    """Workers."""
     input_topic: str
+    """Of the dataset it reads first."""
     output_topic: str
+    """Of the dataset it fills."""
     replaylog_topic: str
+    """A name that stock clients show; nothing is written there."""
     pipeline_spec: PipelineSpecView
+    """What it folds."""
 
 
 class JobFreshnessView(_View):
@@ -69,12 +75,17 @@ class WorkerView(_View):
     """A worker as it last answered."""
 
     partition: int
+    """Which share of the keys it has."""
     state: str
+    """`starting`, `running`, `stalled`, `retrying`, `pausing`, `paused` …"""
     detail: str
+    """What it said last when something failed."""
     failures: int
     """How often it began again after a failure."""
     host: str
+    """Where its process runs; empty while there is none."""
     pid: int
+    """Of its process; 0 while there is none."""
     step_s: float
     """How long the step under way has taken, in seconds."""
 
@@ -128,7 +139,9 @@ class JobView(_View):
     id: str
     """The same for the same pipeline and version, always."""
     name: str
+    """That of the pipeline with `_job` behind it."""
     job_type: Literal["pipeline", "backfill"]
+    """A continuous job, or bounded work."""
     partition_count: int
     """Workers."""
     version: int
@@ -146,10 +159,13 @@ class JobView(_View):
     rows: int
     """The same as `freshness.rows_out`."""
     freshness: JobFreshnessView
+    """How far behind it is, and what it counted."""
     workers: list[WorkerView]
+    """Each as it last answered; empty before the supervisor wrote anything down."""
     updated_at: str | None
     """When the supervisor wrote this down; null before it did."""
     spec: JobSpecView
+    """What it is made of."""
 
 
 class JobChange(BaseModel):

@@ -72,7 +72,9 @@ class NewKeyShown(KeyShown):
     """The secret, `tk_…`: keep it; it cannot be had again."""
 
 
-_CONFLICT: dict[int | str, dict[str, Any]] = {409: {"model": ErrorBody, "description": "It is the last valid admin key."}}
+_CONFLICT: dict[int | str, dict[str, Any]] = {
+    409: {"model": ErrorBody, "description": "It is the last valid admin key."}
+}
 
 
 @router.post("", status_code=201)

@@ -4,12 +4,12 @@ import gzip
 import sys
 
 import pytest
-from tests.api.conftest import Platform
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from featurelib.errors import MissingDriver
 from featurelib.settings import TracingSettings
 from serve_apps.tracing import open_traces
+from tests.api.conftest import Platform
 from tests.support.http_service import http_service
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

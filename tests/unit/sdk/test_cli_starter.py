@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from featurelib.cli import drafting
-from featurelib.cli.discover import class_name
+from featurelib.cli.discover import class_name, sample
 from featurelib.cli.drafting import Column, choose_key, choose_timestamp, columns_of
 from featurelib.cli.init import project
 from featurelib.clock import DAY, parse_instant
@@ -42,8 +42,10 @@ def test_the_starter_compiles_and_its_own_tests_pass(starter, monkeypatch):
 
 def test_the_starters_records_are_such_as_its_definitions_take(starter):
     context = MockContext(str(starter / "features.py"))
-    rides = [json.loads(line) for line in (starter / "rides.jsonl").read_text().splitlines()]
+    # As its source reads them.
+    rides = sample(compile_module(str(starter / "features.py")).sources[0])
     context.add_events("Ride", rides)
+    assert len(rides) == 400
     assert context.dead_letters("Ride") == []
     frame = pl.read_csv(starter / "training.csv")
     result = context.query_offline("RiderFeatures", frame)
