@@ -288,7 +288,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "expressions": expressions,
     "coercion": coercion,
 }
-"""Page of ``docs`` or ``docs/reference`` → the function that makes its generated part."""
+"""Page of ``docs/reference`` or ``docs`` → the function that makes its generated part."""
 
 _PART = re.compile(
     r"(?<=<!-- generated: run docs/generate.py -->\n).*(?=\n<!-- end of the generated part -->)", re.DOTALL
@@ -296,9 +296,9 @@ _PART = re.compile(
 
 
 def page(name: str) -> Path:
-    """The file of a page, of ``docs`` or else of ``docs/reference``."""
-    top = DOCS / f"{name}.md"
-    return top if top.exists() else DOCS / "reference" / f"{name}.md"
+    """The file of a page, of ``docs/reference`` or else of ``docs``."""
+    reference = DOCS / "reference" / f"{name}.md"
+    return reference if reference.exists() else DOCS / f"{name}.md"
 
 
 def with_part(text: str, part: str) -> str:
