@@ -10,6 +10,7 @@ import math
 import re
 import time
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 from featurelib.errors import InvalidTimestamp
@@ -68,9 +69,14 @@ def parse_instant(value: object, field: str = "timestamp") -> Instant:
 
 def format_instant(instant: Instant) -> str:
     """``YYYY-MM-DDTHH:MM:SS[.ffffff]Z``; the fraction is left out when it is zero."""
-    moment = _EPOCH + timedelta(microseconds=instant)
-    form = "%Y-%m-%dT%H:%M:%S.%fZ" if instant % SECOND else "%Y-%m-%dT%H:%M:%SZ"
-    return moment.strftime(form)
+    second, micros = divmod(instant, SECOND)
+    return f"{_second_text(second)}.{micros:06d}Z" if micros else f"{_second_text(second)}Z"
+
+
+# Every answer names its instant; most name one of the second that the answer before named.
+@lru_cache(maxsize=1_024)
+def _second_text(second: int) -> str:
+    return (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def to_datetime(instant: Instant) -> datetime:

@@ -178,6 +178,12 @@ def new_id() -> str:
     return f"{random.getrandbits(128):032x}"  # names a request, guards nothing
 
 
+def new_run_id() -> str:
+    """An id in the form of a random UUID, for a query run."""
+    made = new_id()
+    return f"{made[:8]}-{made[8:12]}-4{made[13:16]}-{'89ab'[int(made[16], 16) & 3]}{made[17:20]}-{made[20:]}"
+
+
 def _correlation_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-correlation-id") or headers.get(b"x-request-id")
     if given is not None and _CORRELATION_ID.fullmatch(given):

@@ -21,7 +21,7 @@ from serve_apps.current import Current, Snapshot
 from serve_apps.explain import Explained, Explainer, Walked
 from serve_apps.offline import OfflineReads, readings_of
 from serve_apps.questions import Question, Seen
-from serve_apps.reading import Live, Moment, Online, Past, Reader, Served, Sources, pipelines_read
+from serve_apps.reading import Live, Moment, Online, Past, Reader, Served, Sources
 from serve_apps.tabular import Form, as_json
 
 _T = TypeVar("_T")
@@ -202,8 +202,7 @@ class QueryServer:
             return request.served
         question = request.question
         moment = await self._moment(question.at, read) if isinstance(read, ReadPlan) else self._wall(question.at)
-        views = read.views if isinstance(read, ReadPlan) else () if read is None else (read,)
-        pipelines = pipelines_read(view.program for view in views)
+        pipelines = read.pipelines if isinstance(read, ReadPlan) else () if read is None else (read.pipeline,)
         seen = Seen(request.snapshot.version, moment.at, moment.clock, pipelines, [], [], {})
         return Live(self.sources, moment, question.knowledge, seen)
 

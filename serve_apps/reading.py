@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
@@ -247,8 +247,3 @@ def _by_pipeline(seen: Seen) -> dict[str, deque[Applied]]:
         name: deque(seen.applied[place::width]) for place, name in enumerate(seen.pipelines)
     }
     return queues
-
-
-def pipelines_read(programs: Iterable[Program]) -> tuple[str, ...]:
-    """Names of what views read, in order."""
-    return tuple(program.ref for program in programs)

@@ -42,7 +42,8 @@ def init(
     for name in made:
         print(f"  {folder / name}")
     enter = "" if folder == Path() else f"cd {folder} && "
-    print(f"next: {enter}thyme up && thyme commit features.py && thyme query RiderFeatures -e 1,2,3")
+    print(f"next: {enter}thyme up && thyme commit features.py")
+    print("      some seconds later: thyme query RiderFeatures -e 1,2,3")
 
 
 def project(now: Instant) -> dict[str, str]:

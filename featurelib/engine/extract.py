@@ -93,6 +93,8 @@ class ExtractorGraph:
         Raises:
             UserCodeError: an extractor raised, ran too long, or returned something of the wrong shape or type.
         """
+        if step == len(self._steps):
+            return None
         scope = Scope(rows, at, to_datetime(at))
         number = step
         try:

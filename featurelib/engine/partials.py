@@ -108,6 +108,12 @@ class Aggregator:
             return present[0] if present else None
         return self._merged(present)
 
+    def both(self, older: Partial, newer: Partial) -> Partial:
+        """Two partials as one; either may be empty."""
+        if older is None:
+            return newer
+        return older if newer is None else self._merged((older, newer))
+
     def _merged(self, partials: Sequence[Partial]) -> Partial:
         """Two or more partials as one, none of them empty."""
         raise NotImplementedError

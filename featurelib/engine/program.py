@@ -101,7 +101,7 @@ class Program:
             _tombstones=tombstones,
         )
 
-    @property
+    @cached_property
     def ref(self) -> str:
         """``Name@version`` of the pipeline."""
         return ref(self.pipeline)

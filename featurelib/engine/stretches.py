@@ -102,17 +102,15 @@ class Plan:
 
     def add(self, got: Sequence[Partials | None], into: Sequence[dict[int, Any]]) -> None:
         """Add to the partials of each window what its stretches got beside what they had."""
-        for slot, merge, steps in self._steps:
-            partial: Any = None
+        for slot, _, steps in self._steps:
+            both, partial = self.algebra.aggregators[slot].both, None
             for window, own, goes_on in steps:
                 if not goes_on:
                     partial = None
                 for stretch in own:
-                    part = got[stretch]
-                    if part is not None and part[slot] is not None:
-                        partial = part[slot] if partial is None else merge((part[slot], partial))
-                if partial is not None:
-                    into[window][slot] = merge((into[window][slot], partial))
+                    if (part := got[stretch]) is not None:
+                        partial = both(part[slot], partial)
+                into[window][slot] = both(into[window][slot], partial)
 
 
 def _steps(spans: Sequence[Span]) -> list[_Step]:

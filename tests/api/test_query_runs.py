@@ -185,3 +185,40 @@ async def test_a_sum_that_fits_no_column_is_an_error_and_one_event(rides, platfo
     await platform.services.writer.flush()
     (event,) = (await rides.get("/api/v1/events?event_type=value_overflow")).json()
     assert (event["severity"], event["subject"], event["detail"]["entity_id"]) == ("error", "Rider", "8")
+
+
+async def test_runs_are_filtered_and_paged(rides, platform):
+    await rides.get("/features?featureset=Rider&entity_id=7")
+    platform.clock.advance(HOUR)
+    await rides.get("/features?featureset=Fragile&entity_id=99")
+    platform.clock.advance(HOUR)
+    await rides.get("/features?entity_type=City&entity_id=Oslo")
+    await platform.services.writer.flush()
+    own = platform.keys["writer"][0].fingerprint
+    asked = {
+        "kind=lookup": ["City"],
+        "error=true": ["Fragile"],
+        "error=false": ["City", "Rider"],
+        "since=2026-03-01T13:00": ["City", "Fragile"],
+        "until=2026-03-01T13:00:00Z": ["Fragile", "Rider"],
+        f"key={own}&kind=online": ["Fragile", "Rider"],
+        "key=ffffffff": [],
+    }
+    found = {query: (await rides.get(f"/query-runs?{query}")).json()["runs"] for query in asked}
+    assert {query: [run["featureset"] for run in runs] for query, runs in found.items()} == asked
+    first = (await rides.get("/query-runs?limit=2")).json()
+    rest = (await rides.get(f"/query-runs?limit=2&cursor={first['next_cursor']}")).json()
+    assert [run["featureset"] for run in (*first["runs"], *rest["runs"])] == ["City", "Fragile", "Rider"]
+    assert rest["next_cursor"] is None
+
+
+@pytest.mark.parametrize("query", ["since=soon", "until=-", "cursor=x", "kind=some", "error=maybe", "limit=0"])
+async def test_a_filter_that_is_none_is_refused(client, query):
+    answer = await client.get(f"/query-runs?{query}")
+    assert answer.status_code == 400
+    assert query.partition("=")[0] in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics"])
+async def test_monitors_may_ask_with_head(client, path):
+    assert (await client.head(path)).status_code == 200

@@ -18,6 +18,7 @@ from featurelib.definitions import (
     Step,
     ref,
 )
+from featurelib.engine.panes import PanesMissing, pane_field
 from featurelib.engine.program import Program, states_of
 from featurelib.errors import StoreUnavailable
 from featurelib.stores import online
@@ -86,8 +87,8 @@ def stored(world: World, key: str, at: int) -> dict[str, object] | None:
     while True:
         try:
             return world.program.finish(values, at, more)
-        except online.PanesMissing as missing:
-            names = [online.pane_field(pane) for pane in missing.panes]
+        except PanesMissing as missing:
+            names = [pane_field(pane) for pane in missing.panes]
             more.update(zip(missing.panes, world.store.load(world.state, {key: names})[key], strict=True))
 
 
