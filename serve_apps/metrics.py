@@ -71,7 +71,7 @@ class Metrics:
         child[1].observe(seconds)
 
     def read(self, featureset: str, kind: str, seconds: float) -> None:
-        """Count one answered read. Only names that are committed get here: others would make a series each."""
+        """Count one answered read. A name that is not committed is ``other``: any name would make a series."""
         child = self._read_children.get((featureset, kind))
         if child is None:
             child = self._read_children[(featureset, kind)] = self._reads.labels(featureset, kind)

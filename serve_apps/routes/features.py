@@ -172,6 +172,7 @@ class FeatureRoutes:
         size = len(call.body) + len(call.query)
         ids = outcome.ids if size <= _MOST_KEPT_BYTES else tuple(each[:64] for each in outcome.ids[:_IDS_OF_REFUSED])
         kept = size <= _MOST_KEPT_BYTES and len(ids) == outcome.entities
+        self._measure(call, question, outcome)
         values = outcome.values
         # Digests are of the values: their process gets them, whatever their number.
         weight = 0 if values is None else 10 * len(values) * outcome.entities
@@ -196,6 +197,16 @@ class FeatureRoutes:
             ),
             min(size, _MOST_KEPT_BYTES) + weight,
         )
+
+    def _measure(self, call: Call, question: Question, outcome: _Outcome) -> None:
+        snapshot, metrics = self._services.current.snapshot, self._services.metrics
+        known = snapshot.views if question.shape == "lookup" else snapshot.plans
+        # A label per name that anybody asks for would have no end.
+        name = question.target if question.target in known else "other"
+        if outcome.error is None:
+            metrics.read(name, question.kind, time.perf_counter() - call.started)
+        else:
+            metrics.read_failed(name, outcome.error.partition(":")[0])
 
 
 def _answered(reply: Reply) -> _Outcome:

@@ -84,3 +84,16 @@ def dangling(document: dict) -> set[str]:
 
     known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
     return references(document) - known
+
+
+async def test_reads_are_timed_by_featureset_and_a_name_that_is_not_committed_makes_no_series(rides, platform):
+    await rides.get("/features", params={"featureset": "Rider", "entity_id": 7})
+    await rides.get("/features", params={"featureset": "Rider", "entity_id": "no number"})
+    await rides.get("/features", params={"featureset": "Nobodys", "entity_id": 7})
+    await rides.get("/features", params={"entity_type": "Nobodys", "entity_id": 7})
+    told = (await rides.get("/metrics")).text
+    assert 'thyme_read_seconds_count{featureset="Rider",kind="online"} 1.0' in told
+    assert 'thyme_read_errors_total{code="invalid_request",featureset="Rider"} 1.0' in told
+    assert 'thyme_read_errors_total{code="not_found",featureset="other"} 1.0' in told
+    assert 'thyme_read_seconds_count{featureset="other",kind="lookup"} 1.0' in told
+    assert "Nobodys" not in told
