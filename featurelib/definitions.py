@@ -27,6 +27,9 @@ LONGEST_NAME = 128
 INDEX_SUFFIX = "_index"
 """What the name of the pipeline behind an indexed dataset ends in; no declared pipeline's may."""
 Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z_][A-Za-z0-9_]{{0,{LONGEST_NAME - 1}}}$")]
+LARGEST_VERSION = 2**31 - 1
+"""What PostgreSQL keeps in an integer."""
+Version = Annotated[PositiveInt, Field(le=LARGEST_VERSION)]
 WholeSeconds = Annotated[PositiveInt, Field(multiple_of=SECOND)]
 """A duration in microseconds that the duration grammar can spell."""
 Cdc = Literal["append", "upsert", "debezium"]
@@ -72,7 +75,7 @@ class DatasetDef(Record):
 
     kind: Literal["dataset"] = "dataset"
     name: Name
-    version: PositiveInt = 1
+    version: Version = 1
     fields: tuple[FieldDef, ...]
     index: bool = False
     event_id: Name | None = None
@@ -262,7 +265,7 @@ class PipelineDef(Record):
 
     kind: Literal["pipeline"] = "pipeline"
     name: Name
-    version: PositiveInt = 1
+    version: Version = 1
     input_datasets: tuple[Name, ...]
     output_dataset: Name
     steps: tuple[Step, ...]
@@ -314,7 +317,7 @@ class ExtractorDef(Record):
     """
 
     name: Name
-    version: PositiveInt = 1
+    version: Version = 1
     vectorized: bool = False
     inputs: tuple[str, ...]
     outputs: tuple[Name, ...]

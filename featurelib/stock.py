@@ -63,7 +63,10 @@ from featurelib.windows import parse_window
 
 _R = TypeVar("_R", bound=BaseModel)
 _TYPING = re.compile(r"^typing\.")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOTHING = Definitions()
+# An expression takes three levels an operator. Python's own limit, 1,000 calls, is not ours to rely on.
+_DEEPEST = 800
 _COMPARE = {1: "eq", 2: "ne", 3: "lt", 4: "le", 5: "gt", 6: "ge"}
 _ARITH = {1: "add", 2: "sub", 3: "mul", 4: "div"}
 _LOGIC = {1: "and", 2: "or", 3: "not"}
@@ -114,7 +117,7 @@ def read_commit(body: bytes, context: Definitions = _NOTHING) -> Commit:
     if not isinstance(tree, dict):
         text = "the body is not a JSON object with datasets, pipelines, featuresets and sources"
         raise InvalidRequest(text)
-    check_finite(tree)
+    check_values(tree)
     if "format" not in tree:
         return from_stock(tree, context)
     try:
@@ -123,22 +126,31 @@ def read_commit(body: bytes, context: Definitions = _NOTHING) -> Commit:
         raise DefinitionError(
             [Problem("malformed_commit", "commit", text) for text in describe_invalid(error)]
         ) from None
+    except TypeError as error:  # aggregates and windows are written by people too, and say so in their own words
+        raise DefinitionError([Problem("malformed_commit", "commit", str(error))]) from None
 
 
-def check_finite(tree: Any, place: str = "body") -> None:
-    """Raise if a number in a body's tree is infinite or none at all: JSON has no form to store it in.
+def check_values(tree: Any, place: str = "body", depth: int = 0) -> None:
+    """Raise at what has no form to store it in: a number that is infinite or none at all, half a surrogate pair.
+
+    Nor may it be nested more deeply than whatever reads it later can follow.
 
     Raises:
         InvalidRequest: names its place.
     """
+    if depth > _DEEPEST:
+        raise InvalidRequest(f"{place[:60]}…: nested more than {_DEEPEST} levels deep")
     if isinstance(tree, float) and not math.isfinite(tree):
         raise InvalidRequest(f"{place}: {tree} is not a finite number")
+    if isinstance(tree, str) and _SURROGATE.search(tree):
+        raise InvalidRequest(f"{place}: holds half a surrogate pair, which is no character")
     if isinstance(tree, dict):
         for name, value in tree.items():
-            check_finite(value, f"{place}.{name}")
+            check_values(name, place)
+            check_values(value, f"{place}.{name}", depth + 1)
     elif isinstance(tree, list):
         for number, value in enumerate(tree):
-            check_finite(value, f"{place}[{number}]")
+            check_values(value, f"{place}[{number}]", depth + 1)
 
 
 def from_stock(tree: dict[str, Any], context: Definitions = _NOTHING) -> Commit:

@@ -22,7 +22,7 @@ from serve_apps.logs import configure_logs
 from serve_apps.services import open_services
 from serve_apps.web import Application
 
-# One logical CPU keeps replicas off the head's raylet, which has none and is the one that may be lost.
+# The same as in configs/serve.yaml, which says why: `serve run serve_apps.app:app` reads only this.
 _ACTOR = {"num_cpus": 1}
 _CHECK_EVERY_S = 2
 _CHECK_WITHIN_S = 10

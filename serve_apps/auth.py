@@ -17,6 +17,8 @@ from featurelib.stores.keys import KeyRecord, Role
 
 _SCHEME = b"bearer "
 _MOST_KNOWN = 10_000
+# A header of ours has 53 bytes; blanks may stand before its key, and 10,000 such headers of 64 KiB shall not be kept.
+_LONGEST_KNOWN = 128
 
 
 class Caller(NamedTuple):
@@ -84,7 +86,7 @@ class KeyRing:
         # The fingerprint is public; the rest of the hash is compared in constant time.
         if key is not None and hmac.compare_digest(key.sha256, digest) and key.valid_at(now):
             caller = Caller(key.fingerprint, key)
-            if len(self._known) < _MOST_KNOWN:
+            if len(authorization) <= _LONGEST_KNOWN and len(self._known) < _MOST_KNOWN:
                 self._known[authorization] = caller
             return caller
         if self._required:

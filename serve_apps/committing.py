@@ -17,7 +17,7 @@ from featurelib.engine.sizing import Load
 from featurelib.errors import BreakingChange, DefinitionError, InvalidRequest, Problem
 from featurelib.plan import CommitReceipt, Plan, StartIndex, StartJob, consider, plan
 from featurelib.settings import Settings
-from featurelib.stock import check_finite, from_stock, read_commit
+from featurelib.stock import check_values, from_stock, read_commit
 from featurelib.stock_protobuf import tree_of
 from featurelib.stores.log import Log
 from featurelib.stores.registry import Registry
@@ -120,7 +120,7 @@ def read(sent: SentCommit, context: Definitions) -> Commit:
         if not sent.is_protobuf:
             return read_commit(sent.body, context)
         tree = tree_of(sent.body)
-        check_finite(tree)
+        check_values(tree)
         return from_stock(tree, context)
     except RecursionError:
         raise InvalidRequest("body: nested too deeply") from None

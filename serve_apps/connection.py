@@ -44,6 +44,7 @@ _NEXT_REQUEST_SECONDS = 1.0
 _STATUS_LINES: dict[int, bytes] = {status: f"HTTP/1.1 {status} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE = b"connection: close\r\n"
+_CONNECT = b"CONNECT"
 _NO_BODY = frozenset({204, 304})
 
 
@@ -128,10 +129,12 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """A client that has said all it will may still read: what it asked for is answered first."""
         self._half_closed = True
-        # True keeps the transport open. Half a request will never be a whole one.
+        # Half a request will never be a whole one; those before it are.
+        self._in_head = False
+        if self._receiving is not None and not self._receiving.is_refused:
+            self._receiving = None
         busy = self._answering is not None and not self._answering.is_done
-        whole = self._receiving is None or self._receiving.is_refused
-        return busy and whole and not self._in_head
+        return busy or bool(self._queue)  # True keeps the transport open
 
     def pause_writing(self) -> None:
         """The client does not read."""
@@ -177,16 +180,19 @@ class Connection(asyncio.Protocol):
         if self._is_over:
             return
         self._head_size += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._end_after_answer()  # no other protocol is spoken here: the request was taken as it is
-        except httptools.HttpParserError as error:
-            if not self._transport.is_closing():
-                self._give_up(400, f"not HTTP/1.1: {error}")
-        else:
-            if self._in_head and self._head_size > _HEAD_BYTES:
-                self._give_up(431, f"the head of a request is larger than {_HEAD_BYTES} bytes")
+        while data:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade(data[upgrade.args[0] :])
+            except httptools.HttpParserError as error:
+                if not self._transport.is_closing():
+                    self._give_up(400, f"not HTTP/1.1: {error}")
+                return
+            else:
+                break
+        if self._in_head and self._head_size > _HEAD_BYTES:
+            self._give_up(431, f"the head of a request is larger than {_HEAD_BYTES} bytes")
 
     # What the parser calls.
 
@@ -207,6 +213,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole: whether its body may come is decided now."""
+        if self._parser.should_upgrade() and self._parser.get_method() != _CONNECT:
+            return  # it comes again, without the offer
         self._in_head = False
         self._head_size = 0
         self._receiving = exchange = self._exchange()
@@ -241,6 +249,19 @@ class Connection(asyncio.Protocol):
             exchange.body = b"".join(exchange.parts)
         self._take(exchange)
 
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """A request that offers another protocol, as if it had not: the parser would take its body for that one.
+
+        Java's own client offers HTTP/2 with its first request, whatever its method. Behind CONNECT nothing is HTTP.
+        """
+        if self._parser.get_method() == _CONNECT:
+            self._end_after_answer()
+            return b""
+        first = b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, self._parser.get_http_version().encode())
+        lines = [b"%b: %b" % pair for pair in self._headers if pair[0] != b"upgrade"]
+        self._parser = httptools.HttpRequestParser(self)
+        return b"\r\n".join([first, *lines, b"", rest])
+
     def _exchange(self) -> Served:
         parser, url = self._parser, self._url
         if not url.startswith(b"/"):
@@ -259,7 +280,8 @@ class Connection(asyncio.Protocol):
         except ThymeError as refusal:
             self._refuse(exchange, refusal)
         else:
-            if exchange.headers.get(b"expect", b"").lower() == b"100-continue" and self._answering is None:
+            waits = exchange.headers.get(b"expect", b"").lower() == b"100-continue" and exchange.version == "1.1"
+            if waits and self._answering is None:
                 self._transport.write(_CONTINUE)
 
     def _refuse(self, exchange: Served, refusal: ThymeError) -> None:

@@ -13,6 +13,8 @@ from featurelib.engine.forecast import Forecast
 from featurelib.engine.sizing import Load
 from featurelib.plan import Changes, Considered, Step
 from featurelib.secrets import SecretRef
+from featurelib.validation import merged
+from serve_apps.shapes import shown_setting
 
 _MB = 1_000_000
 _OWN_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -153,7 +155,7 @@ def warnings_of(commit: Commit, current: Definitions, answer: PlanAnswer, budget
     return [
         *(text for dataset in commit.datasets for text in _of_dataset(dataset, current)),
         *(text for source in commit.sources for text in _of_source(source)),
-        *_of_pipelines(commit, current),
+        *_of_pipelines(commit, merged(current, commit)),
         *_of_state(answer, budget_mb),
     ]
 
@@ -181,7 +183,7 @@ def _of_source(source: SourceDef) -> Iterator[str]:
             yield f"the source of {source.dataset} names a secret store for {name}, and none is connected"
     near = [name for name in _ADDRESSES if _is_own(config.get(name))]
     if near:
-        text = f"the source of {source.dataset} has {near[0]}={config[near[0]]}"
+        text = f"the source of {source.dataset} has {near[0]}={shown_setting(near[0], config[near[0]])}"
         yield f"{text}, which is the machine of whoever reads it, not yours"
 
 
@@ -189,14 +191,19 @@ def _is_own(setting: object) -> bool:
     if not isinstance(setting, str):
         return False
     first = setting.split(",")[0].strip()
-    return (first in _OWN_MACHINE) or (urlsplit(first if "//" in first else f"//{first}").hostname in _OWN_MACHINE)
+    try:
+        host = urlsplit(first if "//" in first else f"//{first}").hostname
+    except ValueError:
+        return False  # no address; whether it is one is for the connector to say
+    return first in _OWN_MACHINE or host in _OWN_MACHINE
 
 
-def _of_pipelines(commit: Commit, current: Definitions) -> Iterator[str]:
-    marked = {d.name for d in (*current.datasets, *commit.datasets) if d.metadata.deprecated}
+def _of_pipelines(commit: Commit, world: Definitions) -> Iterator[str]:
     for pipeline in commit.pipelines:
-        for name in sorted(marked.intersection(pipeline.input_datasets)):
-            yield f"{ref(pipeline)} reads {name}, which is deprecated"
+        inputs = (world.dataset(name) for name in sorted(pipeline.input_datasets))
+        for dataset in inputs:
+            if dataset is not None and dataset.metadata.deprecated:
+                yield f"{ref(pipeline)} reads {dataset.name}, which is deprecated"
 
 
 def _of_state(answer: PlanAnswer, budget_mb: int | None) -> Iterator[str]:

@@ -91,8 +91,8 @@ _SHOWN_SETTINGS = frozenset(
         "anonymous",
     }
 )
-# Credentials of a URL: before the host, and in the query.
-_URL_SECRETS = re.compile(r"(?<=://)[^/@\s]*(?=@)|(?<=\?)\S+")
+# Credentials of a URL: before the host, up to the last `@` of it, and in the query.
+_URL_SECRETS = re.compile(r"(?<=://)[^/\s]*(?=@)|(?<=\?)\S+")
 _SYMBOLS = {
     "add": "+",
     "sub": "-",
@@ -195,7 +195,7 @@ def source_record(source: SourceDef, status: SourceStatus | None, about: About) 
         "id": identity("source", source.dataset),
         "dataset": source.dataset,
         "connector_type": "s3_json" if source.connector.type == "s3json" else source.connector.type,
-        "config": {name: _masked(name, value) for name, value in source.connector.config.items()},
+        "config": {name: shown_setting(name, value) for name, value in source.connector.config.items()},
         "cursor_field": source.cursor,
         "poll_interval": _duration(source.every_us) or "",
         "cursor_value": (status.cursor_value if status else None) or "",
@@ -464,7 +464,8 @@ def _extractor(extractor: ExtractorDef) -> Json:
     }
 
 
-def _masked(name: str, value: object) -> object:
+def shown_setting(name: str, value: object) -> object:
+    """A setting of a source as it may be shown: without secrets."""
     if isinstance(value, SecretRef):
         # A reference says where the secret is kept, which an operator needs; a literal is the secret itself.
         shown = MASK if value.kind == "literal" else value.value.get_secret_value()

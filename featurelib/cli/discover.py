@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import keyword
 import re
 import sys
 import tempfile
@@ -122,7 +123,7 @@ def discover(  # noqa: PLR0913, PLR0917  # one parameter per option
     """Look at the records of a source and draft a module of definitions over them."""
     given = locals()
     place = _PLACES[source_type](given)
-    names = Wanted(dataset_name, entity_key, timestamp, read_windows(windows), use_case, sample_n, api_key)
+    names = Wanted(read_name(dataset_name), entity_key, timestamp, read_windows(windows), use_case, sample_n, api_key)
     with waiting("looking at the source"):
         found = load(place, names, drafter)
     show(found, output, as_json=as_json)
@@ -170,6 +171,19 @@ def show(found: Discovered, output: Path | None, *, as_json: bool) -> None:
         print_json({"dataset": found.brief.dataset, **chosen, "columns": columns, "module": found.text})
     elif output is None:
         print(found.text, end="")
+
+
+def read_name(text: str) -> str:
+    """The name of a dataset; empty where none is given.
+
+    Raises:
+        BadParameter: no class can be named so.
+    """
+    from featurelib.cli.drafting import is_name
+
+    if text and not is_name(text):
+        raise typer.BadParameter(f"{text!r} cannot name a class: letters, digits and _", param_hint="--dataset-name")
+    return text
 
 
 def read_windows(text: str) -> tuple[str, ...]:
@@ -239,7 +253,8 @@ def class_name(text: str) -> str:
     """``ride-events.jsonl`` → ``RideEvents``."""
     words = re.findall(r"[A-Za-z0-9]+", text)
     name = "".join(word[0].upper() + word[1:] for word in words)
-    return f"Dataset{name}" if not name[:1].isalpha() or name in featurelib.__all__ else name
+    taken = name in featurelib.__all__ or keyword.iskeyword(name)
+    return f"Dataset{name}" if taken or not name[:1].isalpha() else name
 
 
 def _source(place: Place) -> SourceDef:

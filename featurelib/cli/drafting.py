@@ -24,6 +24,8 @@ GROUP = "thyme.drafters"
 OWN = "deterministic"
 _TIME_NAMES = re.compile(r"(^|_)(at|ts|time|timestamp|date|datetime|when)$", re.IGNORECASE)
 _ID_NAMES = re.compile(r"(^|_)(id|uuid|key|code|number|no)$", re.IGNORECASE)
+# Other letters are in no name; in a class Python spells a name that begins with two underscores in another way.
+_NAME = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]{0,99}")
 # Numbers that may be instants: 2000 to 2100, in seconds. Outside it a number in a column named like a time is a number.
 _SECONDS = range(946_684_800, 4_102_444_800)
 # A column with more different values than this in the sample is a name or an id, of which counts tell nothing.
@@ -110,9 +112,14 @@ def _column(name: str, values: Sequence[Any], *, texts: bool) -> Column:
     there = [value for value in values if value is not None and value != ""]
     kinds = {_type(value, name, texts=texts) for value in there}
     kind = "float" if kinds == {"int", "float"} else kinds.pop() if len(kinds) == 1 else "str" if texts else ""
-    if not name.isidentifier() or keyword.iskeyword(name) or name in _TAKEN:
+    if not is_name(name) or name in _TAKEN:
         kind = ""
     return Column(name, kind, len(there) < len(values), len({json.dumps(value, default=str) for value in there}))
+
+
+def is_name(text: str) -> bool:
+    """Whether a definition can be named so, in the body of a class too, with a window behind it."""
+    return bool(_NAME.fullmatch(text)) and not keyword.iskeyword(text)
 
 
 def _type(value: Any, name: str, *, texts: bool) -> str:

@@ -41,15 +41,20 @@ class KeptRead:
         panes: those that are there, as they are stored.
     """
 
-    __slots__ = ("_buffer", "_groups", "merged", "panes", "size")
+    __slots__ = ("_buffer", "_groups", "_size", "merged", "panes")
 
     def __init__(self, panes: list[tuple[Pane, bytes | None]], windows: int) -> None:
         self.panes = panes
         self.merged: list[dict[int, Any]] = [{} for _ in range(windows)]
         """Per window, partials by slot."""
-        self.size = _OVERHEAD + sum(len(data) for _, data in panes if data is not None)
+        self._size = _OVERHEAD + sum(len(data) for _, data in panes if data is not None)
         self._buffer: bytes | None = None
         self._groups: list[_GroupRead | None] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes it takes, about."""
+        return self._size + (len(self._buffer) if self._buffer is not None else 0)
 
     def bring_to(
         self, groups: Sequence[Group], plans: Sequence[Plan], root: int, stored: Stored, buffer: bytes | None

@@ -400,6 +400,7 @@ class Buffered:
     def extend(self, group: Group, rows: Sequence[Row]) -> list[Partials | None]:
         """Lay more rows into the stretches, and say what each stretch got."""
         ordered = sorted(rows, key=_identity)
+        self._as_of = group.as_of  # rows that have no end are the same as of any instant; those that come are of this
         self._versioned = self._versioned or any(row[UNTIL] is not None for row in ordered)
         got: list[Partials | None] = [None] * len(self._parts)
         low = 0

@@ -193,9 +193,9 @@ class BackfillRequests:
 
     def submitted(self, request: BackfillRequest, submission_id: str) -> bool:
         """Note the Ray job of a request; whether it is still wanted."""
-        said = request.detail or _span(request)
-        event = _event("backfill_started", request, f"{said}; Ray job {submission_id}")
-        values = {"state": "running", "submission_id": submission_id, "detail": request.detail}
+        event = _event("backfill_started", request, f"{_span(request)}; Ray job {submission_id}")
+        # What it waited for is over.
+        values = {"state": "running", "submission_id": submission_id, "detail": ""}
         return self._move(request.id, _REQUESTED, values, event)
 
     def began(self, request_id: str, generation: int, rows_expected: int) -> bool:

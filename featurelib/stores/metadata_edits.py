@@ -43,9 +43,8 @@ class MetadataEdit(Record):
     updated_at: Instant = 0
 
     def over(self, code: Metadata) -> Metadata:
-        """The metadata with its edited members."""
-        said = code.model_dump()
-        return Metadata(**{**said, **{m: v for m, v in self.edit.items() if self.committed.get(m) == said[m]}})
+        """The metadata of any version with the edited members: what the code has overtaken is in no edit any more."""
+        return Metadata(**{**code.model_dump(), **self.edit})
 
     def with_members(self, members: Mapping[str, Any], code: Metadata, now: Instant) -> MetadataEdit:
         """The same with more members edited, while the code says ``code``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple
@@ -69,10 +70,14 @@ class _Kept:
 
 
 class _Whole(NamedTuple):
-    """A look-up that reads all it needs: at which place of the answer, and what is asked."""
+    """A look-up that reads all it needs: at which place of the answer, of which Redis key, and what is asked.
+
+    The key is that of the generation which was served when it was asked: another may be before the answer is there.
+    """
 
     place: int
     lookup: Lookup
+    name: str
     asked: bytes
 
 
@@ -130,11 +135,11 @@ class OnlineReader:
             else:
                 changed.append(self._whole(place, lookups[place]))
         for each, values in zip(whole, replies[len(looked) :], strict=True):
-            found[each.place] = await self._finished(each.lookup, values)
+            found[each.place] = await self._finished(each, values)
         if changed:
             replies = await self._redis.trip(b"".join([each.asked for each in changed]), len(changed))
             for each, values in zip(changed, replies, strict=True):
-                found[each.place] = await self._finished(each.lookup, values)
+                found[each.place] = await self._finished(each, values)
         return found
 
     def _sorted_out(self, lookups: Sequence[Lookup]) -> tuple[list[tuple[int, _Kept]], list[_Whole]]:
@@ -155,7 +160,8 @@ class OnlineReader:
         return looked, whole
 
     def _whole(self, place: int, lookup: Lookup) -> _Whole:
-        return _Whole(place, lookup, self._asked(self._name(lookup), lookup.program.read_fields(lookup.at)))
+        name = self._name(lookup)
+        return _Whole(place, lookup, name, self._asked(name, lookup.program.read_fields(lookup.at)))
 
     def _asked(self, name: str, fields: Sequence[bytes]) -> bytes:
         # A request's views mostly read the same fields, one list of some fifty: it is packed once for all of them.
@@ -166,43 +172,52 @@ class OnlineReader:
         key = name.encode()
         return b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%b\r\n%b" % (len(fields) + 2, len(key), key, packed)
 
-    async def _finished(self, lookup: Lookup, values: Sequence[bytes | None]) -> Found:
-        header = values[0]
-        if header is None:
-            return _UNKNOWN
-        row, until = await self._row(lookup, values)
-        found = Found(row, tuple(Header.decode(header).applied))
-        if until > lookup.at and not isinstance(row, SealedRow):
-            self._keep(lookup, header, found, until)
-        return found
+    async def _finished(self, whole: _Whole, values: Sequence[bytes | None]) -> Found:
+        program, key, at = whole.lookup
+        fields, more = len(values), dict[Pane, bytes | None]()
+        while True:
+            header = values[0]
+            if header is None:
+                self._forget(whole.lookup, values)
+                return _UNKNOWN
+            applied = tuple(Header.decode(header).applied)
+            try:
+                row, until = program.finish_lasting(values, at, more, key)
+            except Sealed:
+                return Found(SEALED, applied)
+            except PanesMissing as missing:
+                # Only rows closed after R make a read go below its edges: versions dated in the future. All is read
+                # again with what is missing, since the key may have changed meanwhile.
+                panes = [*more, *missing.panes]
+                asked = self._asked(whole.name, [*program.read_fields(at), *map(pane_field, panes)])
+                (found,) = await self._redis.trip(asked, 1)
+                values, more = found[:fields], dict(zip(panes, found[fields:], strict=True))
+                continue
+            if until > at and whole.name == self._name(whole.lookup):
+                self._keep(whole, header, Found(row, applied), until)
+            return Found(row, applied)
 
-    def _keep(self, lookup: Lookup, header: bytes, found: Found, until: Instant) -> None:
-        mark = (id(lookup.program), lookup.key)
-        kept = _Kept(lookup.program, self._name(lookup), header, found, (lookup.at, until))
-        before = self._kept.pop(mark, None)
+    def _keep(self, whole: _Whole, header: bytes, found: Found, until: Instant) -> None:
+        program, key, at = whole.lookup
+        kept = _Kept(program, whole.name, header, found, (at, until))
+        before = self._dropped(whole.lookup)
         if before is not None:
-            self._kept_bytes -= before.size
             kept.is_worth_a_look = before.was_good or before.header == header
-        self._kept[mark] = kept
+        self._kept[id(program), key] = kept
         self._kept_bytes += kept.size
         while self._kept_bytes > KEPT_BYTES:
             self._kept_bytes -= self._kept.pop(next(iter(self._kept))).size
 
-    async def _row(
-        self, lookup: Lookup, values: Sequence[bytes | None]
-    ) -> tuple[dict[str, Value] | SealedRow | None, Instant]:
-        program, key, at = lookup
-        more: dict[Pane, bytes | None] = {}
-        while True:
-            try:
-                return program.finish_lasting(values, at, more, key)
-            except Sealed:
-                return SEALED, at
-            except PanesMissing as missing:
-                # Only rows closed after R make a read go below its edges: versions dated in the future.
-                names = [pane_field(pane) for pane in missing.panes]
-                (found,) = await self._redis.trip(self._asked(self._name(lookup), names), 1)
-                more.update(zip(missing.panes, found, strict=True))
+    def _forget(self, lookup: Lookup, values: Sequence[bytes | None]) -> None:
+        """Keep nothing of a key that is not there any more: what it held may have been erased."""
+        self._dropped(lookup)
+        lookup.program.finish(values, lookup.at, key=lookup.key)
+
+    def _dropped(self, lookup: Lookup) -> _Kept | None:
+        kept = self._kept.pop((id(lookup.program), lookup.key), None)
+        if kept is not None:
+            self._kept_bytes -= kept.size
+        return kept
 
     async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:
         """Newest applied event time of each pipeline."""
@@ -230,5 +245,10 @@ class OnlineReader:
 def _size(row: object) -> int:
     if not isinstance(row, dict):
         return 0
-    long = sum(len(value) for value in row.values() if isinstance(value, str | list))
-    return _VALUE_BYTES * (len(row) + long)
+    return sum(map(_value_size, row.values()))
+
+
+def _value_size(value: object) -> int:
+    if isinstance(value, list):
+        return _VALUE_BYTES + sum(map(_value_size, value))
+    return _VALUE_BYTES + (sys.getsizeof(value) if isinstance(value, str) else 0)

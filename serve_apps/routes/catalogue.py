@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from featurelib.definitions import LARGEST_VERSION
 from featurelib.stores.metadata_edits import EditedKind
 from serve_apps import records, search
 from serve_apps.catalogue import Catalogue
@@ -18,7 +19,7 @@ from serve_apps.routes.access import ServicesOf, Writer
 
 router = APIRouter(prefix="/api/v1", tags=["catalogue"])
 
-_LONGEST_FILTER, _LONGEST_PROSE, _MOST_TAGS, _LARGEST_VERSION = 1_000, 10_000, 100, 2**31 - 1
+_LONGEST_FILTER, _LONGEST_PROSE, _MOST_TAGS = 1_000, 10_000, 100
 _WITHOUT_NUL = r"^[^\x00]*$"
 _KIND = "(featureset|dataset|pipeline|source)"
 _SOME_KINDS = f"^({_KIND}(,{_KIND})*)?$"
@@ -28,8 +29,8 @@ Name = Annotated[str, Path(min_length=1, max_length=128, description="Its name."
 DatasetName = Annotated[str, Path(min_length=1, max_length=128, description="Its dataset's name.", examples=["Ride"])]
 ProjectId = Annotated[str, Path(min_length=1, max_length=300, description="Id or name.", examples=["pricing"])]
 CommitId = Annotated[str, Path(pattern="^[0-9a-f]{1,64}$", description="As commits are listed.")]
-Revision = Annotated[int, Path(ge=1, le=_LARGEST_VERSION, description="From 1.", examples=[1])]
-Version = Annotated[int | None, Query(ge=1, le=_LARGEST_VERSION, description="The newest when it is left out.")]
+Revision = Annotated[int, Path(ge=1, le=LARGEST_VERSION, description="From 1.", examples=[1])]
+Version = Annotated[int | None, Query(ge=1, le=LARGEST_VERSION, description="The newest when it is left out.")]
 Text = Annotated[str, StringConstraints(max_length=_LONGEST_PROSE, pattern=_WITHOUT_NUL)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_WITHOUT_NUL)]
 TagValue = Annotated[str, StringConstraints(max_length=256, pattern=_WITHOUT_NUL)]
@@ -194,10 +195,10 @@ def diff(
     name: Name,
     past: PastOf,
     start: Annotated[
-        int | None, Query(alias="from", ge=1, le=_LARGEST_VERSION, description="The one before `to` by default.")
+        int | None, Query(alias="from", ge=1, le=LARGEST_VERSION, description="The one before `to` by default.")
     ] = None,
     end: Annotated[
-        int | None, Query(alias="to", ge=1, le=_LARGEST_VERSION, description="The newest version by default.")
+        int | None, Query(alias="to", ge=1, le=LARGEST_VERSION, description="The newest version by default.")
     ] = None,
 ) -> Json:
     """What changed between two versions of a featureset."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
+import anyio.to_thread
 import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
 
@@ -135,9 +135,10 @@ async def commit(
 ) -> CommitReceipt | PlanAnswer | Response:
     """Store definitions sent together, whole or not at all; what a commit leaves out stays."""
     sent = await _sent(request)
+    # Not in asyncio's own threads: user code may take long, and what keeps this replica current runs there.
     if dry_run:
-        return await asyncio.to_thread(_service(services).plan, sent, Load())
-    receipt = await asyncio.to_thread(_service(services).commit, sent, caller.fingerprint)
+        return await anyio.to_thread.run_sync(_service(services).plan, sent, Load())
+    receipt = await anyio.to_thread.run_sync(_service(services).commit, sent, caller.fingerprint)
     try:
         # This replica serves the commit before it is acknowledged; the others follow within one poll.
         await services.current.refresh()
@@ -157,7 +158,7 @@ async def plan(
     load: Annotated[Load, Depends(_load)],
 ) -> PlanAnswer:
     """What committing this would do, break and take; stores nothing. Breaks are listed, and the status is 200."""
-    return await asyncio.to_thread(_service(services).plan, await _sent(request), load)
+    return await anyio.to_thread.run_sync(_service(services).plan, await _sent(request), load)
 
 
 def describe(document: dict[str, Any]) -> None:

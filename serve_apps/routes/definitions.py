@@ -110,7 +110,7 @@ class BackfillStatus(Shown):
     """The pipeline's job."""
     source_dataset: str = Field(examples=["Ride"])
     """What is read again."""
-    status: str = Field(examples=["complete"])
+    status: str = Field(examples=["completed"])
     """How far it got."""
     records_ingested: int
     """Records read."""

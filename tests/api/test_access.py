@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 
 import pytest
 
 from featurelib.clock import DAY
+from featurelib.stores.keys import KeyRecord
+from serve_apps.auth import KeyRing
 
 PATHS = ["/features?featureset=Rider&entity_id=7", "/query-runs", "/api/v1/status", "/nothing", "/features"]
 
@@ -54,6 +57,17 @@ async def test_a_revoked_key_stops_working_without_a_restart(platform):
         async with asyncio.timeout(5):
             while (await client.get("/features")).status_code != 401:
                 await asyncio.to_thread(platform.registry.version)
+
+
+def test_headers_of_one_key_take_no_memory_however_many_forms_it_is_sent_in():
+    secret = "tk_" + "x" * 43
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    key = KeyRecord(role="reader", label="", fingerprint=digest[:8], sha256=digest, created_at=0)
+    ring, plain = KeyRing([key]), f"Bearer {secret}".encode()
+    padded = f"Bearer {' ' * 60_000}{secret}".encode()
+    assert ring.caller(plain, 0) is ring.caller(plain, 0)
+    assert ring.caller(padded, 0) == ring.caller(plain, 0)
+    assert ring.caller(padded, 0) is not ring.caller(padded, 0)
 
 
 async def test_an_expired_key_is_refused(platform):

@@ -123,6 +123,11 @@ NARROWED = [
 """Filters, and the featuresets, datasets and sources that they leave."""
 
 
+async def test_a_word_said_again_counts_once(catalogue):
+    once = await get(catalogue, "search?q=rider%20of")
+    assert await get(catalogue, "search?q=" + "rider%20of%20" * 100) == once
+
+
 async def test_search_narrows_by_labels(catalogue):
     for query, *wanted in NARROWED:
         found = await get(catalogue, f"search?{query}")

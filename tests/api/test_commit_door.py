@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from featurelib.compile import compile_module
+from featurelib.definitions import ConnectorDef, SourceDef
 from featurelib.stock_protobuf import message
+from serve_apps.committing import CommitService
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "thyme_commit"
 PROTOBUF = {"Content-Type": "application/protobuf"}
+MOST_DEFAULT_THREADS = 32
+"""Of the executor that asyncio makes for itself, on any machine."""
 DOORS = ["/api/v1/commit", "/", "/api/v1/plan", "/api/v1/commit?dry_run=true"]
 
 
@@ -287,6 +295,83 @@ async def test_a_plan_warns_of_what_is_allowed_and_seldom_meant(client, as_json)
     assert "the source of Weather names a secret store for sasl_password" in warnings
     assert "by_carrier@1 reads Weather, which is deprecated" in warnings
     assert "hunter2" not in answer.text
+
+
+async def test_a_plan_does_not_warn_of_a_mark_that_the_commit_takes_back(client, as_json):
+    body = json.loads(as_json)
+    body["datasets"][1]["metadata"]["deprecated"] = True
+    assert (await client.post("/api/v1/commit", json=body)).status_code == 200
+    warned = (await client.post("/api/v1/plan", json=body)).json()["warnings"]
+    back = (await client.post("/api/v1/plan", content=as_json)).json()["warnings"]
+    assert [any("which is deprecated" in each for each in told) for told in (warned, back)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://user:hun@ter2@localhost:9000", "http://***@localhost:9000"),
+        ("localhost:9092", "localhost:9092"),
+        ("http://[::1", None),
+    ],
+)
+async def test_a_plan_warns_of_an_own_address_without_its_credentials(client, address, shown):
+    connector = ConnectorDef(type="files", config={"path": "rides/*.csv", "endpoint_url": address})
+    source = SourceDef(dataset="Ride", connector=connector, cursor="at")
+    answer = await send(client, "/api/v1/plan", rides(sources=(source,)))
+    assert answer.status_code == 200, answer.text
+    told = [each for each in answer.json()["warnings"] if "endpoint_url" in each]
+    assert [each.split("endpoint_url=")[1].split(",")[0] for each in told] == ([] if shown is None else [shown])
+    assert "ter2" not in answer.text
+
+
+async def test_many_slow_plans_do_not_keep_a_replica_from_its_own_work(platform, client, monkeypatch):
+    """User code may take seconds: meanwhile revoked keys must be noticed and health be answered."""
+    entered, going, planned = threading.Semaphore(0), threading.Event(), CommitService.plan
+
+    def slow(*arguments):
+        entered.release()
+        assert going.wait(30)
+        return planned(*arguments)
+
+    monkeypatch.setattr(CommitService, "plan", slow)
+    plans = [asyncio.create_task(send(client, "/api/v1/plan", rides())) for _ in range(MOST_DEFAULT_THREADS)]
+    try:
+        async with asyncio.timeout(10):
+            for _ in plans:
+                await anyio.to_thread.run_sync(entered.acquire, True, 5, limiter=anyio.CapacityLimiter(1))
+            await platform.services.current.refresh()
+            assert (await client.get("/health")).status_code == 200
+    finally:
+        going.set()
+    assert {answer.status_code for answer in await asyncio.gather(*plans)} == {200}
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_a_version_beyond_what_databases_keep_is_refused(client, as_json, door):
+    own = json.loads(rides().model_dump_json())
+    for body in (own, json.loads(as_json)):
+        body["datasets"][0]["version"] = 2**31
+        refused = await client.post(door, json=body)
+        assert (refused.status_code, refused.json()["error"]) == (400, "invalid_definition"), refused.text
+        assert "2147483647" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(("member", "value"), [("default", [{}]), ("window", 5), ("window", True), ("of", 5)])
+async def test_an_aggregate_of_the_own_form_that_is_none_is_an_invalid_definition(client, member, value):
+    body = json.loads(rides().model_dump_json())
+    aggregate = body["pipelines"][0]["steps"][-1]["aggregates"][0]["aggregate"]
+    aggregate[member] = value
+    refused = await client.post("/api/v1/commit", json=body)
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_definition"), refused.text
+
+
+@pytest.mark.parametrize("member", ["owner", "tags"])
+async def test_half_a_surrogate_pair_in_a_stock_body_is_a_bad_request(client, as_json, member):
+    body = json.loads(as_json)
+    body["datasets"][0]["metadata"] = {"owner": "\ud800"} if member == "owner" else {"tags": {"\ud800": ""}}
+    refused = await client.post("/api/v1/commit", content=json.dumps(body))
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_request"), refused.text
+    assert f"body.datasets[0].metadata.{member}" in refused.json()["detail"]
 
 
 async def test_a_state_beyond_the_memory_of_the_store_is_a_warning(platform, client):

@@ -126,6 +126,14 @@ def test_half_a_request_is_no_request(connect):
     assert client.is_closed()
 
 
+@pytest.mark.parametrize("half", [b"GET /hea", b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nno"])
+def test_whole_requests_before_half_a_one_are_answered(connect, half):
+    client = connect().send(HEALTH + HEALTH + half)
+    client.socket.shutdown(socket.SHUT_WR)
+    assert [client.answer()[0] for _ in range(2)] == [200, 200]
+    assert client.is_closed()
+
+
 def test_a_slow_head_or_body_is_refused_and_others_are_served(connect, secret, monkeypatch):
     monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.1)
     slow = [connect().send(b"GET /health HTT"), connect().send(post(secret, 10), b"{")]
@@ -219,6 +227,11 @@ def test_a_client_that_would_be_refused_anyway_is_not_asked_for_its_body(connect
     connect().send(post("wrong", 2, "Expect: 100-continue")).refused(401, "unauthenticated")
 
 
+def test_a_client_of_http_1_0_is_not_asked_for_its_body(connect, secret):
+    head = post(secret, 2, "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0")
+    connect().send(head, b"{}").refused(400, "invalid_request")
+
+
 def test_http_1_0_is_answered_and_closed(connect):
     client = connect().send(b"GET /metrics HTTP/1.0\r\n\r\n")
     status, headers = client.head()
@@ -230,6 +243,21 @@ def test_a_target_in_absolute_form_and_an_unknown_upgrade_are_served_as_plain_re
     client = connect().send(b"GET http://x/health HTTP/1.1\r\nHost: x\r\n\r\n")
     assert client.answer()[0] == 200
     client.send(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+    assert client.answer()[0] == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_behind_an_offer_of_another_protocol_is_the_requests(connect, secret, chunked):
+    body = b'{"featureset": "Nothing", "entity_id": "1"}'
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+    head = post(secret, len(body), *offer)
+    if chunked:
+        head = head.replace(b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked")
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    client = connect().send(head + body[:9], body[9:] + head + body + HEALTH)
+    for _ in range(2):
+        status, _, told = client.answer()
+        assert (status, b"'Nothing'" in told) == (404, True)
     assert client.answer()[0] == 200
 
 

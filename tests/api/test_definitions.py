@@ -216,7 +216,7 @@ async def test_a_source_hides_its_secrets(platform, client):
         "password": SecretRef(kind="literal", value="hunter2"),
         "token": "plain-token",
         "url": "https://user:hunter3@host/x",
-        "endpoint_url": "https://user:hunter3@host/x?key=hunter3",
+        "endpoint_url": "https://user:hunter3@hunter3@host/x?key=hunter3",
         "key": SecretRef(kind="env", value="RIDES_KEY"),
         "path": "rides/*.csv",
     }

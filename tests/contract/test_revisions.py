@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from featurelib.clock import SECOND
 from featurelib.definitions import Commit, DatasetDef, FeatureDef, FeaturesetDef, FieldDef
 from featurelib.errors import NotFound
 from featurelib.metadata import Metadata
 from featurelib.plan import plan
+from featurelib.stores import migrations
 from featurelib.stores.metadata_edits import MetadataEdits
 from featurelib.stores.registry import NewEvent, Registry
 from featurelib.stores.revisions import Identity, Revisions
@@ -69,6 +72,63 @@ def test_every_change_of_a_definition_is_kept_with_its_commit(registry: Registry
     assert len(revisions.of(Identity("dataset", "Ride"))) == 1
     assert revisions.of(Identity("dataset", "Rider")) == []
     assert revisions.written()[Identity("featureset", "Rider")] == (2 * SECOND, 3 * SECOND)
+
+
+def test_an_edit_shows_on_every_version_of_a_dataset_whatever_the_older_ones_said(
+    registry: Registry, clock: MovedClock
+) -> None:
+    first, second = (
+        RIDE.model_copy(update={"version": number, "metadata": Metadata(owner=owner, project=owner)})
+        for number, owner in ((1, "a"), (2, "b"))
+    )
+    for dataset in (first, second):
+        registry.commit(Commit(datasets=(dataset,), message=""), plan, None)
+    edits = MetadataEdits(registry.database)
+    edits.put(("dataset", "Ride"), {"owner": "edited"}, EVENT, clock.now())
+    shown = [edits.all()["dataset", "Ride"].over(dataset.metadata) for dataset in (first, second)]
+    assert [(each.owner, each.project) for each in shown] == [("edited", "a"), ("edited", "b")]
+
+
+def test_what_an_older_platform_stored_is_the_first_revision(
+    database_url: str, tmp_path: Path, clock: MovedClock
+) -> None:
+    """A registry as the migration before revisions left it: filled from a new one, with the columns there were."""
+    filled, registry = Registry(f"sqlite:///{tmp_path / 'filled.db'}", clock), Registry(database_url, clock)
+    filled.migrate()
+    commit(filled, clock, RIDER)
+    key, _ = filled.create_key("admin", "first")
+    if registry.database.is_sqlite:
+        file = Path(database_url.removeprefix("sqlite:///"))
+        file.parent.mkdir()
+        file.touch()
+    with filled.database.read() as source, registry.database.exclusive() as target:
+        migrations.upgrade(target, "0003")
+        before = sa.MetaData()
+        before.reflect(target)
+        for name in ("registry_version", "commits", "definitions", "api_keys", "events"):
+            columns = before.tables[name].columns.keys()
+            rows = source.execute(sa.text(f"SELECT {', '.join(columns)} FROM {name} ORDER BY 1")).mappings().all()
+            target.execute(before.tables[name].delete())
+            target.execute(before.tables[name].insert(), [without_sequence(name, row) for row in rows])
+    filled.close()
+    registry.migrate()
+    assert [(each.fingerprint, each.rate_limit) for each in registry.keys()] == [(key.fingerprint, None)]
+    version = registry.version()
+    commit(registry, clock, grown("fee"))
+    revisions, rider = Revisions(registry.database), Identity("featureset", "Rider")
+    assert [each.revision for each in revisions.of(rider)] == [1, 2]
+    assert [revisions.at(rider, number) for number in (1, 2)] == [RIDER, grown("fee")]
+    assert [registry.definitions_at(at).featuresets for at in (0, version, version + 1)] == [
+        (),
+        (RIDER,),
+        (grown("fee"),),
+    ]
+    registry.close()
+
+
+def without_sequence(table: str, row: Mapping[str, object]) -> dict[str, object]:
+    """The row as the platform inserted it: the database gives the numbers, 1 to the only commit."""
+    return {name: value for name, value in row.items() if name != "sequence" or table == "definitions"}
 
 
 def test_a_commit_that_comes_again_has_its_newest_entry_and_what_that_one_changed(

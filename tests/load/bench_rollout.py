@@ -166,7 +166,8 @@ class Serve:
         config = yaml.safe_load(PLATFORM.serve_config.read_text())
         (application,) = config["applications"]
         application["runtime_env"] = {"env_vars": {"THYME_RELEASE": release}}
-        application["deployments"] = [{"name": "QueryServer", "num_replicas": replicas}]
+        query_server = next(each for each in application["deployments"] if each["name"] == "QueryServer")
+        query_server["num_replicas"] = replicas
         self._http.put("/api/serve/applications/", json=config).raise_for_status()
 
     def replicas(self) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """Reads of features beside Feast's feature server and the limits, in one run on the same cores.
 
-    make bench BENCH=serving        (RUNS=3, BENCH_SECONDS=5 a row, WORKERS=1, KEYS=300; some six minutes)
+    make bench BENCH=serving        (RUNS=3, BENCH_SECONDS=5 a row, WORKERS=1; some six minutes)
     SOAK_MINUTES=15 …               then reads at a steady rate for so long: the p99 of every minute
     COMMITS=1 …                     then commits while reads go on: errors, and the p99 around a commit
 
 Ours: a platform of its own, audit, auth and a rate limit on. A key has 50 windowed features, 5 views of 10 over
-1 hour, 1 day and 7 days, at least 200 events in each; meanwhile 2,000 events a second are ingested into the same
-pipelines, of the same keys. Beside it, with the same number of worker processes, the same ingestion going on: Feast
+1 hour, 1 day and 7 days, at least 200 events in each. Read are KEYS (300) keys; meanwhile 2,000 events a second are
+ingested into the same pipelines, of POPULATION (10,000) keys with those among them, and, where a figure says *busy*, of
+the keys that are read alone: each then changes several times a second, between most of its reads. Beside it, with the
+same number of worker processes, the same ingestion going on: Feast
 with 5 views of 10 features in the same server (its recycling of workers off); a bare ASGI handler that reads 50
 finished values in one GET and encodes the same answer (the *limit*); the same handler with a fixed answer (*echo*,
 also the ceiling of the load generator); the online store alone, asked for the same bytes.
@@ -54,6 +56,7 @@ RUNS = int(os.environ.get("RUNS", "3"))
 SECONDS = float(os.environ.get("BENCH_SECONDS", "5"))
 WORKERS = int(os.environ.get("WORKERS", "1"))
 KEYS = int(os.environ.get("KEYS", "300"))
+POPULATION = int(os.environ.get("POPULATION", "10000"))
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "0"))
 COMMITS = os.environ.get("COMMITS", "") not in ("", "0")
 VIEWS, FEATURES, BATCH_KEYS = 5, 10, 100
@@ -183,6 +186,7 @@ class Ingestion:
         self._door = Door(port, key)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
+        self.keys = POPULATION
         self.sent = 0
 
     def __enter__(self) -> Self:
@@ -198,7 +202,8 @@ class Ingestion:
         chosen, began, pause = np.random.default_rng(7), time.perf_counter(), EVENTS_PER_POST / EVENTS_PER_SECOND
         while not self._stop.is_set():
             at = time.time()
-            self._door.send([event(chosen, user(self.sent + place), at) for place in range(EVENTS_PER_POST)])
+            keys = chosen.integers(0, self.keys, EVENTS_PER_POST).tolist()
+            self._door.send([event(chosen, f"u{key}", at) for key in keys])
             self.sent += EVENTS_PER_POST
             early = began + self.sent / EVENTS_PER_POST * pause - time.perf_counter()
             self._stop.wait(max(0.0, early))
@@ -252,6 +257,7 @@ class Bench:
         self.platform = platform
         self.key = (platform.data / "secrets" / "admin-key").read_text().strip()
         self.ingested_per_s = 0.0
+        self.ingestion: Ingestion | None = None
 
     def commit(self, release: int) -> None:
         """Commit the definitions."""
@@ -280,6 +286,14 @@ class Bench:
         registry.close()
         programs = [views[f"View{view}"].program for view in range(VIEWS)]
         return [b"".join(_hmget(program, user(n)) for program in programs) for n in range(KEYS)], VIEWS
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Ingest events of the keys that are read alone."""
+        assert self.ingestion is not None
+        self.ingestion.keys = KEYS
+        yield
+        self.ingestion.keys = POPULATION
 
     def metric(self, name: str, having: str = "") -> float:
         """A counter of the query server, summed over those labels that have this in them; of one replica."""
@@ -345,6 +359,8 @@ class Seen(NamedTuple):
 def once(bench: Bench, rows: Mapping[str, Row]) -> Seen:
     """Every row once, in turn."""
     loads = {name: row.throughput() for name, row in rows.items()}
+    with bench.busy():
+        loads |= {f"{name}_busy": rows[name].throughput() for name in ("ours", "ours_batch")}
     failed = sum(load.failed for load in loads.values())
     return Seen({name: load.rps for name, load in loads.items()}, failed, loads["echo"].busy, redis_rps(bench))
 
@@ -375,6 +391,9 @@ def throughput_figures(runs: Sequence[Seen]) -> list[Figure]:
         Figure("features_100x50_rps", rps("ours_batch"), "requests/s", None, batch),
         Figure("features_100x50_vs_feast", ratio("ours_batch", "feast_batch"), "times", rps("feast_batch"), "as above"),
         Figure("features_100x50_vs_limit", ratio("ours_batch", "limit_batch"), "times", rps("limit_batch"), "as above"),
+        Figure("busy_1x50_rps_vs_limit", ratio("ours_busy", "limit"), "times", rps("ours_busy"), "peer: requests/s"),
+        Figure("busy_1x50_rps_vs_feast", ratio("ours_busy", "feast"), "times", rps("feast"), "peer: Feast"),
+        Figure("busy_100x50_vs_feast", ratio("ours_batch_busy", "feast_batch"), "times", rps("ours_batch_busy")),
         Figure("failed", sum(run.failed for run in runs), "answers", None, "of all rows and runs"),
     ]
 
@@ -471,7 +490,7 @@ def running(folder: Path) -> Iterator[tuple[Bench, dict[str, Row]]]:
         bare.store_rows(url, [user(number) for number in range(KEYS)])
         feast = opened.enter_context(feast_peer.feast_server(folder / "feast", url, KEYS, WORKERS))
         plain = opened.enter_context(bare_server(url))
-        ingestion = opened.enter_context(Ingestion(platform.ports[1], bench.key))
+        ingestion = bench.ingestion = opened.enter_context(Ingestion(platform.ports[1], bench.key))
         began, sent = time.monotonic(), ingestion.sent
         yield bench, rows_of(platform.ports[0], bench.key, feast, plain)
         bench.ingested_per_s = (ingestion.sent - sent) / (time.monotonic() - began)

@@ -116,6 +116,11 @@ class Stored:
             self._state.add(come)
         self.fields.update(self._state.changes())
 
+    def take(self, row: tuple[Any, ...]) -> None:
+        """One row comes."""
+        self._state.add([row])
+        self.fields.update(self._state.changes())
+
     def _row(self, now: int) -> tuple[Any, ...]:
         time = now - self._random.choice((0, 0, 0, HOUR, 2 * HOUR)) - self._random.randrange(60) * SECOND
         until = time + self._random.randrange(4) * 20 * 60 * SECOND + 1 if self._closing else None
@@ -175,6 +180,17 @@ def test_a_read_after_others_gives_the_row_of_a_read_alone(
         stored = Stored(program(aggregates()), seed, closing=closing)
         assert not unlike(stored, seed, reads, monkeypatch)
     assert reads.hits > 100
+
+
+def test_a_read_back_at_an_instant_counts_a_row_that_came_meanwhile_and_ended_since(reads: KeptReads) -> None:
+    stored = Stored(program({"n": Count(window="1h")}), 0, closing=True)
+    stored.take((T0, T0 + 1, 0, "", None, 1, 1.0, 1))
+    early, late = T0 + 10 * SECOND, T0 + 30 * SECOND
+    assert stored.read(early, "a") == {"n": 1}
+    stored.take((T0 + SECOND, late, 1, "", T0 + 20 * SECOND, 1, 1.0, 1))
+    assert stored.read(late, "a") == {"n": 1}
+    assert stored.read(early, "a") == {"n": 2}
+    assert reads.hits == 2
 
 
 def test_the_comparison_notices_a_cut_that_passed_a_row_unseen(
@@ -238,6 +254,19 @@ def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
     assert (kept.hits, len(held)) == (4, 3)
     kept.take("b", [], 0)
     assert kept.hits == 4
+
+
+def test_what_is_kept_is_measured_with_the_rows_that_wait_in_the_buffer(reads: KeptReads) -> None:
+    stored = Stored(program(nested()), 5, closing=False)
+    stored.take((T0, T0, 0, "", None, 1, 1.0, 1))
+    stored.read(T0, "a")
+    before, held = reads.size, len(stored.fields[b"b"])
+    stored.take((T0, T0, 1, "", None, 1, 1.0, 1))
+    stored.read(T0, "a")
+    assert reads.size - before == len(stored.fields[b"b"]) - held > 0
+    stored.fields.clear()
+    stored.read(T0, "a")
+    assert reads.size == 0
 
 
 def test_a_read_that_fails_leaves_nothing_behind(reads: KeptReads) -> None:

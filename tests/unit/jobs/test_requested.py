@@ -135,6 +135,9 @@ def test_while_the_dashboard_is_away_requests_wait_and_say_so(scene: Scene) -> N
     scene.backfills = RequestedBackfills(scene.registry, scene.store, scene.launcher)
     scene.backfills.step()
     assert scene.state(request) == "running"
+    assert scene.requests.get(request.id).detail == ""
+    *_, started = Feed(scene.registry.database).after(0)
+    assert started.event.message == f"all records; Ray job {submission_of(request)}"
 
 
 def test_a_job_that_ray_has_forgotten_is_submitted_anew(scene: Scene) -> None:

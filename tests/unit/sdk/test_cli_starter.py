@@ -1,6 +1,8 @@
 """``thyme init`` and ``thyme discover``: what they write compiles, runs, and is about the records there are."""
 
 import json
+import runpy
+import sys
 from importlib.metadata import EntryPoint
 
 import polars as pl
@@ -29,12 +31,12 @@ def starter(run, home):
 
 
 def test_the_starter_compiles_and_its_own_tests_pass(starter, monkeypatch):
-    import importlib
-
     monkeypatch.syspath_prepend(str(starter))
     monkeypatch.chdir(starter)
-    tests = importlib.import_module("test_features")
-    run = [test for name, test in vars(tests).items() if name.startswith("test_")]
+    sys.modules.pop("features", None)  # of another project
+    tests = runpy.run_path(str(starter / "test_features.py"))
+    sys.modules.pop("features")
+    run = [test for name, test in tests.items() if name.startswith("test_")]
     assert len(run) == 3
     for test in run:
         test(MockContext)
@@ -87,6 +89,8 @@ ORDERS = [
         "tags": ["a"],
         "address": {"city": "Oslo"},
         "first name": "Ann",
+        "café": 1,
+        "__version": 2,
         "field": 1,
         "placed_at": f"2026-03-01T{number % 24:02}:00:00Z",
     }
@@ -112,7 +116,7 @@ def test_a_module_is_drafted_from_records_and_computes_over_them(run, orders, ho
     assert row["count_24h"] == len(own)
     assert row["amount_sum_24h"] == sum(order["amount"] for order in own)
     assert row["gift_count_24h"] == sum(order["gift"] for order in own)
-    left_out = "# Left out for their values or their names: 'address', 'first name', 'field'."
+    left_out = "# Left out for their values or their names: 'address', 'first name', 'café', '__version', 'field'."
     assert left_out in (home / "drafted.py").read_text()
 
 
@@ -166,6 +170,7 @@ def test_a_draft_may_be_committed_at_once(run, orders, service):
         (["--source-type", "jsonl", "--path", "web-orders.jsonl", "--entity-key", "note"], 1, "customer: str"),
         (["--source-type", "jsonl", "--path", "web-orders.jsonl", "--timestamp", "amount"], 1, "--timestamp"),
         (["--source-type", "jsonl", "--path", "web-orders.jsonl", "--drafter", "nobody"], 1, "deterministic"),
+        (["--source-type", "jsonl", "--path", "web-orders.jsonl", "--dataset-name", "a b"], 2, "--dataset-name"),
         (["--source-type", "jsonl", "--path", "empty.jsonl"], 1, "no records"),
         (["--source-type", "jsonl", "--path", "absent.jsonl"], 1, "absent.jsonl"),
         (["--source-type", "jsonl", "--path", "web-orders.jsonl", "-o", "absent/x.py"], 2, "No such file"),
@@ -247,7 +252,13 @@ def test_a_key_is_what_repeats_and_a_time_is_what_is_named_so():
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("ride-events", "RideEvents"), ("2026 rides", "Dataset2026Rides"), ("count", "DatasetCount"), ("øl", "L")],
+    [
+        ("ride-events", "RideEvents"),
+        ("2026 rides", "Dataset2026Rides"),
+        ("count", "DatasetCount"),
+        ("øl", "L"),
+        ("none", "DatasetNone"),
+    ],
 )
 def test_a_dataset_is_named_like_its_source(text, name):
     assert class_name(text) == name
