@@ -86,7 +86,7 @@ class RequestedBackfills:
             self._launcher.stop(job.submission_id)
             return
         self._drop(request)
-        if self._requests.cancelled(request, "cancelled; the state before is served as ever"):
+        if self._requests.cancelled(request, f"{request.detail}; the state before is served as ever"):
             self._show(request, "cancelled")
 
     def _ended(self, request: BackfillRequest, job: Job) -> None:

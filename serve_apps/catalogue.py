@@ -16,17 +16,15 @@ from featurelib.definitions import (
     DatasetDef,
     Definition,
     Definitions,
-    FeaturesetDef,
     PipelineDef,
-    SourceDef,
 )
 from featurelib.errors import NotFound
 from featurelib.lineage import dependents
 from featurelib.metadata import Metadata
 from featurelib.stores.metadata_edits import MetadataEdit, MetadataEdits
 from featurelib.stores.metadata_edits import Name as EditedName
-from featurelib.stores.registry import Registry
-from featurelib.stores.revisions import Identity, Revisions, Written
+from featurelib.stores.registry import Identity, Registry, identity_of
+from featurelib.stores.revisions import Revisions, Written
 from serve_apps import search, shapes
 from serve_apps.graph import Direction, Graph, Level, around, graph
 from serve_apps.search import Entry, Kind
@@ -35,17 +33,6 @@ from serve_apps.shapes import About, Json
 _FRESH_FOR, _STALE_FOR = DAY, 7 * DAY
 _Versioned = TypeVar("_Versioned", DatasetDef, PipelineDef)
 Freshness = Literal["fresh", "stale", "broken"]
-
-
-def identity_of(definition: Definition) -> Identity:
-    """What names a definition in the registry."""
-    match definition:
-        case DatasetDef() | PipelineDef():
-            return Identity(definition.kind, definition.name, definition.version)
-        case FeaturesetDef():
-            return Identity(definition.kind, definition.name)
-        case SourceDef():
-            return Identity(definition.kind, definition.dataset)
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,15 +155,15 @@ class BackfillControl:
         """
         return shown(self._requests.get(backfill_id))
 
-    def cancel(self, backfill_id: str) -> shapes.Json:
-        """Have a backfill end; the state that is served stays.
+    def cancel(self, backfill_id: str, by: str | None) -> shapes.Json:
+        """Have a backfill end; the state that is served stays. ``by``: fingerprint of the key that asks.
 
         Raises:
             NotFound: there is none of that id.
             Conflict: it is over, or its state is being switched to.
         """
         self._requests.get(backfill_id)
-        return shown(self._requests.cancel(backfill_id))
+        return shown(self._requests.cancel(backfill_id, by))
 
 
 def shown(request: BackfillRequest) -> shapes.Json:

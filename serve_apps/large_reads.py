@@ -105,7 +105,11 @@ class LargeReads:
             partitions=self._settings.pipeline.partition_count,
         )
         folder = SpineFolder.create(self._settings.offline_url, self._clock.now())
-        folder.put(order, _asked(question), keys)
+        try:
+            folder.put(order, _asked(question), keys)
+        except BaseException:
+            folder.remove()  # a disk that is full stays full of what was written of it
+            raise
         return folder, keys
 
     async def _job(self, folder: SpineFolder, correlation_id: str) -> Outcome:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from featurelib.clock import format_instant
 from featurelib.definitions import FeaturesetDef
 from featurelib.errors import NotFound
-from featurelib.stores.registry import CommitRecord, Registry
-from featurelib.stores.revisions import Changed, Identity, Revision, Revisions
+from featurelib.stores.registry import CommitRecord, Identity, Registry
+from featurelib.stores.revisions import Changed, Revision, Revisions
 from serve_apps import shapes
 from serve_apps.catalogue import named
 from serve_apps.diffs import differences, featureset_diff

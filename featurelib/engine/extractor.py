@@ -347,9 +347,14 @@ def series(column: Typed, values: list[Value]) -> pl.Series:
 def _copied(type_name: str) -> Callable[[Value], Any] | None:
     """How user code is handed a value of the type; lists are copies, so that changing one changes nothing else."""
     form = handed(type_name)
-    if form is not None or element_type(type_name) is None:
+    # A list may stand behind a `str` too: the stock SDK declares LastK so.
+    if form is not None or (element_type(type_name) is None and type_name != "str"):
         return form
-    return lambda value: None if value is None else list(value)
+    return _own
+
+
+def _own(value: Value) -> Any:
+    return list(value) if isinstance(value, list) else value
 
 
 def _by_name(names: Sequence[str], given: Sequence[Any]) -> dict[str, Any]:

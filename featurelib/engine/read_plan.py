@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
@@ -132,6 +133,8 @@ class _Source(NamedTuple):
     slots: tuple[int, ...]
     take: Callable[[Mapping[str, Value]], tuple[Value, ...]]
     """The values of ``slots``, which need no cast."""
+    run: slice | None
+    """The slots, where they follow each other."""
     others: tuple[_LookedUp, ...]
     key_name: str
 
@@ -144,7 +147,13 @@ class _Source(NamedTuple):
         plain = plain if len(plain) > 1 else []
         take = itemgetter(*[each.column for each in plain]) if plain else _nothing
         others = tuple(each for each in features if each not in plain)
-        return cls(view.dataset.name, tuple(each.slot for each in plain), take, others, key_name)
+        slots = tuple(each.slot for each in plain)
+        return cls(view.dataset.name, slots, take, _run(slots), others, key_name)
+
+
+def _run(slots: Sequence[int]) -> slice | None:
+    follow = all(after == before + 1 for before, after in pairwise(slots))
+    return slice(slots[0], slots[-1] + 1) if slots and follow else None
 
 
 def _nothing(row: Mapping[str, Value]) -> tuple[Value, ...]:  # noqa: ARG001  # as an itemgetter is called
@@ -232,8 +241,11 @@ class ReadPlan:
         for source, row in zip(self._sources, rows, strict=True):
             if row is None:
                 continue
-            for slot, value in zip(source.slots, source.take(row)):  # noqa: B905  # one each; strict= takes 60 ns
-                values[slot] = value
+            if source.run is not None:
+                values[source.run] = source.take(row)
+            else:
+                for slot, value in zip(source.slots, source.take(row)):  # noqa: B905  # one each; strict= takes 60 ns
+                    values[slot] = value
             for slot, column, cast in source.others:
                 value = entity.value if column == source.key_name else row[column]
                 values[slot] = value if cast is None else _as_declared(cast, value)

@@ -178,14 +178,15 @@ class BackfillRequests:
             rows = connection.execute(query).all()
         return [record_of(BackfillRequest, row) for row in rows]
 
-    def cancel(self, request_id: str) -> BackfillRequest:
-        """Have a backfill end; one that is ending or was cancelled stays so.
+    def cancel(self, request_id: str, by: str | None = None) -> BackfillRequest:
+        """Have a backfill end; one that is ending or was cancelled stays so. ``by``: fingerprint of the key that asks.
 
         Raises:
             NotFound: there is none of that id.
             Conflict: it is over, or its state is being switched to.
         """
-        self._move(request_id, BUILDING, {"state": "cancelling"})
+        said = "cancelled" if by is None else f"cancelled with the key {by}"
+        self._move(request_id, BUILDING, {"state": "cancelling", "detail": said})
         found = self.get(request_id)
         if found.state not in ("cancelling", "cancelled"):
             raise Conflict(f"backfill {request_id} is {found.state}: it can no longer be cancelled")
@@ -224,7 +225,7 @@ class BackfillRequests:
 
     def waits(self, request: BackfillRequest, why: str) -> bool:
         """Note what a request waits for before it begins."""
-        return request.detail != why and self._move(request.id, OPEN, {"detail": why})
+        return request.detail != why and self._move(request.id, _REQUESTED, {"detail": why})
 
     def advance(self, request_id: str, rows: int, more_expected: int = 0) -> None:
         """Count rows that were folded, and rows that are expected beyond those known of."""

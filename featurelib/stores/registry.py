@@ -41,8 +41,6 @@ MOST_WORKERS = 64
 """Most workers of a pipeline: one per key group (engine/keys.py)."""
 
 _SEVERITIES: dict[str, Severity] = {"info": "info", "warn": "warn", "warning": "warn", "error": "error"}
-# Sources and featuresets have no version of their own; the registry keeps them under this one.
-_UNVERSIONED = 1
 # Each round lost means that another commit or key change got through; nobody makes so many in a row by hand.
 _MOST_DECISIONS = 20
 
@@ -195,10 +193,12 @@ class BackfillRecord(Record):
     updated_at: Instant = 0
 
 
-class _Identity(NamedTuple):
+class Identity(NamedTuple):
+    """What names a stored definition; featuresets and sources have version 1."""
+
     kind: str
     name: str
-    version: int
+    version: int = 1
 
 
 class Registry:
@@ -264,7 +264,7 @@ class Registry:
             .order_by(revisions.c.name, revisions.c.version, revisions.c.revision)
         )
         with self.database.read() as connection:
-            newest = {_Identity(row.kind, row.name, row.version): row for row in connection.execute(query)}
+            newest = {Identity(row.kind, row.name, row.version): row for row in connection.execute(query)}
         return _parsed(newest.values())
 
     def commit(
@@ -489,7 +489,7 @@ class Registry:
     def _apply(
         self,
         connection: Connection,
-        stored: Mapping[_Identity, Row[Any]],
+        stored: Mapping[Identity, Row[Any]],
         commit: Commit,
         receipt: CommitReceipt,
         committed_by: str | None,
@@ -506,26 +506,27 @@ class Registry:
         insert = schema.commits.insert().returning(schema.commits.c.sequence)
         sequence: int = connection.execute(insert, row).scalar_one()
         for definition in commit.all:
-            _store(connection, stored.get(_identity(definition)), definition, sequence, now)
+            _store(connection, stored.get(identity_of(definition)), definition, sequence, now)
         metadata_edits.forget_overtaken(connection)
         _refresh_positions(connection, stored, commit)
         self._insert_event(connection, _commit_event(commit, receipt, committed_by))
 
 
-def _identity(definition: Definition) -> _Identity:
+def identity_of(definition: Definition) -> Identity:
+    """What names a definition in the registry."""
     match definition:
         case DatasetDef() | PipelineDef():
-            return _Identity(definition.kind, definition.name, definition.version)
+            return Identity(definition.kind, definition.name, definition.version)
         case FeaturesetDef():
-            return _Identity(definition.kind, definition.name, _UNVERSIONED)
+            return Identity(definition.kind, definition.name)
         case SourceDef():
-            return _Identity(definition.kind, definition.dataset, _UNVERSIONED)
+            return Identity(definition.kind, definition.dataset)
 
 
-def _stored(connection: Connection) -> dict[_Identity, Row[Any]]:
+def _stored(connection: Connection) -> dict[Identity, Row[Any]]:
     table = schema.definitions
     rows = connection.execute(select(table).order_by(table.c.name, table.c.version)).all()
-    return {_Identity(row.kind, row.name, row.version): row for row in rows}
+    return {Identity(row.kind, row.name, row.version): row for row in rows}
 
 
 def _parsed(rows: Iterable[Row[Any]]) -> Definitions:
@@ -567,7 +568,7 @@ def _store(
     if before is not None and before.digest == meaning:
         return
     row = {
-        **_identity(definition)._asdict(),
+        **identity_of(definition)._asdict(),
         "format": FORMAT,
         "digest": meaning,
         "body": definition.model_dump_json(),
@@ -579,30 +580,30 @@ def _store(
     revision = {name: value for name, value in row.items() if name != "updated_at"}
     connection.execute(
         schema.definition_revisions.insert(),
-        {**revision, "revision": _last_revision(connection, _identity(definition)) + 1, "created_at": now},
+        {**revision, "revision": _last_revision(connection, identity_of(definition)) + 1, "created_at": now},
     )
 
 
-def _last_revision(connection: Connection, identity: _Identity) -> int:
+def _last_revision(connection: Connection, identity: Identity) -> int:
     revisions = schema.definition_revisions.c
     same = (getattr(revisions, name) == value for name, value in identity._asdict().items())
     return connection.scalar(select(func.max(revisions.revision)).where(*same)) or 0
 
 
-def _refresh_positions(connection: Connection, stored: Mapping[_Identity, Row[Any]], commit: Commit) -> None:
+def _refresh_positions(connection: Connection, stored: Mapping[Identity, Row[Any]], commit: Commit) -> None:
     """Keep up with code that moved within its file: an error shall name the line where the user finds it now."""
     table = schema.definitions
     for definition in commit.all:
-        before, body = stored.get(_identity(definition)), definition.model_dump_json()
+        before, body = stored.get(identity_of(definition)), definition.model_dump_json()
         if before is not None and before.body != body and before.digest == digest(definition):
-            kind, name, version = _identity(definition)
+            kind, name, version = identity_of(definition)
             same = update(table).where(table.c.kind == kind, table.c.name == name, table.c.version == version)
             connection.execute(same.values(body=body))
 
 
 def _receipt(current: Definitions, commit: Commit, plan: Plan) -> CommitReceipt:
-    known = {_identity(definition) for definition in current.all}
-    topics = {f"{dataset.name}_topic" for dataset in commit.datasets if _identity(dataset) not in known}
+    known = {identity_of(definition) for definition in current.all}
+    topics = {f"{dataset.name}_topic" for dataset in commit.datasets if identity_of(dataset) not in known}
     return CommitReceipt(
         commit_id=plan.commit_id,
         no_op=plan.no_op,
@@ -610,7 +611,7 @@ def _receipt(current: Definitions, commit: Commit, plan: Plan) -> CommitReceipt:
         pipelines=len(commit.pipelines),
         featuresets=len(commit.featuresets),
         sources=len(commit.sources),
-        jobs_created=len({_identity(pipeline) for pipeline in commit.pipelines} - known),
+        jobs_created=len({identity_of(pipeline) for pipeline in commit.pipelines} - known),
         topics_created=tuple(sorted(topics)),
         changes=plan.changes,
     )

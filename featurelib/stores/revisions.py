@@ -15,17 +15,9 @@ from featurelib.definitions import Definition, Record
 from featurelib.stores import schema
 from featurelib.stores.database import Database, record_of
 from featurelib.stores.metadata_edits import metadata_of
-from featurelib.stores.registry import CommitRecord, definition_of
+from featurelib.stores.registry import CommitRecord, Identity, definition_of
 
 _REVISION_COLUMNS = [c for c in schema.definition_revisions.c if c.name not in {"body", "sequence"}]
-
-
-class Identity(NamedTuple):
-    """What names a stored definition; featuresets and sources have version 1."""
-
-    kind: str
-    name: str
-    version: int = 1
 
 
 class Written(NamedTuple):

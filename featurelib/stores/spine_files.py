@@ -95,14 +95,13 @@ class SpineFolder:
 
     def __init__(self, root: str, name: str) -> None:
         self.name = name
-        self.url = f"{root.rstrip('/')}/{name}"
         self._files, self._path = _opened(root, name)
 
     @classmethod
     def create(cls, root: str, now: Instant) -> SpineFolder:
         """Make a folder, and remove those that were abandoned beside it."""
         folder = cls(root, f"{now}-{uuid.uuid4().hex}")
-        with _telling(folder.url):
+        with _telling(folder.name):
             folder._files.create_dir(folder._path, recursive=True)
             folder._remove_made_before(now - _ABANDONED_US)
         return folder
@@ -112,7 +111,7 @@ class SpineFolder:
         parts: list[list[Asked]] = [[] for _ in range(order.partitions)]
         for each, key in zip(asked, keys, strict=True):
             parts[owner_of_group(key_group(key), order.partitions)].append(each)
-        with _telling(self.url):
+        with _telling(self.name):
             for number, part in enumerate(parts):
                 pq.write_table(_spine_table(part), self._file(f"spine-{number}.parquet"), filesystem=self._files)
         self._write(_ORDER, order.model_dump_json())
@@ -133,7 +132,7 @@ class SpineFolder:
         """Write what was read of a partition: at least one table, all of one schema."""
         first = next(tables)
         with (
-            _telling(self.url),
+            _telling(self.name),
             pq.ParquetWriter(self._file(f"rows-{partition}.parquet"), first.schema, filesystem=self._files) as writer,
         ):
             writer.write_table(first)
@@ -159,7 +158,7 @@ class SpineFolder:
 
     def outcome(self) -> Outcome | None:
         """How the read ended; ``None``: nobody said."""
-        with _telling(self.url):
+        with _telling(self.name):
             found = self._files.get_file_info(self._file(_OUTCOME))
         if found.type == fs.FileType.NotFound:
             return None
@@ -167,7 +166,7 @@ class SpineFolder:
 
     def remove(self) -> None:
         """Delete the folder and everything in it."""
-        with _telling(self.url):
+        with _telling(self.name):
             self._files.delete_dir(self._path)
 
     def _remove_made_before(self, instant: Instant) -> None:
@@ -180,17 +179,17 @@ class SpineFolder:
         return f"{self._path}/{name}"
 
     def _batches(self, name: str, rows: int) -> Iterator[pa.RecordBatch]:
-        with _telling(self.url), pq.ParquetFile(self._file(name), filesystem=self._files) as file:
+        with _telling(self.name), pq.ParquetFile(self._file(name), filesystem=self._files) as file:
             if not file.metadata.num_rows:
                 yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
             yield from file.iter_batches(rows)
 
     def _write(self, name: str, text: str) -> None:
-        with _telling(self.url), self._files.open_output_stream(self._file(name)) as file:
+        with _telling(self.name), self._files.open_output_stream(self._file(name)) as file:
             file.write(text.encode())
 
     def _read(self, name: str) -> bytes:
-        with _telling(self.url), self._files.open_input_stream(self._file(name)) as file:
+        with _telling(self.name), self._files.open_input_stream(self._file(name)) as file:
             return bytes(file.read())
 
 
@@ -233,14 +232,17 @@ def _spine_table(part: Sequence[Asked]) -> pa.Table:
 def _opened(root: str, name: str) -> tuple[fs.FileSystem, str]:
     if "://" not in root:
         return fs.LocalFileSystem(), str(Path(root).expanduser().resolve() / name)
-    with _telling(root):
+    try:
         files, path = fs.FileSystem.from_uri(root)
+    except (OSError, pa.ArrowException):  # whose text repeats the URL, which may hold a key of the object store
+        raise StoreUnavailable("serving.offline_url cannot be opened: it is no URL of a store known here") from None
     return files, f"{path.rstrip('/')}/{name}"
 
 
 @contextmanager
-def _telling(url: str) -> Iterator[None]:
+def _telling(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise StoreUnavailable(f"the folder of an offline read, {url}, cannot be read or written: {error}") from error
+        message = f"the folder {name} of an offline read cannot be read or written: {error}"
+        raise StoreUnavailable(message) from error

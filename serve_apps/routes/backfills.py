@@ -134,9 +134,9 @@ def backfill(backfill_id: BackfillId, services: ServicesOf) -> dict[str, Any]:
 
 
 @router.post("/{backfill_id}/cancel", response_model=BackfillView, responses=_TOO_LATE)
-def cancel(backfill_id: BackfillId, services: ServicesOf, caller: Writer) -> dict[str, Any]:  # noqa: ARG001  # the role is the point
+def cancel(backfill_id: BackfillId, services: ServicesOf, caller: Writer) -> dict[str, Any]:
     """End a backfill; the state that is served stays. One that is being cancelled already stays so."""
-    return _control(services).cancel(backfill_id)
+    return _control(services).cancel(backfill_id, caller.fingerprint)
 
 
 def _instant(given: str | float | None, field: str) -> Instant | None:

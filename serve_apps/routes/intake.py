@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 from typing import Annotated, Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -155,8 +155,9 @@ _DELIVERY = {
 async def log(request: Request, services: ServicesOf, caller: Writer) -> LogAnswer:  # noqa: ARG001  # the role is the point
     """Append at most 10,000 records to a dataset; one that does not fit goes to its dead letters, others continue."""
     sent = Sent(await request.body(), _key_of(request, (_KEY_HEADER,)))
-    # Also the reading of the body: it takes long enough to be felt by every other request of this replica.
-    return await asyncio.to_thread(_logged, _service(services), sent)
+    # Also the reading of the body: it takes long enough to be felt by every other request of this replica. Not in
+    # asyncio's own threads: an online store that hangs would hold those that keep this replica current.
+    return await anyio.to_thread.run_sync(_logged, _service(services), sent)
 
 
 @router.post("/api/v1/webhooks/{dataset}", openapi_extra=_DELIVERY, responses=_CONFLICT)
@@ -168,7 +169,7 @@ async def webhook(request: Request, services: ServicesOf, dataset: str) -> LogAn
     sent = Sent(await request.body(), _key_of(request, _DELIVERY_HEADERS))
     caller: Caller = request.scope["thyme.caller"]
     headers = request.headers
-    outcome = await asyncio.to_thread(_service(services).deliver, dataset, sent, headers.get, caller)
+    outcome = await anyio.to_thread.run_sync(_service(services).deliver, dataset, sent, headers.get, caller)
     return _answer(outcome)
 
 

@@ -102,6 +102,7 @@ async def test_a_backfill_is_taken_listed_and_cancelled(platform, committed):
     for _ in range(2):
         ended = await committed.post(f"{one}/cancel")
         assert (ended.status_code, ended.json()["state"]) == (200, "cancelling")
+        assert ended.json()["detail"] == f"cancelled with the key {platform.keys['writer'][0].fingerprint}"
 
 
 async def test_a_second_backfill_of_a_pipeline_waits_for_the_first_to_be_over(platform, committed):

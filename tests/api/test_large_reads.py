@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,7 @@ import pytest
 
 from cluster.launcher import Job
 from featurelib.clock import DAY, MINUTE, format_instant
+from featurelib.errors import StoreUnavailable
 from featurelib.settings import ServingSettings, Settings
 from featurelib.stores import spine_files
 from featurelib.stores.spine_files import SpineFolder
@@ -154,6 +156,14 @@ async def test_what_fails_in_a_large_read_fails_as_in_a_small_one(small, jobs):
     assert folders(small) == []
 
 
+async def test_rows_that_could_not_all_be_handed_over_leave_nothing_behind(small, jobs, monkeypatch):
+    monkeypatch.setattr(spine_files, "_ORDER", "absent/order.json")
+    async with small.client("reader") as client:
+        failed = await asked(client, queries(11))
+    assert (failed.status_code, failed.json()["error"], jobs.ended) == (503, "store_unavailable", {})
+    assert folders(small) == []
+
+
 async def test_a_caller_who_leaves_half_way_leaves_no_rows_behind(small, jobs):
     services = small.services
     reads = LargeReads(small.settings, small.clock, services.stores.history, services.threads)
@@ -165,6 +175,14 @@ async def test_a_caller_who_leaves_half_way_leaves_no_rows_behind(small, jobs):
     await anext(parts)
     await parts.aclose()
     assert folders(small) == []
+
+
+@pytest.mark.parametrize("end", ["?endpoint_override=127.0.0.1:1&scheme=http&nothing=1", " "])
+def test_what_an_address_holds_is_not_told_when_it_cannot_be_opened(end):
+    with pytest.raises(StoreUnavailable) as failed:
+        SpineFolder.create(f"s3://AKIAEXAMPLE:hush@bucket/x{end}", NOON)
+    assert "serving.offline_url" in str(failed.value)
+    assert not {"AKIAEXAMPLE", "hush"} & set(re.findall(r"\w+", str(failed.value)))
 
 
 def test_a_folder_whose_maker_died_is_removed_by_the_next(tmp_path):

@@ -160,6 +160,7 @@ def test_what_is_being_cancelled_is_neither_begun_nor_switched_to(
 ) -> None:
     request = requests.request("by_rider@1")
     requests.cancel(request.id)
+    assert not requests.waits(request, "Ray is away")
     assert not requests.submitted(request, "job")
     assert not requests.began(request.id, 2, 10)
     assert not requests.built(request.id)

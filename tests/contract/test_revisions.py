@@ -15,8 +15,8 @@ from featurelib.metadata import Metadata
 from featurelib.plan import plan
 from featurelib.stores import migrations
 from featurelib.stores.metadata_edits import MetadataEdits
-from featurelib.stores.registry import NewEvent, Registry
-from featurelib.stores.revisions import Identity, Revisions
+from featurelib.stores.registry import Identity, NewEvent, Registry
+from featurelib.stores.revisions import Revisions
 from tests.support.clocks import MovedClock
 
 RIDE = DatasetDef(
@@ -112,7 +112,8 @@ def test_what_an_older_platform_stored_is_the_first_revision(
             target.execute(before.tables[name].insert(), [without_sequence(name, row) for row in rows])
     filled.close()
     registry.migrate()
-    assert [(each.fingerprint, each.rate_limit) for each in registry.keys()] == [(key.fingerprint, None)]
+    (kept,) = registry.keys()
+    assert (kept.fingerprint, kept.rate_limit) == (key.fingerprint, None)
     version = registry.version()
     commit(registry, clock, grown("fee"))
     revisions, rider = Revisions(registry.database), Identity("featureset", "Rider")

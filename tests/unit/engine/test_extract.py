@@ -32,6 +32,7 @@ COUNTS = DatasetDef(
     fields=(
         FieldDef(name="who", type="str", key=True),
         FieldDef(name="n", type="int"),
+        FieldDef(name="last", type="str"),
         FieldDef(name="at", type="datetime", timestamp=True),
     ),
 )
@@ -550,10 +551,11 @@ def test_a_function_is_loaded_once_for_all_reads(runner):
     assert seen == [2, 3, 4]
 
 
-def test_changing_an_input_changes_nothing_for_others(run):
+@pytest.mark.parametrize("declared", ["list[int]", "str"])  # the stock SDK declares LastK as str
+def test_changing_an_input_changes_nothing_for_others(run, declared):
     definition = featureset(
         "F",
-        {"x": "list[int]", "a": "int", "b": "list[int]"},
+        {"x": declared, "a": "int", "b": "list[int]"},
         extractor("fa", ("x",), ("a",), "def fa(cls, ts, x):\n    x.append(9)\n    x[0] = 7\n    return len(x)"),
         extractor("fb", ("x", "a"), ("b",), "def fb(cls, ts, inputs):\n    inputs.pop('a')\n    return inputs['x']"),
     )
@@ -626,3 +628,10 @@ def test_changing_a_row_that_was_looked_up_changes_nothing_for_others(runner):
     graph, values = lookups(runner, source)
     assert graph.run(values, AT, {Wanted("Counts", "me", AT): {"n": 1, "at": AT}}) is None
     assert values[1] == 1.0
+
+
+def test_changing_a_list_of_a_row_that_was_looked_up_changes_nothing_for_others(runner):
+    graph, values = lookups(runner, "def f(cls, ts, x): return Counts.lookup(ts, who=x)['last'].pop()")
+    row = {"n": 1, "last": [1, 2], "at": AT}
+    assert graph.run(values, AT, {Wanted("Counts", "me", AT): row}) is None
+    assert (values[1], row["last"]) == (2.0, [1, 2])

@@ -153,7 +153,7 @@ def test_a_cancelled_backfill_is_stopped_and_the_state_before_stays_alone(scene:
     request = scene.ask()
     scene.backfills.step()
     unserved = scene.build(request)
-    scene.requests.cancel(request.id)
+    scene.requests.cancel(request.id, "1f0c9a2b")
     scene.backfills.step()
     assert (scene.job(request)["status"], scene.state(request)) == ("STOPPED", "cancelling")
     scene.backfills.step()
@@ -161,6 +161,9 @@ def test_a_cancelled_backfill_is_stopped_and_the_state_before_stays_alone(scene:
     assert scene.store.generation(NAME) == 1
     assert scene.store.progress(unserved).standings == {}
     assert scene.told()[-1] == "backfill_cancelled"
+    assert scene.requests.get(request.id).detail == (
+        "cancelled with the key 1f0c9a2b; the state before is served as ever"
+    )
     (shown,) = scene.registry.backfills()
     assert (shown.job_name, shown.source_dataset, shown.status) == ("backfill:Ride_index@1#2", "Ride", "cancelled")
 
