@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -119,23 +119,39 @@ class Current:
         Raises:
             StoreUnavailable: registry or online store does not answer; what was served stays.
         """
-        await asyncio.to_thread(self._load)
-        await self._generations.refresh(self.snapshot.pipelines)
+        await self._look_at_registry()
+        await self._look_at_generations()
 
     async def watch(self, interval_s: float, stopping: asyncio.Event) -> None:
-        """Refresh until ``stopping``; an outage is logged when it begins and when it ends."""
+        """Refresh until ``stopping``; an outage is logged when it begins and when it ends.
+
+        The registry and the online store are each looked at in their own time: one that hangs does not
+        hold up the news of the other, a revoked key above all.
+        """
+        looks = {"registry": self._look_at_registry, "online_store": self._look_at_generations}
+        await asyncio.gather(*(self._repeat(name, look, interval_s, stopping) for name, look in looks.items()))
+
+    async def _repeat(
+        self, name: str, look: Callable[[], Awaitable[None]], interval_s: float, stopping: asyncio.Event
+    ) -> None:
         failing = False
         while not await passed(stopping, interval_s):
             try:
-                await self.refresh()
+                await look()
             except ThymeError as error:
                 if not failing:
-                    _log.warning("read_plans_stale", error=str(error), version=self.snapshot.version)
+                    _log.warning("read_plans_stale", of=name, error=str(error), version=self.snapshot.version)
                 failing = True
             else:
                 if failing:
-                    _log.info("read_plans_current", version=self.snapshot.version)
+                    _log.info("read_plans_current", of=name, version=self.snapshot.version)
                 failing = False
+
+    async def _look_at_registry(self) -> None:
+        await asyncio.to_thread(self._load)
+
+    async def _look_at_generations(self) -> None:
+        await self._generations.refresh(self.snapshot.pipelines)
 
     def _load(self) -> None:
         with self._lock:

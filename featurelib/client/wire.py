@@ -149,8 +149,8 @@ def _phrase(status: int) -> str:
 def _rebuilt(code: str, status: int, text: str, details: Any) -> ThymeError:
     listing: tuple[type[DefinitionError], ...] = (BreakingChange, DefinitionError)
     for kind in listing:
-        if code == kind.code and isinstance(details, list):
-            return kind([_problem(each) for each in details])
+        if code == kind.code and (problems := _problems(details)) is not None:
+            return kind(problems)
     known = _BY_CODE.get(code)
     if known is not None:
         return known(text)
@@ -172,8 +172,12 @@ def _simple_errors(kind: type[ThymeError]) -> Iterator[type[ThymeError]]:
 _BY_CODE: dict[str, type[ThymeError]] = {kind.code: kind for kind in _simple_errors(ThymeError)}
 
 
-def _problem(tree: Mapping[str, Any]) -> Problem:
-    return Problem(**{name: tree[name] for name in Problem._fields if name in tree})
+def _problems(details: Any) -> list[Problem] | None:
+    """What an error body lists; ``None`` where that are no problems."""
+    try:
+        return [Problem(**{name: each[name] for name in Problem._fields if name in each}) for each in listed(details)]
+    except (TypeError, ValueError):
+        return None
 
 
 class Refused(Exception):

@@ -219,6 +219,7 @@ def test_query_runs_are_listed_fetched_and_replayed(client, service):
         (418, {"error": "teapot", "detail": "short"}, InvalidRequest),
         (502, b"<html>bad gateway</html>", StoreUnavailable),
         (500, b"", ThymeError),
+        (400, {"error": "invalid_definition", "message": "no", "details": ["what?"]}, InvalidRequest),
     ],
 )
 def test_an_error_answer_becomes_the_error_of_its_code(client, service, status, body, kind):
