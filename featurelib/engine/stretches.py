@@ -370,7 +370,7 @@ class Stretches:
     def _decode(self, stretch: _Stretch) -> None:
         if stretch.stored:
             stretch.whole += decode_parts(stretch.stored)
-            stretch.stored = []
+            stretch.stored.clear()  # in place: the walk above is in the middle of filling it
 
 
 def _lasts(limits: Sequence[Limits], group: Group) -> Duration:

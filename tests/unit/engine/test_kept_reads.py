@@ -182,6 +182,21 @@ def test_a_read_after_others_gives_the_row_of_a_read_alone(
     assert reads.hits > 100
 
 
+@pytest.mark.parametrize("closing", [False, True], ids=["open rows", "rows that end"])
+@pytest.mark.parametrize("aggregates", [nested, mixed, chronological])
+def test_a_read_of_stored_bytes_gives_the_row_of_the_state_in_memory(
+    aggregates: Any, closing: bool, reads: KeptReads
+) -> None:
+    stored = Stored(program(aggregates()), 0, closing=False)
+    for number in range(300):
+        time = T0 + number * 60 * SECOND
+        # Beside panes whose rows all count still, or all count no more, are some that must be gone into.
+        until = time + (10 * HOUR if number % 64 < 9 else 60 * SECOND) if closing and number % 3 else None
+        stored.take((time, time + 1, number, "", until, number % 50, number / 4, 0b1))
+    for at in range(T0 + HOUR, T0 + 6 * HOUR, 11 * 60 * SECOND + 7):
+        assert str(stored.read(at)) == str(stored.program.finish_state(stored._state, at))
+
+
 def test_a_read_back_at_an_instant_counts_a_row_that_came_meanwhile_and_ended_since(reads: KeptReads) -> None:
     stored = Stored(program({"n": Count(window="1h")}), 0, closing=True)
     stored.take((T0, T0 + 1, 0, "", None, 1, 1.0, 1))
