@@ -23,6 +23,7 @@ from cluster.parts import service_urls, tail
 from cluster.processes import (
     Owned,
     PortHolder,
+    are_let_go,
     ask_to_end,
     kill,
     marked,
@@ -50,6 +51,7 @@ _RAY_PROCESSES = frozenset({"ray", "raylet", "ray::DashboardAgent", "ray::Runtim
 _WATCHER_GRACE_S = 2.0
 _WORKER_GRACE_S = 3.0
 _STORE_GRACE_S = 5.0
+_LET_GO_S = 10.0
 _PARTS_EXPECTED = ("gcs-store", "head", "node", "registry", "listeners", "serve", "supervisor", "services")
 
 
@@ -136,8 +138,16 @@ def down(settings: Settings) -> Stopped:
     begun = time.monotonic()
     with _one_command(layout):
         seen = _stop_everything(layout)
+        # Or the next start would find a port taken, by nobody.
+        wait_until(lambda: are_let_go(_ports(layout)), _LET_GO_S)
         _tidy(layout)
     return Stopped(processes=len(seen), seconds=round(time.monotonic() - begun, 2))
+
+
+def _ports(layout: Layout) -> list[int]:
+    state, serving = read_state(layout.state_file), layout.settings.serving
+    own = [serving.query_port, serving.definition_port, layout.settings.cluster.dashboard_port]
+    return [*own, *(state.ports.model_dump().values() if state is not None else ())]
 
 
 def _start_watcher(layout: Layout, workload: Workload) -> None:

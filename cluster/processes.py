@@ -159,6 +159,17 @@ def port_holder(host: str, port: int) -> PortHolder | None:
     return PortHolder(port, None, "")
 
 
+def are_let_go(ports: Iterable[int]) -> bool:
+    """Whether nobody who is gone still listens on one of them.
+
+    A process that was killed is gone before its last thread has closed its sockets: for some moments a port has a
+    listener without a process, and cannot be bound.
+    """
+    wanted = set(ports)
+    listening = (each for each in psutil.net_connections(kind="tcp") if each.status == psutil.CONN_LISTEN)
+    return not any(each.pid is None and wanted.intersection(each.laddr[1:2]) for each in listening)
+
+
 def free_port(taken: Iterable[int] = ()) -> int:
     """A loopback port nobody listens on, chosen at random so that two clusters starting at once rarely meet."""
     avoid = set(taken)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -12,6 +13,7 @@ from cluster.processes import (
     CLUSTER_MARK,
     PART_MARK,
     Owned,
+    are_let_go,
     free_port,
     is_live,
     kill,
@@ -98,3 +100,20 @@ def test_a_free_port_can_be_bound_and_avoids_those_named():
     port = free_port()
     assert free_port([port]) != port
     bind_listener("127.0.0.1", port).close()
+
+
+def test_a_port_of_a_process_that_is_gone_is_not_let_go_until_its_socket_is_closed():
+    listening = bind_listener("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    listening.listen()
+    assert are_let_go([port])  # it is ours
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        # On its way between two sockets it belongs to no process, as it does while a killed one ends.
+        socket.send_fds(ours, [b"x"], [listening.fileno()])
+        listening.close()
+        assert not are_let_go([port])
+        assert are_let_go([port + 1])
+        _, (descriptor,), _, _ = socket.recv_fds(theirs, 1, 1)
+        os.close(descriptor)
+    assert are_let_go([port])
