@@ -30,6 +30,10 @@ class CountAggregator(Aggregator):
         """How many there are."""
         return len(values) or None
 
+    def both(self, older: Partial, newer: Partial) -> Partial:
+        """Add two."""
+        return older + newer if older and newer else older or newer
+
     def _merged(self, partials: Sequence[Partial]) -> Partial:
         """Add."""
         return sum(partials)
@@ -67,6 +71,14 @@ class SumAggregator(Aggregator):
         if not values:
             return None
         return [len(values), *(totals.total_of(values) if self._floats else (sum(values),))]
+
+    def both(self, older: Partial, newer: Partial) -> Partial:
+        """Add both members of two."""
+        if older is None or newer is None:
+            return newer if older is None else older
+        if not self._floats:
+            return [older[0] + newer[0], older[1] + newer[1]]
+        return [older[0] + newer[0], *totals.plus(older[1:], newer[1:])]
 
     def _merged(self, partials: Sequence[Partial]) -> Partial:
         """Add both members."""
@@ -159,6 +171,15 @@ class VarianceAggregator(Aggregator):
             return [len(values), totals.total_of(values), totals.total_of_squares(values)]
         return [len(values), sum(values), sum(value * value for value in values)]
 
+    def both(self, older: Partial, newer: Partial) -> Partial:
+        """Add all three of two."""
+        if older is None or newer is None:
+            return newer if older is None else older
+        if not self._floats:
+            return [older[0] + newer[0], older[1] + newer[1], older[2] + newer[2]]
+        plus = totals.plus
+        return [older[0] + newer[0], plus(older[1], newer[1]), plus(older[2], newer[2])]
+
     def _merged(self, partials: Sequence[Partial]) -> Partial:
         """Add all three."""
         sizes, sums, squares = zip(*partials, strict=True)
@@ -250,6 +271,12 @@ class MinAggregator(_ExtremeAggregator):
         """Smallest of them."""
         return min(values, default=None)
 
+    def both(self, older: Partial, newer: Partial) -> Partial:
+        """The smaller of two, of equal ones the older."""
+        if older is None or newer is None:
+            return newer if older is None else older
+        return min(older, newer)
+
     def _merged(self, partials: Sequence[Partial]) -> Partial:
         """The smallest."""
         return min(partials)
@@ -263,6 +290,12 @@ class MaxAggregator(_ExtremeAggregator):
     def fold_values(self, values: list[Any]) -> Partial:
         """Largest of them."""
         return max(values, default=None)
+
+    def both(self, older: Partial, newer: Partial) -> Partial:
+        """The larger of two, of equal ones the older."""
+        if older is None or newer is None:
+            return newer if older is None else older
+        return max(older, newer)
 
     def _merged(self, partials: Sequence[Partial]) -> Partial:
         """The largest."""

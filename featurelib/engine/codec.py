@@ -13,11 +13,13 @@ import msgspec
 from featurelib.errors import CorruptState
 
 FORMAT = b"\x03"
+HEADER_FORMAT = b"\x04"
+"""Format 4 put the stamp of the tree into headers; everything else is written in format 3 still."""
 SECOND_FORMAT = b"\x02"
 """Format 2 had the partials of a branch's children in the branch itself, not as bytes in it; it is still read."""
 FIRST_FORMAT = b"\x01"
 """Format 1 had rows without ``sub`` and ``until``, and branches without closings; it is still read."""
-_READ = (FORMAT, SECOND_FORMAT, FIRST_FORMAT)
+_READ = (FORMAT, HEADER_FORMAT, SECOND_FORMAT, FIRST_FORMAT)
 _BIG_INT = 1
 # MessagePack's list of 32-bit length.
 _LIST = b"\xdd"
@@ -43,6 +45,11 @@ _rows_decoder = msgspec.msgpack.Decoder(list[tuple[Any, ...]], ext_hook=_decode_
 def encode(value: Any) -> bytes:
     """Bytes of a plain value: numbers, text, ``None`` and lists of these."""
     return FORMAT + _encoded(value)
+
+
+def encode_header(members: Sequence[Any]) -> bytes:
+    """Bytes of a header's members."""
+    return HEADER_FORMAT + _encoded(members)
 
 
 def encode_branch(children: Sequence[Any], closings: Sequence[int | None] | None) -> bytes:
@@ -96,7 +103,7 @@ def appended_rows(before: bytes, after: bytes) -> list[tuple[Any, ...]] | None:
     start, end = _list_start(before), _list_start(after)
     held = len(before) - start
     same_format = after[:1] == before[:1] != FIRST_FORMAT
-    if not (start and end and same_format and after[end : end + held] == before[start:]):
+    if not (start and end and same_format and after.startswith(before[start:], end)):
         return None
     more = _length(after) - _length(before)
     rows: list[tuple[Any, ...]] = _rows_decoder.decode(_LIST + more.to_bytes(4) + after[end + held :])
@@ -115,7 +122,7 @@ def _length(data: bytes) -> int:
 
 def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
     if data[:1] not in _READ:
-        raise CorruptState(f"pipeline state has format {data[:1]!r}; this version reads {FORMAT!r}")
+        raise CorruptState(f"pipeline state has format {data[:1]!r}; this version reads up to {HEADER_FORMAT!r}")
     try:
         return decoder.decode(memoryview(data)[1:])
     except msgspec.DecodeError as error:

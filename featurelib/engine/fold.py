@@ -17,10 +17,11 @@ from featurelib.definitions import AggregateStep, NamedAggregate
 from featurelib.engine.aggregators import aggregator_for
 from featurelib.engine.batch import condition
 from featurelib.engine.edges import Edges, Group, Span, WindowSet, window_set
-from featurelib.engine.kept_reads import KEPT_READS
+from featurelib.engine.kept_reads import KEPT_READS, KeptRead
 from featurelib.engine.keys import key_texts
 from featurelib.engine.operators import IDENTITY, UNTIL
 from featurelib.engine.panes import (
+    EMPTY_TREE,
     Algebra,
     Header,
     KeyState,
@@ -141,7 +142,7 @@ class Fold:
 
     def new_state(self, inputs: int) -> KeyState:
         """The state of a key never seen; ``inputs`` is the number of input partitions of the pipeline."""
-        return KeyState(self.algebra, self.root, Header([0] * inputs), whole=True)
+        return KeyState(self.algebra, self.root, Header([0] * inputs, tree=EMPTY_TREE), whole=True)
 
     @cached_property
     def _windows(self) -> WindowSet:
@@ -205,13 +206,58 @@ class Fold:
         if more:
             stored.update(more)
         mark = (self._mark, header.oldest_us if key is None else key)
+        # What was fetched later may be of a later tree.
+        tree = None if more else header.tree
         panes = list(compress(stored.items(), stored.values()))  # what is not there is None, and no pane is empty
         kept = KEPT_READS.take(mark, panes, len(self.windows))
         plans = [self._plan(group) for group in edges.groups]
-        kept.bring_to(edges.groups, plans, self.root, Stored(stored, read_node, whole=False), values[1])
+        kept.walk_to(edges.groups, plans, self.root, Stored(stored, read_node, whole=False), values[1])
+        kept.tree = tree
         KEPT_READS.put(mark, kept)
-        lasts = kept.lasts(edges.groups) if self._moves_steadily else 0
-        return self._row(kept.merged, edges), at + lasts
+        return self._row_of(kept, edges, at)
+
+    def may_follow(self, at: Instant, key: str) -> bool:
+        """Whether what is kept of a key is enough for a read at an instant, should its tree still be the same."""
+        kept = KEPT_READS.look((self._mark, key))
+        return kept is not None and kept.tree is not None and kept.follows(self._windows.edges(at).groups)
+
+    def forget(self, key: str) -> None:
+        """Keep nothing of a key: the store knows it no more."""
+        KEPT_READS.drop((self._mark, key))
+
+    def finish_again(
+        self, header: Header, buffer: bytes | None, at: Instant, key: str
+    ) -> tuple[dict[str, Value] | None, Instant] | None:
+        """Like :meth:`finish_lasting`, from what is kept of the key's tree and the buffer as it is stored now.
+
+        Args:
+            header: as stored, read together with the buffer.
+            buffer: stored bytes.
+            at: the instant R.
+            key: under which an earlier read was kept.
+
+        Returns:
+            As :meth:`finish_lasting`; ``None`` when nothing is kept that serves: read everything.
+
+        Raises:
+            Sealed: a window reaches to where nothing is stored.
+            ValueOverflow: as :meth:`finish_lasting`.
+            CorruptState: the bytes do not decode.
+        """
+        if not header.known_at(at):
+            return None, at
+        edges = self._windows.edges(at)
+        if header.floor is not None and edges.reach_below(header.floor):
+            raise Sealed
+        mark = (self._mark, key)
+        kept = KEPT_READS.take_of(mark, header.tree)
+        if kept is None:
+            return None
+        follows = kept.follows(edges.groups)
+        if follows:
+            kept.follow_to(edges.groups, buffer)
+        KEPT_READS.put(mark, kept)
+        return self._row_of(kept, edges, at) if follows else None
 
     def finish_state(self, state: KeyState, at: Instant) -> dict[str, Value]:
         """The output row of a state held in memory, every pane loaded."""
@@ -224,11 +270,23 @@ class Fold:
             self._merge(group, stored, state.buffer, merged)
         return self._row(merged, edges)
 
+    def _row_of(self, kept: KeptRead, edges: Edges, at: Instant) -> tuple[dict[str, Value], Instant]:
+        lasts = kept.lasts(edges.groups) if self._moves_steadily else 0
+        row = self._row(kept.merged, edges) if self._ages else self._row_from(kept.merged, kept.finished)
+        return row, at + lasts
+
     @cached_property
     def _moves_steadily(self) -> bool:
         """Whether every edge moves as time does, and nothing else of a row depends on the instant it is read at."""
-        steady = all(isinstance(window, Continuous | Lifetime) for window in self.windows)
-        return steady and not any(output.aggregator.ages for output in self._outputs)
+        return self._edges_are_steady and not self._ages
+
+    @cached_property
+    def _edges_are_steady(self) -> bool:
+        return all(isinstance(window, Continuous | Lifetime) for window in self.windows)
+
+    @cached_property
+    def _ages(self) -> bool:
+        return any(output.aggregator.ages for output in self._outputs)
 
     def _merge(self, group: Group, stored: Stored, buffer: Sequence[Row], into: Sequence[dict[int, Any]]) -> None:
         plan = self._plan(group)
@@ -239,7 +297,7 @@ class Fold:
         plan = self._plans.get(group.spans)
         if plan is None:
             used = [frozenset(o.slot for o in self._outputs if o.window == w) for w in range(len(self.windows))]
-            plan = self._plans[group.spans] = Plan(self.algebra, group.spans, used)
+            plan = self._plans[group.spans] = Plan(self.algebra, group.spans, used, steady=self._edges_are_steady)
         return plan
 
     @cached_property
@@ -250,6 +308,22 @@ class Fold:
     def _mark(self) -> object:
         # Of the reads kept of it. An id could be another's one day; this lives as long as they do.
         return object()
+
+    def _row_from(
+        self, merged: Sequence[Mapping[int, Any]], finished: dict[str, tuple[Any, Value]]
+    ) -> dict[str, Value]:
+        """Like :meth:`_row`, where only partials count: those that are the same objects are not finished again."""
+        row: dict[str, Value] = {}
+        for name, aggregator, slot, window, default, has_default in self._outputs:
+            partial = merged[window][slot]
+            before = finished.get(name)
+            if before is not None and before[0] is partial:
+                row[name] = before[1]
+                continue
+            value = default if has_default and not aggregator.holds(partial) else aggregator.finish(partial, 0)
+            finished[name] = partial, value
+            row[name] = value
+        return row
 
     def _row(self, merged: Sequence[Mapping[int, Any]], edges: Edges) -> dict[str, Value]:
         highs = edges.highs

@@ -41,13 +41,17 @@ class KeptRead:
         panes: those that are there, as they are stored.
     """
 
-    __slots__ = ("_buffer", "_groups", "_size", "merged", "panes")
+    __slots__ = ("_buffer", "_groups", "_size", "finished", "merged", "panes", "tree")
 
     def __init__(self, panes: list[tuple[Pane, bytes | None]], windows: int) -> None:
         self.panes = panes
         self.merged: list[dict[int, Any]] = [{} for _ in range(windows)]
         """Per window, partials by slot."""
+        self.finished: dict[str, tuple[Any, Any]] = {}
+        """Per output, the partial that was finished last, and its value."""
         self._size = _OVERHEAD + sum(len(data) for _, data in panes if data is not None)
+        self.tree: bytes | None = None
+        """The stamp of the tree that the panes are of; ``None``: not known to be of any."""
         self._buffer: bytes | None = None
         self._groups: list[_GroupRead | None] = []
 
@@ -56,10 +60,10 @@ class KeptRead:
         """Bytes it takes, about."""
         return self._size + (len(self._buffer) if self._buffer is not None else 0)
 
-    def bring_to(
+    def walk_to(
         self, groups: Sequence[Group], plans: Sequence[Plan], root: int, stored: Stored, buffer: bytes | None
     ) -> None:
-        """Make :attr:`merged` that of a read of these windows.
+        """Make :attr:`merged` that of a read of these windows, going over the panes where it must.
 
         Raises:
             PanesMissing: fetch these panes and read again.
@@ -75,6 +79,23 @@ class KeptRead:
                 self._groups[number] = None
                 read = self._groups[number] = _GroupRead(plan, Stretches(plan, group, root, stored))
             self._merge(read, group, added, moved=moved is not False)
+
+    def follows(self, groups: Sequence[Group]) -> bool:
+        """Whether :meth:`follow_to` gets there without looking at other panes."""
+        if len(self._groups) != len(groups):
+            return False
+        reads = zip(self._groups, groups, strict=True)
+        return all(
+            read is not None and read.plan.spans == group.spans and read.stretches.follows(group)
+            for read, group in reads
+        )
+
+    def follow_to(self, groups: Sequence[Group], buffer: bytes | None) -> None:
+        """Like :meth:`walk_to`, where it :meth:`follows`."""
+        added = self._added(buffer)
+        for read, group in zip(self._groups, groups, strict=True):
+            assert read is not None
+            self._merge(read, group, added, moved=read.stretches.moved_to(group) is True)
 
     def lasts(self, groups: Sequence[Group]) -> Duration:
         """How much later a read of the same bytes finds the same rows, where all windows move as time does."""
@@ -135,6 +156,19 @@ class KeptReads:
             self.misses += 1
         return KeptRead(panes, windows)
 
+    def look(self, mark: Any) -> KeptRead | None:
+        """What is kept of a key, to look at only."""
+        return self._reads.get(mark)
+
+    def take_of(self, mark: Any, tree: bytes | None) -> KeptRead | None:
+        """Take out what is kept of a key, if it is of the tree with this stamp."""
+        with self._lock:
+            kept = self._reads.get(mark)
+            if kept is None or tree is None or kept.tree != tree:
+                return None
+            self.size -= kept.size
+            return self._reads.pop(mark)
+
     def drop(self, mark: Any) -> None:
         """Keep nothing of a key: the store knows it no more."""
         with self._lock:
@@ -150,8 +184,9 @@ class KeptReads:
     def put(self, mark: Any, kept: KeptRead) -> None:
         """Keep it as the newest."""
         with self._lock:
+            before = self._reads.pop(mark, None)  # another thread's, which read the key at the same time
             self._reads[mark] = kept
-            self.size += kept.size
+            self.size += kept.size - (before.size if before is not None else 0)
             while self.size > self.most_bytes:
                 self.size -= self._reads.pop(next(iter(self._reads))).size
 

@@ -1,6 +1,7 @@
 """The state of one key: a header, a small buffer of newest arrivals, and a tree of panes over event time.
 
-    header   what is known of the key: applied position per input partition, rows, newest event time
+    header   what is known of the key: applied position per input partition, rows, oldest event time, and a stamp of
+             the tree, another one after each change of a pane
     buffer   up to 32 rows in arrival order, not yet in the tree
     tree     radix 8 over microseconds: the pane at (level, index) covers [index·8^level, (index+1)·8^level)
              leaf    the rows of the pane, in total order; splits above 64 rows
@@ -27,8 +28,9 @@ panes below the header's *floor* are gone altogether.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -42,11 +44,13 @@ from featurelib.engine.codec import (
     decode_rows,
     encode,
     encode_branch,
+    encode_header,
 )
 from featurelib.engine.partials import Aggregator, Input, Partial, Row
 from featurelib.errors import CorruptState
 
 HEADER, BUFFER = b"h", b"b"
+_BESIDE_THE_TREE = {HEADER, BUFFER}
 BITS = 3
 FANOUT = 1 << BITS
 _IDENTITY = 4
@@ -58,6 +62,9 @@ _BUFFER_ROWS = 32
 # 8^17 µs = 71 years: three panes (index -1, 0, 1) hold every instant from 1899 to 2112.
 _TOP_LEVEL = 17
 OLDEST_ROOT = -1
+EMPTY_TREE = b""
+"""The stamp of a key of which no pane was ever written."""
+_STAMP_BYTES = 8
 
 Pane = tuple[int, int]
 """``(level, index)``."""
@@ -181,6 +188,13 @@ class Header:
     """Oldest event time ever folded: before it the key is not known."""
     floor: Instant | None = None
     """Nothing is stored of earlier rows; they are in no window any more."""
+    tree: bytes | None = None
+    """The tree's stamp: wherever it is the same, so are the rows of the tree. ``None``: written before there were any.
+
+    A digest of the stamp before, of the positions, and of the panes that a change writes: never counted up, since a key
+    that is erased and comes again, a store taken back to an earlier day, and another build of the state would meet an
+    earlier number again over other rows.
+    """
 
     def known_at(self, at: Instant) -> bool:
         """Whether the key had a record by then (decision 9)."""
@@ -188,7 +202,7 @@ class Header:
 
     def encode(self) -> bytes:
         """Stored bytes."""
-        return encode([self.applied, self.rows, self.oldest_us, *([self.floor] if self.floor is not None else [])])
+        return encode_header([self.applied, self.rows, self.oldest_us, self.floor, self.tree])
 
     @classmethod
     def decode(cls, data: bytes) -> Header:
@@ -254,6 +268,15 @@ class Algebra:
         if len(present) == 1:
             return present[0]
         return [aggregator.merge([pane[slot] for pane in present]) for slot, aggregator in enumerate(self.aggregators)]
+
+
+def _stamp(header: Header, panes: Mapping[bytes, bytes]) -> bytes:
+    """The tree's next stamp, when these panes are written."""
+    digest = blake2b(header.encode(), digest_size=_STAMP_BYTES)
+    for name, data in panes.items():
+        digest.update(name)
+        digest.update(data)
+    return digest.digest()
 
 
 @dataclass
@@ -351,21 +374,27 @@ class KeyState:
 
     def changes(self) -> dict[bytes, bytes]:
         """Fields to write since the last call, and their bytes."""
-        fields: dict[bytes, bytes] = {}
-        for name in self.dirty:
-            if name == HEADER:
-                fields[name] = self.header.encode()
-            elif name == BUFFER:
-                fields[name] = encode(self.buffer)
-            else:
-                node = self.nodes[pane_of(name)]
-                assert node is not None
-                fields[name] = encode_node(node)
+        fields = {name: self._encoded(name) for name in sorted(self.dirty - _BESIDE_THE_TREE)}
+        if fields:
+            self.header.tree = _stamp(self.header, fields)
+            self.dirty.add(HEADER)
+        if HEADER in self.dirty:
+            fields[HEADER] = self.header.encode()
+        if BUFFER in self.dirty:
+            fields[BUFFER] = encode(self.buffer)
         self.dirty.clear()
         return fields
 
+    def _encoded(self, name: bytes) -> bytes:
+        node = self.nodes[pane_of(name)]
+        assert node is not None
+        return encode_node(node)
+
     def forget(self, panes: Iterable[Pane]) -> None:
-        """These panes were sealed, or lie below the floor. Call it when nothing is dirty."""
+        """These panes were sealed, or lie below the floor. Call it when nothing is dirty.
+
+        The tree's stamp stays: the rows are the same, only that some are not stored any more.
+        """
         assert not self.dirty
         for pane in panes:
             if pane in self.nodes:

@@ -53,7 +53,7 @@ from featurelib.engine.operators import (
     run_steps,
     source_rows,
 )
-from featurelib.engine.panes import Algebra, KeyState, Pane
+from featurelib.engine.panes import Algebra, Header, KeyState, Pane
 from featurelib.engine.records import DELETED, SYSTEM_COLUMNS, TIME, record_schema
 from featurelib.expr import columns_of
 from featurelib.types import Value
@@ -239,6 +239,21 @@ class Program:
         """The output row, and the last instant at which a read of the same state gives the same row."""
         row, until = self.fold.finish_lasting(values, at, more, key)
         return self._served(row), until
+
+    def may_follow(self, at: Instant, key: str) -> bool:
+        """Whether what is kept of a key is enough for a read at an instant, should its tree still be the same."""
+        return self.fold.may_follow(at, key)
+
+    def forget(self, key: str) -> None:
+        """Keep nothing of a key: the store knows it no more."""
+        self.fold.forget(key)
+
+    def finish_again(
+        self, header: Header, buffer: bytes | None, at: Instant, key: str
+    ) -> tuple[dict[str, Value] | None, Instant] | None:
+        """Like :meth:`finish_lasting`, from what is kept of the key's tree; see :meth:`Fold.finish_again`."""
+        found = self.fold.finish_again(header, buffer, at, key)
+        return None if found is None else (self._served(found[0]), found[1])
 
     def finish_state(self, state: KeyState, at: Instant) -> dict[str, Value] | None:
         """The output row of a state held in memory, every pane loaded; ``None`` for a key without a record by then."""

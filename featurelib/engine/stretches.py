@@ -35,6 +35,7 @@ from featurelib.engine.partials import IDENTITY, Row
 
 _time = itemgetter(0)
 _identity = itemgetter(*range(IDENTITY))
+_NONE: list[int] = []
 _NEVER, _FOREVER = -(1 << 63), 1 << 63
 
 
@@ -43,6 +44,20 @@ class Limits(NamedTuple):
 
     after: Instant
     upto: Instant
+
+
+class _Calm(NamedTuple):
+    """Where the last cut may be, with all others as far from it as they are, before one passes a row."""
+
+    since: Instant
+    until: Instant
+
+    @classmethod
+    def of(cls, limits: Sequence[Limits], cuts: Sequence[Instant]) -> _Calm:
+        """That of a group's cuts. The beginning of all time does not move."""
+        last = cuts[-1]
+        moving = [(last - cut, limit) for cut, limit in zip(cuts, limits, strict=True) if cut != BEGINNING]
+        return cls(max([far + after for far, (after, _) in moving]) + 1, min([far + upto for far, (_, upto) in moving]))
 
 
 class Stored(NamedTuple):
@@ -68,10 +83,15 @@ class Plan:
     Args:
         spans: of the windows of a group.
         used: per window, the accumulators that its outputs finish.
+        steady: whether all cuts move as time does.
     """
 
-    def __init__(self, algebra: Algebra, spans: Sequence[Span], used: Sequence[frozenset[int]]) -> None:
+    def __init__(
+        self, algebra: Algebra, spans: Sequence[Span], used: Sequence[frozenset[int]], *, steady: bool
+    ) -> None:
         self.algebra = algebra
+        self.steady = steady
+        self.spans = tuple(spans)
         count = max(span.end for span in spans) + 1
         per_stretch = [
             {slot for window, first, end in spans if first <= stretch < end for slot in used[window]}
@@ -83,6 +103,17 @@ class Plan:
         self._steps = [
             (slot, algebra.aggregators[slot].merge, _steps([span for span in spans if slot in used[span.window]]))
             for slot in slots
+        ]
+        self._takers = [
+            [
+                (
+                    slot,
+                    algebra.aggregators[slot].both,
+                    [s.window for s in spans if _takes(s, stretch) and slot in used[s.window]],
+                )
+                for slot in self.needed[stretch]
+            ]
+            for stretch in range(count)
         ]
 
     def merged(self, stretches: Sequence[Sequence[Partials]], into: Sequence[dict[int, Any]]) -> None:
@@ -102,15 +133,18 @@ class Plan:
 
     def add(self, got: Sequence[Partials | None], into: Sequence[dict[int, Any]]) -> None:
         """Add to the partials of each window what its stretches got beside what they had."""
-        for slot, _, steps in self._steps:
-            both, partial = self.algebra.aggregators[slot].both, None
-            for window, own, goes_on in steps:
-                if not goes_on:
-                    partial = None
-                for stretch in own:
-                    if (part := got[stretch]) is not None:
-                        partial = both(part[slot], partial)
-                into[window][slot] = both(into[window][slot], partial)
+        for part, takers in zip(got, self._takers, strict=True):
+            if part is None:
+                continue
+            for slot, both, windows in takers:
+                if (own := part[slot]) is not None:
+                    for window in windows:
+                        of = into[window]
+                        of[slot] = both(of[slot], own)
+
+
+def _takes(span: Span, stretch: int) -> bool:
+    return span.first <= stretch < span.end
 
 
 def _steps(spans: Sequence[Span]) -> list[_Step]:
@@ -184,6 +218,7 @@ class Stretches:
         self._cuts = group.cuts
         self._as_of = group.as_of
         self._limits = [Limits(cut - 1, cut) for cut in group.cuts]
+        self._calm: _Calm | None = None
         self._leaves: list[_CutLeaf] = []
         # Whether versions end in what was walked over: then all this is true as of this instant alone.
         self._versioned = False
@@ -201,24 +236,44 @@ class Stretches:
         Returns:
             Whether anything changed; ``None``: it cannot follow, walk again.
         """
-        cuts = group.cuts
+        passed = self._passed(group)
+        if not passed:
+            return None if passed is None else False
+        self._cuts, self._as_of = group.cuts, group.as_of
+        self._calm = None
+        for leaf in self._leaves_at(passed):
+            self._take_apart(leaf)
+        return True
+
+    def follows(self, group: Group) -> bool:
+        """Whether :meth:`moved_to` can follow."""
+        return self._passed(group) is not None
+
+    def _passed(self, group: Group) -> list[int] | None:
+        """Numbers of the cuts that pass a row; ``None``: one leaves its leaf."""
+        cuts, calm = group.cuts, self._calm
+        if calm is not None and calm.since <= cuts[-1] <= calm.until:
+            return _NONE
         if self._versioned and group.as_of != self._as_of:
             return None
         passed = [n for n, (after, upto) in enumerate(self._limits) if not after < cuts[n] <= upto]
         if not passed:
-            return False
-        leaves = [leaf for leaf in self._leaves if any(number in leaf.cuts for number in passed)]
-        followed = {number for leaf in leaves for number in leaf.cuts if leaf.takes(cuts)}
-        if self._plan.algebra.chronological or not followed.issuperset(passed):
-            return None
-        self._cuts, self._as_of = cuts, group.as_of
-        for leaf in leaves:
-            self._take_apart(leaf)
-        return True
+            if self._plan.steady and not self._versioned:
+                self._calm = _Calm.of(self._limits, cuts)
+            return passed
+        followed = {n for leaf in self._leaves_at(passed) for n in leaf.cuts if leaf.takes(cuts)}
+        return None if self._plan.algebra.chronological or not followed.issuperset(passed) else passed
+
+    def _leaves_at(self, passed: list[int]) -> list[_CutLeaf]:
+        return [leaf for leaf in self._leaves if any(number in leaf.cuts for number in passed)]
 
     def lasts(self, group: Group) -> Duration:
         """How long all cuts may move on as time does, from those of this group, before one passes a row."""
-        return 0 if self._versioned else _lasts(self._limits, group)
+        if self._versioned:
+            return 0
+        if self._calm is None:
+            self._calm = _Calm.of(self._limits, group.cuts)
+        return self._calm.until - group.cuts[-1]
 
     # The walk
 
@@ -275,6 +330,7 @@ class Stretches:
                 self._nothing_between(range(number, following), child << shift, (child + 1) << shift)
             else:
                 self._visit((level, child), number, holds=True, closed=node.closings[place] is not None)
+            self._widen(range(number, following), (child + 1) << shift, shift, node.children[place + 1 :])
             place, number = place + 1, following
         if place < FANOUT:
             self._take(level, base, node, place, FANOUT, number)
@@ -298,7 +354,15 @@ class Stretches:
 
     def _nothing_between(self, cuts: Iterable[int], start: Instant, end: Instant) -> None:
         for number in cuts:
-            self._limits[number] = Limits(start, end - 1)
+            self._limits[number] = Limits(start, end)
+
+    def _widen(self, cuts: Iterable[int], end: Instant, shift: int, after: Sequence[Any]) -> None:
+        """Let cuts that may move to the end of a pane move on over the empty ones behind it: now mostly lies there."""
+        empty = next((place for place, child in enumerate(after) if child is not None), len(after))
+        if empty:
+            for number in cuts:
+                if self._limits[number].upto == end:
+                    self._limits[number] = Limits(self._limits[number].after, end + (empty << shift))
 
     # Leaves
 
@@ -316,7 +380,7 @@ class Stretches:
 
     def _pieces(self, leaf: _CutLeaf, rows: list[Row]) -> list[tuple[int, list[Row]]]:
         """Per stretch, the rows of a leaf that count; looks how far its cuts may move, too."""
-        first, last, low = leaf.start, leaf.end - 1, 0
+        first, last, low = leaf.start, leaf.end, 0
         pieces = []
         for number in leaf.cuts:
             high = _place(rows, self._cuts[number])
@@ -373,11 +437,6 @@ class Stretches:
             stretch.stored.clear()  # in place: the walk above is in the middle of filling it
 
 
-def _lasts(limits: Sequence[Limits], group: Group) -> Duration:
-    # The beginning of all time does not move.
-    return min([upto - cut for (_, upto), cut in zip(limits, group.cuts, strict=True) if cut != BEGINNING], default=0)
-
-
 def _counting(rows: list[Row], as_of: Instant) -> list[Row]:
     return [row for row in rows if row[UNTIL] is None or row[UNTIL] > as_of]
 
@@ -394,11 +453,15 @@ class Buffered:
         self._as_of = group.as_of
         self._versioned = False
         self._limits = [Limits(_NEVER, _FOREVER)] * len(group.cuts)
+        self._calm: _Calm | None = None
         self._parts: list[list[Partials]] = [[] for _ in range(len(group.cuts) + 1)]
         self.extend(group, rows)
 
     def extend(self, group: Group, rows: Sequence[Row]) -> list[Partials | None]:
         """Lay more rows into the stretches, and say what each stretch got."""
+        if len(rows) == 1:
+            return self._extend_by_one(group, rows[0])
+        self._calm = None
         ordered = sorted(rows, key=_identity)
         self._as_of = group.as_of  # rows that have no end are the same as of any instant; those that come are of this
         self._versioned = self._versioned or any(row[UNTIL] is not None for row in ordered)
@@ -418,16 +481,50 @@ class Buffered:
             low = high
         return got
 
+    def _extend_by_one(self, group: Group, row: Row) -> list[Partials | None]:
+        """What :meth:`extend` does, for the most common case."""
+        time, limits = row[0], self._limits
+        self._as_of = group.as_of
+        self._versioned = self._versioned or row[UNTIL] is not None
+        cuts = group.cuts
+        place = bisect_right(cuts, time)
+        if self._calm is not None:
+            since, until = self._calm
+            if place:
+                until = min(until, cuts[-1] + time - cuts[place - 1])
+            if place < len(cuts):
+                since = max(since, cuts[-1] - cuts[place] + time + 1)
+            self._calm = _Calm(since, until)
+        for number, (after, upto) in enumerate(limits):
+            if number < place:
+                if time < upto:
+                    limits[number] = Limits(after, time)
+            elif time > after:
+                limits[number] = Limits(time, upto)
+        got: list[Partials | None] = [None] * len(self._parts)
+        needed = self._plan.needed[place]
+        if needed and (row[UNTIL] is None or row[UNTIL] > group.as_of):
+            own = got[place] = self._plan.algebra.fold_some([row], needed)
+            self._parts[place].append(own)
+        return got
+
     def beside(self, stretches: Sequence[Sequence[Partials]]) -> Sequence[Sequence[Partials]]:
         """The stretches of the tree with these rows."""
         return [[*parts, *own] if own else parts for parts, own in zip(stretches, self._parts, strict=True)]
 
     def lasts(self, group: Group) -> Duration:
         """How long all cuts may move on as time does before one passes a row."""
-        return 0 if self._versioned else _lasts(self._limits, group)
+        if self._versioned:
+            return 0
+        if self._calm is None:
+            self._calm = _Calm.of(self._limits, group.cuts)
+        return self._calm.until - group.cuts[-1]
 
     def same_for(self, group: Group) -> bool:
         """Whether the rows lie the same for other cuts, as many as there were."""
+        calm = self._calm
+        if calm is not None and not self._versioned and calm.since <= group.cuts[-1] <= calm.until:
+            return True
         if self._versioned and group.as_of != self._as_of:
             return False
         limits = zip(group.cuts, self._limits, strict=True)

@@ -37,6 +37,14 @@ def merged(totals: Iterable[Total]) -> Total:
         return [[sum(member[0] if type(member) is list else _units(member) for member in members)]]
 
 
+def plus(one: Total, other: Total) -> Total:
+    """The exact sum of two totals."""
+    try:
+        return _parts([*one, *other])
+    except (TypeError, OverflowError):
+        return merged((one, other))
+
+
 def negated(total: Total) -> Total:
     """The total with the opposite sign."""
     return [[-member[0]] if type(member) is list else -member for member in total]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from featurelib.clock import Instant
 from featurelib.engine.keys import KEY_GROUPS
-from featurelib.engine.panes import HEADER, Header, Pane, PanesMissing, Sealed, pane_field
+from featurelib.engine.panes import BUFFER, HEADER, Header, Pane, PanesMissing, Sealed, pane_field
 from featurelib.engine.program import Program
 from featurelib.stores.online import StateName, generation_key
 from featurelib.stores.pipelined import PipelinedRedis, pack
@@ -52,21 +52,38 @@ class Found(NamedTuple):
 class _Kept:
     """A row that was read, good for reads until ``until`` while the key's header is the same.
 
-    Every change of a key's rows writes a new header, with the positions it now stands at, in the same script.
+    Every change of a key's rows writes a new header, with the positions it now stands at, in the same script. As long
+    as the header has the same stamp of the tree, only rows of the buffer came or went.
     """
 
-    __slots__ = ("found", "header", "is_worth_a_look", "probe", "program", "since", "size", "until", "was_good")
+    __slots__ = ("found", "header", "is_worth_a_look", "probe", "program", "since", "size", "tree", "until", "was_good")
 
-    def __init__(self, program: Program, name: str, header: bytes, found: Found, span: tuple[Instant, Instant]) -> None:
-        self.program = program
-        self.header = header
-        self.found = found
-        self.since, self.until = span
-        self.probe = pack(("HGET", name, HEADER))
-        self.size = _ENTRY_BYTES + len(self.probe) + len(header) + _size(found.row)
+    def __init__(self, lookup: Lookup, name: str, read: _Read) -> None:
+        self.program = lookup.program
+        self.probe = pack(("HMGET", name, HEADER, BUFFER))
         self.is_worth_a_look = True
-        """Whether to ask for the header alone; a key that changes between any two reads is read whole at once."""
+        """Whether to ask for header and buffer alone; a key whose tree changes between any two reads is read whole."""
         self.was_good = False
+        self.renew(lookup.at, read)
+
+    def renew(self, at: Instant, read: _Read) -> None:
+        """Keep another row of the key instead."""
+        self.header, self.found, self.tree, self.until = read
+        self.since = at
+        self.size = _ENTRY_BYTES + len(self.probe) + len(self.header) + _size(self.found.row)
+
+    def serves(self, at: Instant) -> bool:
+        """Whether the row is that of an instant, as long as the header is the same."""
+        return self.since <= at <= self.until
+
+
+class _Read(NamedTuple):
+    """A row as it was read: from which header, of which tree, and up to when it stays the same."""
+
+    header: bytes
+    found: Found
+    tree: bytes | None
+    until: Instant
 
 
 class _Whole(NamedTuple):
@@ -87,8 +104,8 @@ _UNKNOWN = Found(None, None)
 class OnlineReader:
     """What the query server reads through. Asynchronous, on one event loop; cannot write.
 
-    A row that was read is kept. Where time alone does not change it yet, the next read asks for the key's header, some
-    fifty bytes, and for everything else only when that is another one.
+    A row that was read is kept, and so is what was made of the key's tree. The next read asks for header and buffer,
+    about a kilobyte, and for everything else only when the tree is another one, or R has moved beyond what is kept.
     """
 
     def __init__(self, redis_url: str) -> None:
@@ -128,11 +145,9 @@ class OnlineReader:
         asked = [kept.probe for _, kept in looked] + [each.asked for each in whole]
         replies = await self._redis.trip(b"".join(asked), len(asked))
         changed: list[_Whole] = []
-        for (place, kept), header in zip(looked, replies, strict=False):
-            if header == kept.header:
-                kept.was_good = True
-                found[place] = kept.found
-            else:
+        for (place, kept), (header, buffer) in zip(looked, replies, strict=False):
+            found[place] = again = self._again(lookups[place], kept, header, buffer)
+            if again is None:
                 changed.append(self._whole(place, lookups[place]))
         for each, values in zip(whole, replies[len(looked) :], strict=True):
             found[each.place] = await self._finished(each, values)
@@ -143,7 +158,7 @@ class OnlineReader:
         return found
 
     def _sorted_out(self, lookups: Sequence[Lookup]) -> tuple[list[tuple[int, _Kept]], list[_Whole]]:
-        """Look-ups whose row is at hand if the header is still the same, and the others."""
+        """Look-ups whose row is at hand, or nearly, if the tree is still the same; and the others."""
         looked: list[tuple[int, _Kept]] = []
         whole: list[_Whole] = []
         for place, lookup in enumerate(lookups):
@@ -152,7 +167,7 @@ class OnlineReader:
                 kept is not None
                 and kept.program is lookup.program
                 and kept.is_worth_a_look
-                and kept.since <= lookup.at <= kept.until
+                and (kept.serves(lookup.at) or lookup.program.may_follow(lookup.at, lookup.key))
             ):
                 looked.append((place, kept))
             else:
@@ -172,15 +187,41 @@ class OnlineReader:
         key = name.encode()
         return b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%b\r\n%b" % (len(fields) + 2, len(key), key, packed)
 
+    def _again(self, lookup: Lookup, kept: _Kept, data: bytes | None, buffer: bytes | None) -> Found | None:
+        """The answer from what is kept; ``None`` when that takes a read of everything."""
+        if data is None:
+            self._forget(lookup)
+            return _UNKNOWN
+        program, key, at = lookup
+        if data == kept.header and kept.serves(at):
+            kept.was_good = True
+            return kept.found
+        header = Header.decode(data)
+        try:
+            finished = program.finish_again(header, buffer, at, key)
+        except Sealed:
+            return Found(SEALED, tuple(header.applied))
+        if finished is None:
+            return None
+        row, until = finished
+        found = Found(row, tuple(header.applied))
+        kept.was_good = True
+        size = kept.size
+        kept.renew(at, _Read(data, found, header.tree, until))
+        if self._kept.get((id(program), key)) is kept:
+            self._kept_bytes += kept.size - size
+        return found
+
     async def _finished(self, whole: _Whole, values: Sequence[bytes | None]) -> Found:
         program, key, at = whole.lookup
         fields, more = len(values), dict[Pane, bytes | None]()
         while True:
-            header = values[0]
-            if header is None:
-                self._forget(whole.lookup, values)
+            data = values[0]
+            if data is None:
+                self._forget(whole.lookup)
                 return _UNKNOWN
-            applied = tuple(Header.decode(header).applied)
+            header = Header.decode(data)
+            applied = tuple(header.applied)
             try:
                 row, until = program.finish_lasting(values, at, more, key)
             except Sealed:
@@ -190,28 +231,30 @@ class OnlineReader:
                 # again with what is missing, since the key may have changed meanwhile.
                 panes = [*more, *missing.panes]
                 asked = self._asked(whole.name, [*program.read_fields(at), *map(pane_field, panes)])
-                (found,) = await self._redis.trip(asked, 1)
-                values, more = found[:fields], dict(zip(panes, found[fields:], strict=True))
+                (got,) = await self._redis.trip(asked, 1)
+                values, more = got[:fields], dict(zip(panes, got[fields:], strict=True))
                 continue
-            if until > at and whole.name == self._name(whole.lookup):
-                self._keep(whole, header, Found(row, applied), until)
-            return Found(row, applied)
+            found = Found(row, applied)
+            if (until > at or header.tree is not None) and whole.name == self._name(whole.lookup):
+                self._keep(whole, _Read(data, found, header.tree, until))
+            return found
 
-    def _keep(self, whole: _Whole, header: bytes, found: Found, until: Instant) -> None:
-        program, key, at = whole.lookup
-        kept = _Kept(program, whole.name, header, found, (at, until))
+    def _keep(self, whole: _Whole, read: _Read) -> None:
+        program, key, _ = whole.lookup
+        kept = _Kept(whole.lookup, whole.name, read)
         before = self._dropped(whole.lookup)
         if before is not None:
-            kept.is_worth_a_look = before.was_good or before.header == header
+            same_tree = read.tree is not None and before.tree == read.tree
+            kept.is_worth_a_look = before.was_good or before.header == read.header or same_tree
         self._kept[id(program), key] = kept
         self._kept_bytes += kept.size
         while self._kept_bytes > KEPT_BYTES:
             self._kept_bytes -= self._kept.pop(next(iter(self._kept))).size
 
-    def _forget(self, lookup: Lookup, values: Sequence[bytes | None]) -> None:
+    def _forget(self, lookup: Lookup) -> None:
         """Keep nothing of a key that is not there any more: what it held may have been erased."""
         self._dropped(lookup)
-        lookup.program.finish(values, lookup.at, key=lookup.key)
+        lookup.program.forget(lookup.key)
 
     def _dropped(self, lookup: Lookup) -> _Kept | None:
         kept = self._kept.pop((id(lookup.program), lookup.key), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -181,7 +182,11 @@ def test_any_order_and_any_batches_end_in_the_same_bytes() -> None:
     for store in (one, two):
         store.state.flush()
         store.fields.update(store.state.changes())
+    headers = [Header.decode(store.fields.pop(HEADER)) for store in (one, two)]
     assert one.fields == two.fields
+    # The stamp of a tree says by which changes it came to be.
+    assert headers[0].tree != headers[1].tree
+    assert replace(headers[0], tree=None) == replace(headers[1], tree=None)
 
 
 def test_putting_a_row_in_place_of_itself_changes_values_and_nothing_else() -> None:

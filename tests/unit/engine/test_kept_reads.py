@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,14 +26,19 @@ from featurelib.aggregates import (
 )
 from featurelib.clock import HOUR, SECOND
 from featurelib.definitions import AggregateStep, DatasetDef, Definitions, FieldDef, NamedAggregate, PipelineDef
-from featurelib.engine import fold, stretches
+from featurelib.engine import fold, panes, stretches
 from featurelib.engine.codec import FORMAT, appended_rows, encode
 from featurelib.engine.kept_reads import KeptRead, KeptReads
-from featurelib.engine.panes import PanesMissing, pane_field
+from featurelib.engine.panes import Header, PanesMissing, Sealed, pane_field
 from featurelib.engine.program import Program
+from featurelib.engine.sealing import SLOT
 from featurelib.errors import CorruptState
 from featurelib.expr import col
 from featurelib.windows import Continuous, Hopping, Session, Tumbling
+from tests.laws.test_sealing import SealedStore
+from tests.laws.test_windows import T0 as WINDOWS_T0
+from tests.laws.test_windows import Store, table
+from tests.laws.test_windows import program as windows_program
 
 T0 = 1_700_000_000 * SECOND
 EVENTS = DatasetDef(
@@ -103,6 +110,7 @@ class Stored:
         self._state = compiled.new_state(1)
         self._random = random.Random(seed)
         self._closing = closing
+        self.followed = 0
 
     def change(self, now: int) -> None:
         """A few rows come, some of them late; where rows may end, some go."""
@@ -126,6 +134,29 @@ class Stored:
         until = time + self._random.randrange(4) * 20 * 60 * SECOND + 1 if self._closing else None
         number = self._random.choice((None, self._random.randrange(100)))
         return time, time + 1, len(self.rows), "", until, number, self._random.randrange(1, 9_999) / 100, 0b1
+
+    def flush(self) -> None:
+        """Rows go on into panes, none come."""
+        self._state.flush()
+        self.fields.update(self._state.changes())
+
+    def begin_anew(self) -> None:
+        """The key is erased; the next row is its first."""
+        self.fields.clear()
+        self.rows.clear()
+        self._state = self.program.new_state(1)
+
+    def read_again(self, at: int, key: str) -> dict[str, Any] | None:
+        """What is kept goes on, or all is read; whichever, as a reader does it."""
+        if (data := self.fields.get(b"h")) is None:
+            self.program.forget(key)
+            return None
+        if self.program.may_follow(at, key):
+            found = self.program.finish_again(Header.decode(data), self.fields.get(b"b"), at, key)
+            if found is not None:
+                self.followed += 1
+                return found[0]
+        return self.read(at, key)
 
     def read(self, at: int, key: str | None = None) -> dict[str, Any] | None:
         values = [self.fields.get(name) for name in self.program.read_fields(at)]
@@ -180,6 +211,172 @@ def test_a_read_after_others_gives_the_row_of_a_read_alone(
         stored = Stored(program(aggregates()), seed, closing=closing)
         assert not unlike(stored, seed, reads, monkeypatch)
     assert reads.hits > 100
+
+
+def changing(seed: int) -> Iterator[tuple[int, Sequence[str]]]:
+    """Instants that go on, stay and go back, and what happens to the key before the read."""
+    chosen = random.Random(seed)
+    now = T0
+    kinds = ["rows"] * 12 + ["flush"] * 2
+    for number in range(400):
+        now += chosen.choice((0, 0, 1, 500, SECOND, SECOND, 7 * SECOND, 60 * SECOND))
+        gone = ["anew"] if number % 97 == 96 else []
+        happens = gone + chosen.sample(kinds, chosen.choice((0, 1, 1, 2)))
+        yield now - chosen.choice((0, 0, 0, 0, 1, 90 * SECOND, 2 * HOUR)), happens
+
+
+def went_on_wrong(stored: Stored, seed: int, monkeypatch: pytest.MonkeyPatch) -> Sequence[Any]:
+    """Reads from the kept tree that give another row than one that finds nothing kept."""
+    found = []
+    for at, happens in changing(seed):
+        for kind in happens:
+            if kind == "rows":
+                stored.change(at)
+            elif kind == "flush":
+                stored.flush()
+            else:
+                stored.begin_anew()
+        row = stored.read_again(at, "a")
+        with monkeypatch.context() as patch:
+            patch.setattr(fold, "KEPT_READS", KeptReads())
+            alone = stored.read(at)
+        if str(row) != str(alone):
+            found.append((at, happens, row, alone))
+    return found
+
+
+@pytest.mark.parametrize("closing", [False, True], ids=["open rows", "rows that end"])
+@pytest.mark.parametrize("aggregates", [nested, mixed, chronological])
+def test_a_read_from_the_kept_tree_gives_the_row_of_a_read_alone(
+    aggregates: Any, closing: bool, reads: KeptReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed = 0
+    for seed in range(2):
+        stored = Stored(program(aggregates()), seed, closing=closing)
+        assert not went_on_wrong(stored, seed, monkeypatch)
+        followed += stored.followed
+    assert reads.size > 0
+    # Rows that end are true of one instant alone, and a replacement mostly reaches into the tree.
+    assert followed > (10 if closing else 100)
+
+
+def test_the_comparison_notices_a_pane_that_was_written_without_a_new_stamp(
+    reads: KeptReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panes, "_stamp", lambda *_: b"1" * 8)
+    assert went_on_wrong(Stored(program(nested()), 0, closing=False), 0, monkeypatch)
+
+
+def test_the_stamp_changes_with_the_tree_and_only_with_it(reads: KeptReads) -> None:
+    stored = Stored(program(nested()), 0, closing=False)
+
+    def stamp() -> bytes | None:
+        return Header.decode(stored.fields[b"h"]).tree
+
+    row = (T0, T0, 0, "", None, 1, 0.5, 1)
+    stored._state.add([row])
+    stored.fields.update(stored._state.changes())
+    assert stamp() == b""
+    seen = {b""}
+    for change in (
+        stored._state.flush,
+        lambda: stored._state.replace([row], [(*row[:6], 2.5, 1)]),
+        lambda: stored._state.unseal((1, T0 >> 3), []),
+    ):
+        change()
+        stored.flush()
+        assert stamp() not in seen
+        seen.add(stamp())
+        before = stamp()
+        stored._state.add([(T0 + len(seen), T0, len(seen), "", None, 1, 0.5, 1)])
+        stored.fields.update(stored._state.changes())
+        assert stamp() == before
+    state = stored._state
+    state.forget([pane for pane, node in state.nodes.items() if node is not None])
+    assert not state.dirty
+    assert stamp() in seen
+
+
+def test_a_tree_without_a_stamp_is_never_gone_on_from(reads: KeptReads) -> None:
+    stored = Stored(program(nested()), 6, closing=False)
+    stored.change(T0)
+    header = replace(Header.decode(stored.fields[b"h"]), tree=None)
+    stored.fields[b"h"] = header.encode()
+    stored.read(T0, "a")
+    assert not stored.program.may_follow(T0, "a")
+    assert stored.program.finish_again(header, stored.fields[b"b"], T0, "a") is None
+
+
+def test_panes_fetched_on_a_second_trip_are_not_taken_for_the_header_s_tree(reads: KeptReads) -> None:
+    stored = Stored(program(nested()), 6, closing=True)
+    for number in range(80):
+        stored.change(T0 + number * SECOND)
+    trips = Trips(stored)
+    for age in range(0, 600, 5):
+        at = T0 + (80 - age) * SECOND
+        trips.more = 0
+        row = trips.read(at, str(age))
+        if trips.more and row is not None:
+            assert not stored.program.may_follow(at, str(age))
+            return
+    pytest.fail("no read needed panes off the paths of its edges")
+
+
+class Trips:
+    """Reads that count their further round trips."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.stored = stored
+        self.more = 0
+
+    def read(self, at: int, key: str) -> dict[str, Any] | None:
+        program, fields = self.stored.program, self.stored.fields
+        values = [fields.get(name) for name in program.read_fields(at)]
+        more: dict[Any, bytes | None] = {}
+        while True:
+            try:
+                return program.finish(values, at, more, key)
+            except PanesMissing as missing:
+                self.more += 1
+                more |= {pane: fields.get(pane_field(pane)) for pane in missing.panes}
+
+
+@pytest.mark.parametrize("windows", [("1h", "24h"), ("1h", "24h", "")], ids=["with a floor", "with a lifetime"])
+def test_sealing_and_building_leave_what_a_kept_tree_gives_as_it_was(
+    windows: tuple[str, ...], reads: KeptReads
+) -> None:
+    chosen = random.Random(len(windows))
+    compiled = windows_program(*windows)
+    store, twin, events = SealedStore(compiled), Store(windows_program(*windows)), []
+    now, followed = WINDOWS_T0, 0
+    for turn in range(60):
+        now += SLOT // 2
+        for step in range(3):
+            first = len(events)
+            ages = [chosen.choice((0, 0, 0, HOUR, 20 * HOUR)) for _ in range(chosen.choice((0, 1, 4)) or turn == 0)]
+            events += [(now - age, turn, "ab"[turn % 2]) for age in ages]
+            if ages:
+                for each in (store, twin):
+                    each.add(table(events).slice(first))
+            at = now + chosen.choice((0, 0, step, SECOND, -SLOT // 2))
+            header, buffer = store.fields[b"h"], store.fields[b"b"]
+            again = None
+            if compiled.may_follow(at, "k"):
+                try:
+                    again = compiled.finish_again(Header.decode(header), buffer, at, "k")
+                except Sealed:
+                    continue
+            if again is not None:
+                followed += 1
+                assert again[0] == twin.read(at)
+            else:
+                values = [store.fields.get(name) for name in compiled.read_fields(at)]
+                with suppress(Sealed):
+                    assert compiled.finish(values, at, None, "k") == twin.read(at)
+            if step == 1:
+                store.keep_up(now, events)
+    assert store.built > 0
+    assert followed > 60
 
 
 @pytest.mark.parametrize("closing", [False, True], ids=["open rows", "rows that end"])
