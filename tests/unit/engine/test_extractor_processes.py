@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from decimal import Decimal
 
 import pytest
@@ -116,15 +117,14 @@ def test_decimals_come_back_as_decimals(call):
 
 
 def test_the_limit_is_of_a_call_and_not_of_a_batch():
-    # Eight rows of 0.1 s: together longer than the limit, each far below it.
-    processes = Processes(Limits(soft_s=0.5, hard_s=0.5), count=1)
+    # Sixteen rows of 0.2 s: together longer than the limit, each far below it, also on a busy machine.
     source = (
         "import time\ndef f(cls, ts, x):\n"
-        "    until = time.monotonic() + 0.1\n    while time.monotonic() < until: pass\n    return x"
+        "    until = time.monotonic() + 0.2\n    while time.monotonic() < until: pass\n    return x"
     )
-    part = processes.load(task(source)).many([["a"] * 8], [AT] * 8, {})
-    processes.close()
-    assert part.columns == [["a"] * 8]
+    with closing(Processes(Limits(soft_s=3.0, hard_s=3.0), count=1)) as processes:
+        part = processes.load(task(source)).many([["a"] * 16], [AT] * 16, {})
+    assert part.columns == [["a"] * 16]
 
 
 def test_no_call_is_answered_after_the_close():
