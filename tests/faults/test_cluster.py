@@ -75,7 +75,7 @@ class Cluster:
             yield
             # A part may be back before the probe has asked once more.
             after = probe.asked + 4
-            assert wait_until(lambda: probe.asked >= after, timeout_s)
+            assert wait_until(lambda: probe.asked >= after, RECOVERY_S)
         finally:
             probe.finish()
         assert probe.failures == []
@@ -141,7 +141,8 @@ def test_up_with_other_settings_says_which_differ_and_changes_nothing(cluster):
     other = cluster.settings.model_copy(update={"serving": cluster.settings.serving.model_copy(update={"auth": False})})
     with pytest.raises(ClusterError, match=r"other settings \(THYME_SERVING__AUTH\).*thyme down"):
         local.up(other, workload=STAND_IN)
-    assert local.status(cluster.settings).ready
+    # A part may be at a look of the watcher's that a busy machine makes late.
+    cluster.recovers()
 
 
 def test_work_runs_on_the_worker_node_and_not_on_the_head(cluster):
