@@ -67,7 +67,7 @@ class Cluster:
         )
 
     @contextmanager
-    def answering(self, timeout_s: float = 5.0) -> Iterator[None]:
+    def answering(self, timeout_s: float = 15.0) -> Iterator[None]:
         """Both services answer every request sent while the block runs."""
         probe = Probe(local.status(self.settings), timeout_s)
         probe.start()
