@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -49,6 +49,14 @@ class Cluster:
         state = read_state(self.layout.state_file)
         assert state is not None
         return state.parts[name]
+
+    def replicas(self) -> list[psutil.Process]:
+        """The replicas that live."""
+        found = []
+        for process in marked(self.layout.id, "node"):
+            with suppress(psutil.NoSuchProcess):
+                found += [process] if process.name().startswith("ray::ServeReplica") else []
+        return found
 
     def processes(self, part: str, name: str) -> list[psutil.Process]:
         return [process for process in marked(self.layout.id, part) if process.name() == name]
@@ -189,6 +197,8 @@ def test_a_killed_worker_node_comes_back_with_services_and_jobs(cluster):
     node, supervisor = cluster.part("node").process, cluster.part("supervisor").detail
     for process in cluster.processes("node", "raylet"):
         process.kill()
+    # Replicas end when they notice, and what one of them has accepted ends with it.
+    assert wait_until(lambda: not cluster.replicas(), RECOVERY_S)
     # Nobody accepts meanwhile, but the sockets are held: callers wait in the queue and are not refused.
     with cluster.answering(timeout_s=RECOVERY_S):
         cluster.recovers(
