@@ -59,7 +59,11 @@ class Cluster:
         return found
 
     def processes(self, part: str, name: str) -> list[psutil.Process]:
-        return [process for process in marked(self.layout.id, part) if process.name() == name]
+        found = []
+        for process in marked(self.layout.id, part):
+            with suppress(psutil.NoSuchProcess):
+                found += [process] if process.name() == name else []
+        return found
 
     def ports(self) -> list[int]:
         state = read_state(self.layout.state_file)
@@ -187,7 +191,8 @@ def test_a_killed_ray_head_costs_no_answer_and_comes_back(cluster):
     head, node, supervisor = (cluster.part(name) for name in ("head", "node", "supervisor"))
     with cluster.answering():
         for process in (*cluster.processes("head", "gcs_server"), *cluster.processes("head", "raylet")):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it may end with the one before
+                process.kill()
         cluster.recovers(lambda: cluster.part("head").process != head.process)
     assert cluster.part("node").process == node.process
     assert cluster.part("supervisor").detail == supervisor.detail
@@ -196,7 +201,8 @@ def test_a_killed_ray_head_costs_no_answer_and_comes_back(cluster):
 def test_a_killed_worker_node_comes_back_with_services_and_jobs(cluster):
     node, supervisor = cluster.part("node").process, cluster.part("supervisor").detail
     for process in cluster.processes("node", "raylet"):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it may end with the one before
+            process.kill()
     # Replicas end when they notice, and what one of them has accepted ends with it.
     assert wait_until(lambda: not cluster.replicas(), RECOVERY_S)
     # Nobody accepts meanwhile, but the sockets are held: callers wait in the queue and are not refused.
@@ -211,7 +217,8 @@ def test_a_worker_node_that_ends_because_its_agents_died_comes_back(cluster):
     node = cluster.part("node").process
     for process in marked(cluster.layout.id, "node"):
         if process.name().startswith("ray::"):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it may end with the one before
+                process.kill()
     cluster.recovers(lambda: cluster.part("node").process != node and cluster.processes("node", "raylet") != [])
 
 
@@ -219,11 +226,13 @@ def test_jobs_come_back_when_the_worker_node_dies_after_a_lost_head(cluster):
     # Ray goes on calling the job running then: the head that knew of it is gone, and so is who would report its end.
     head = cluster.part("head").process
     for process in (*cluster.processes("head", "gcs_server"), *cluster.processes("head", "raylet")):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it may end with the one before
+            process.kill()
     cluster.recovers(lambda: cluster.part("head").process != head)
     supervisor = cluster.part("supervisor").detail
     for process in cluster.processes("node", "raylet"):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it may end with the one before
+            process.kill()
     cluster.recovers(lambda: cluster.part("supervisor").detail != supervisor)
 
 
