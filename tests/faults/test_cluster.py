@@ -50,20 +50,20 @@ class Cluster:
         assert state is not None
         return state.parts[name]
 
-    def replicas(self) -> list[psutil.Process]:
-        """The replicas that live."""
-        found = []
-        for process in marked(self.layout.id, "node"):
-            with suppress(psutil.NoSuchProcess):
-                found += [process] if process.name().startswith("ray::ServeReplica") else []
-        return found
-
-    def processes(self, part: str, name: str) -> list[psutil.Process]:
+    def titled(self, part: str, start: str = "") -> list[tuple[str, psutil.Process]]:
+        """Processes of a part whose title begins so, with their titles; what ends meanwhile is left out."""
         found = []
         for process in marked(self.layout.id, part):
             with suppress(psutil.NoSuchProcess):
-                found += [process] if process.name() == name else []
-        return found
+                found.append((process.name(), process))
+        return [(title, process) for title, process in found if title.startswith(start)]
+
+    def replicas(self) -> list[psutil.Process]:
+        """The replicas that live."""
+        return [process for _, process in self.titled("node", "ray::ServeReplica")]
+
+    def processes(self, part: str, name: str) -> list[psutil.Process]:
+        return [process for title, process in self.titled(part, name) if title == name]
 
     def ports(self) -> list[int]:
         state = read_state(self.layout.state_file)
@@ -158,12 +158,11 @@ def test_up_with_other_settings_says_which_differ_and_changes_nothing(cluster):
 
 
 def test_work_runs_on_the_worker_node_and_not_on_the_head(cluster):
-    titles = {process.name() for process in marked(cluster.layout.id, "head")}
-    assert not any(title.startswith("ray::ServeReplica") for title in titles)
+    assert cluster.titled("head", "ray::ServeReplica") == []
     with Launcher.of(cluster.settings) as launcher:
         job = cluster.part("supervisor").detail
         assert wait_until(lambda: "supervising" in launcher.logs(job), RECOVERY_S, every_s=0.2)
-    assert any(process.name().startswith("ray::ServeReplica") for process in marked(cluster.layout.id, "node"))
+    assert cluster.replicas() != []
 
 
 def test_the_job_interface_refuses_a_caller_without_the_token(cluster):
@@ -215,10 +214,9 @@ def test_a_killed_worker_node_comes_back_with_services_and_jobs(cluster):
 def test_a_worker_node_that_ends_because_its_agents_died_comes_back(cluster):
     # Its raylet ends in good order then, and the process that started it stays as if nothing had happened.
     node = cluster.part("node").process
-    for process in marked(cluster.layout.id, "node"):
-        if process.name().startswith("ray::"):
-            with suppress(psutil.NoSuchProcess):  # it may end with the one before
-                process.kill()
+    for _, process in cluster.titled("node", "ray::"):
+        with suppress(psutil.NoSuchProcess):  # it may end with the one before
+            process.kill()
     cluster.recovers(lambda: cluster.part("node").process != node and cluster.processes("node", "raylet") != [])
 
 
