@@ -39,6 +39,7 @@ from featurelib.stores.log import Log
 from featurelib.stores.online import Claim, GroupCommit, OnlineStore, StateName
 from featurelib.stores.registry import BackfillRecord, NewEvent, Registry
 from jobs.inputs import InputPartition, input_partitions
+from jobs.partitioned import map_partitions
 from jobs.worker import PartitionWorker, newest_timely, tells_failures
 
 _log = structlog.get_logger(__name__)
@@ -359,23 +360,7 @@ def generation_served(generation: int) -> str:
 
 
 def _run(order: Order, partition_count: int) -> list[Built]:
-    import ray
-    import ray.data
-
-    partitions = ray.data.from_items([{"partition": partition} for partition in range(partition_count)])
-    built = partitions.map_batches(
-        _BuildActor,
-        fn_constructor_args=(order,),
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=partition_count),
-        # A partition that fails fails the job, which says so; it is not tried again behind the job's back.
-        max_restarts=0,
-        max_task_retries=0,
-        # The pool must leave CPUs for the tasks that read the items, or the job hangs without a word.
-        num_cpus=0.5,
-    )
-    return [Built(**row) for row in built.take_all()]
+    return [Built(**row) for row in map_partitions(_BuildActor, (order,), partition_count)]
 
 
 def _next_generation(store: OnlineStore, served: StateName) -> StateName:

@@ -34,6 +34,7 @@ from featurelib.stores.log import Log
 from featurelib.stores.registry import Registry
 from featurelib.stores.spine_files import AT, KEY, ROW, Asked, Order, Outcome, SpineFolder
 from featurelib.stores.spine_reader import SpineReader
+from jobs.partitioned import map_partitions
 
 _log = structlog.get_logger(__name__)
 # Rows of 50 features that are held as Python values at once: some 300 MB.
@@ -155,23 +156,8 @@ def training_set(settings: Settings, name: str, run: Run | None = None) -> Outco
 
 
 def _run(name: str, partitions: int) -> list[Part]:
-    import ray
-    import ray.data
-
-    asked = ray.data.from_items([{"partition": partition} for partition in range(partitions)])
-    read = asked.map_batches(
-        _ReadActor,
-        fn_constructor_args=(name,),
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=partitions),
-        # The caller waits: a read whose actor dies fails, and is asked again by whoever wants it.
-        max_restarts=0,
-        max_task_retries=0,
-        # The pool must leave CPUs for the tasks that read the items, or the job hangs without a word.
-        num_cpus=0.5,
-    )
-    return [Part(int(r["partition"]), int(r["rows"]), int(r["hits"]), str(r["failure"])) for r in read.take_all()]
+    read = map_partitions(_ReadActor, (name,), partitions)
+    return [Part(int(r["partition"]), int(r["rows"]), int(r["hits"]), str(r["failure"])) for r in read]
 
 
 def _plan(order: Order, registry: Registry, runner: Runner) -> ReadPlan:

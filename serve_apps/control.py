@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from featurelib.clock import Clock, Instant, format_instant
-from featurelib.definitions import PipelineDef, ref
-from featurelib.errors import InvalidRequest
+from featurelib.definitions import Definitions, PipelineDef, ref
+from featurelib.engine.program import pipelines_of
+from featurelib.errors import InvalidRequest, NotFound
 from featurelib.settings import Settings
 from featurelib.stores.backfill_requests import Asked, BackfillRequest, BackfillRequests
 from featurelib.stores.orders import JobOrder, Orders
 from featurelib.stores.registry import Registry
 from serve_apps import shapes
-from serve_apps.definition_service import job_named
 
 
 class JobControl:
@@ -180,3 +180,22 @@ def _check_past(instants: dict[str, Instant | None], now: Instant) -> None:
     for name, instant in instants.items():
         if instant is not None and instant > now:
             raise InvalidRequest(f"{name}: {format_instant(instant)} lies ahead; it is {format_instant(now)}")
+
+
+def job_named(name: str, definitions: Definitions) -> PipelineDef:
+    """The pipeline whose job, or which itself, has the name; ``@2`` behind it names a version.
+
+    Raises:
+        NotFound: there is none.
+        InvalidRequest: several versions have the name.
+    """
+    title, _, version = name.partition("@")
+    pipelines = [p for p in pipelines_of(definitions) if version in {"", str(p.version)}]
+    # A pipeline's own name may end like a job's: what is a job's name is taken for that first.
+    found = [p for p in pipelines if f"{p.name}_job" == title] or [p for p in pipelines if p.name == title]
+    if not found:
+        raise NotFound(f"there is no job {name[:128]!r}")
+    if len(found) > 1:
+        versions = ", ".join(f"{pipeline.name}@{pipeline.version}" for pipeline in found)
+        raise InvalidRequest(f"name: {name!r} has several versions: {versions}; name one of them")
+    return found[0]

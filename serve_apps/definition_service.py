@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from featurelib.clock import Instant, SystemClock
-from featurelib.definitions import Definitions, PipelineDef, SourceDef, ref
-from featurelib.engine.program import pipelines_of
-from featurelib.errors import InvalidRequest, NotFound, StoreUnavailable
+from featurelib.clock import Instant
+from featurelib.definitions import Definitions, SourceDef, ref
+from featurelib.errors import NotFound, StoreUnavailable
 from featurelib.settings import Settings
 from featurelib.stores.log import Log
-from featurelib.stores.orders import Orders
 from featurelib.stores.registry import Registry, SourceStatus
 from featurelib.stores.shapes import Shapes, as_detail
 from serve_apps import shapes
 from serve_apps.catalogue import Catalogued
+from serve_apps.control import JobControl
 from serve_apps.freshness import dataset_freshness, rules_of
 
 _RECENT_EVENTS = 20
@@ -29,16 +28,19 @@ class DefinitionService:
     Args:
         registry: what is committed.
         log: where records sent over HTTP go.
-        settings: partition counts and lateness rules.
+        settings: when a partition counts as idle.
+        jobs: how the jobs do.
         drift: what is known of the columns that came to datasets.
     """
 
-    def __init__(self, registry: Registry, log: Log, settings: Settings, drift: Shapes | None = None) -> None:
+    def __init__(
+        self, registry: Registry, log: Log, settings: Settings, jobs: JobControl, drift: Shapes | None = None
+    ) -> None:
+        self._jobs = jobs
         self._drift = drift
         self._registry = registry
         self._log = log
         self._settings = settings
-        self._orders = Orders(registry.database, SystemClock())
 
     def sources(self) -> list[shapes.Json]:
         """Every source, how far it got, and how the columns that come differ; null where the log does not answer."""
@@ -90,16 +92,12 @@ class DefinitionService:
         """Everything at a glance; ages are counted from ``now``."""
         definitions = self._registry.definitions()
         latest = self._registry.latest_commit()
-        jobs, fresh = self._jobs(definitions, now), self._fresh(definitions, now)
+        jobs, fresh = self._jobs.jobs(), self._fresh(definitions, now)
         return {
             **shapes.status(definitions, jobs, self.sources(), self._registry.backfills(), fresh),
             "latest_commit": shapes.commit_record(latest) if latest else None,
             "recent_events": [shapes.event_record(e) for e in self._registry.events(limit=_RECENT_EVENTS)],
         }
-
-    def _jobs(self, definitions: Definitions, now: Instant) -> list[shapes.Json]:
-        count = self._settings.pipeline.partition_count
-        return shapes.job_records(definitions, self._registry.jobs(), count, now, orders=self._orders.all())
 
     def _fresh(self, definitions: Definitions, now: Instant) -> dict[str, shapes.Json]:
         datasets = {ref(dataset): dataset for dataset in definitions.datasets}
@@ -111,22 +109,3 @@ class DefinitionService:
             for status in self._registry.dataset_statuses()
             if status.dataset in datasets
         }
-
-
-def job_named(name: str, definitions: Definitions) -> PipelineDef:
-    """The pipeline whose job, or which itself, has the name; ``@2`` behind it names a version.
-
-    Raises:
-        NotFound: there is none.
-        InvalidRequest: several versions have the name.
-    """
-    title, _, version = name.partition("@")
-    pipelines = [p for p in pipelines_of(definitions) if version in {"", str(p.version)}]
-    # A pipeline's own name may end like a job's: what is a job's name is taken for that first.
-    found = [p for p in pipelines if f"{p.name}_job" == title] or [p for p in pipelines if p.name == title]
-    if not found:
-        raise NotFound(f"there is no job {name[:128]!r}")
-    if len(found) > 1:
-        versions = ", ".join(f"{pipeline.name}@{pipeline.version}" for pipeline in found)
-        raise InvalidRequest(f"name: {name!r} has several versions: {versions}; name one of them")
-    return found[0]

@@ -7,6 +7,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from serve_apps.auth import Caller
+from serve_apps.control import JobControl
+from serve_apps.definition_service import DefinitionService
 from serve_apps.services import Services
 
 
@@ -30,3 +32,14 @@ def _admin(request: Request) -> Caller:
 ServicesOf = Annotated[Services, Depends(_services)]
 Writer = Annotated[Caller, Depends(_writer)]
 Admin = Annotated[Caller, Depends(_admin)]
+
+
+def job_control(services: Services) -> JobControl:
+    """Jobs as they are, and orders to them."""
+    return JobControl(services.stores.registry, services.settings, services.clock)
+
+
+def definition_service(services: ServicesOf) -> DefinitionService:
+    """What is committed and what became of it."""
+    stores = services.stores
+    return DefinitionService(stores.registry, stores.log, services.settings, job_control(services), services.shapes)

@@ -15,7 +15,7 @@ from serve_apps.definition_service import DefinitionService
 from serve_apps.editing import MetadataService
 from serve_apps.graph import Direction, Level
 from serve_apps.past_definitions import PastDefinitions
-from serve_apps.routes.access import ServicesOf, Writer
+from serve_apps.routes.access import ServicesOf, Writer, definition_service
 
 router = APIRouter(prefix="/api/v1", tags=["catalogue"])
 
@@ -95,15 +95,10 @@ def _editing(services: ServicesOf) -> MetadataService:
     return MetadataService(services.stores.registry, services.clock)
 
 
-def _definitions(services: ServicesOf) -> DefinitionService:
-    stores = services.stores
-    return DefinitionService(stores.registry, stores.log, services.settings, services.shapes)
-
-
 CatalogueOf = Annotated[Catalogue, Depends(_catalogue)]
 PastOf = Annotated[PastDefinitions, Depends(_past)]
 EditingOf = Annotated[MetadataService, Depends(_editing)]
-DefinitionsOf = Annotated[DefinitionService, Depends(_definitions)]
+DefinitionsOf = Annotated[DefinitionService, Depends(definition_service)]
 
 
 @router.get("/featuresets", response_model=list[records.FeaturesetRecord])

@@ -7,12 +7,10 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import Field
 
-from serve_apps.definition_service import DefinitionService
 from serve_apps.records import CommitEntry, ExtractorRecord, FeatureRecord, Shown, SourceRecord
-from serve_apps.routes.access import ServicesOf
+from serve_apps.routes.access import ServicesOf, definition_service
 from serve_apps.routes.feed import EventView
 from serve_apps.routes.jobs import JobView
-from serve_apps.services import Services
 
 router = APIRouter(tags=["definitions"])
 _AT = "2026-03-01T12:00:00Z"
@@ -152,12 +150,7 @@ class Status(Shown):
     """The newest entries of the feed."""
 
 
-def _service(services: Services) -> DefinitionService:
-    stores = services.stores
-    return DefinitionService(stores.registry, stores.log, services.settings, services.shapes)
-
-
 @router.get("/api/v1/status", response_model=Status)
 def status(services: ServicesOf) -> dict[str, Any]:
     """Everything at a glance."""
-    return _service(services).status(services.clock.now())
+    return definition_service(services).status(services.clock.now())

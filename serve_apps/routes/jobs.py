@@ -7,10 +7,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-from serve_apps.control import JobControl
 from serve_apps.messages import ErrorBody
-from serve_apps.routes.access import ServicesOf, Writer
-from serve_apps.services import Services
+from serve_apps.routes.access import ServicesOf, Writer, job_control
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
@@ -182,26 +180,22 @@ class JobChange(BaseModel):
 _CONFLICT: dict[int | str, dict[str, Any]] = {409: {"model": ErrorBody, "description": "The job is paused."}}
 
 
-def _control(services: Services) -> JobControl:
-    return JobControl(services.stores.registry, services.settings, services.clock)
-
-
 @router.get("", response_model=list[JobView])
 def jobs(services: ServicesOf) -> list[dict[str, Any]]:
     """Every job, how far it got and how fresh it is."""
-    return _control(services).jobs()
+    return job_control(services).jobs()
 
 
 @router.get("/{name}", response_model=JobView)
 def job(name: JobName, services: ServicesOf) -> dict[str, Any]:
     """One job, how far it got and how fresh it is."""
-    return _control(services).job(name)
+    return job_control(services).job(name)
 
 
 @router.patch("/{name}", response_model=JobView)
 def scale(name: JobName, change: JobChange, services: ServicesOf, caller: Writer) -> dict[str, Any]:  # noqa: ARG001  # the role is the point
     """Give a pipeline another number of workers, while records go on arriving; the log's partitions stay."""
-    return _control(services).scale(name, change.partition_count)
+    return job_control(services).scale(name, change.partition_count)
 
 
 @router.post("/{name}/pause", response_model=JobView)
@@ -210,7 +204,7 @@ def pause(name: JobName, services: ServicesOf, caller: Writer) -> dict[str, Any]
 
     Reads are answered as ever, from the state as it stands; records go on being accepted. Again it changes nothing.
     """
-    return _control(services).pause(name, caller.fingerprint)
+    return job_control(services).pause(name, caller.fingerprint)
 
 
 @router.post("/{name}/resume", response_model=JobView)
@@ -219,10 +213,10 @@ def resume(name: JobName, services: ServicesOf, caller: Writer) -> dict[str, Any
 
     Again it changes nothing.
     """
-    return _control(services).resume(name, caller.fingerprint)
+    return job_control(services).resume(name, caller.fingerprint)
 
 
 @router.post("/{name}/restart", response_model=JobView, responses=_CONFLICT)
 def restart(name: JobName, services: ServicesOf, caller: Writer) -> dict[str, Any]:
     """Replace every worker of a pipeline, each after its current step; they go on from where it stands."""
-    return _control(services).restart(name, caller.fingerprint)
+    return job_control(services).restart(name, caller.fingerprint)

@@ -7,7 +7,7 @@ import pytest
 from featurelib.clock import HOUR, SECOND, format_instant
 from featurelib.definitions import Definitions
 from featurelib.stores.registry import DatasetStatus, JobRecord, PartitionStatus, WorkerStatus
-from serve_apps.definition_service import job_named
+from serve_apps.control import job_named
 from serve_apps.freshness import Rules, age_s, dataset_freshness, is_idle
 from tests.api.conftest import NOON
 
