@@ -290,7 +290,7 @@ class Backfill:
         try:
             built = _run(order, self._settings.pipeline.partition_count)
             self._switch(order, built)
-            status = "completed"
+            status = "complete"
         finally:
             self._show(order, status, sum(one.rows for one in built))
         self._tell_failures(order, built)

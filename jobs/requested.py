@@ -112,7 +112,7 @@ class RequestedBackfills:
                 return
             self._store.switch_generation(request.pipeline, fresh.generation)
         if self._requests.completed(request, f"{request.rows} rows rebuilt; {generation_served(fresh.generation)}"):
-            self._show(request, "completed")
+            self._show(request, "complete")
 
     def _drop(self, request: BackfillRequest) -> None:
         """Free what was built and is never served."""

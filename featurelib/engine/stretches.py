@@ -202,7 +202,24 @@ class _Stretch:
         return [part for part in found if part is not None]
 
 
-class Stretches:
+class _Bounded:
+    """What was laid between cuts, and how far the cuts may move before a row changes sides."""
+
+    _limits: list[Limits]
+    _calm: _Calm | None
+    _versioned: bool
+    """Whether versions end in it: then all this is true as of one instant alone."""
+
+    def lasts(self, group: Group) -> Duration:
+        """How long all cuts may move on as time does, from those of this group, before one passes a row."""
+        if self._versioned:
+            return 0
+        if self._calm is None:
+            self._calm = _Calm.of(self._limits, group.cuts)
+        return self._calm.until - group.cuts[-1]
+
+
+class Stretches(_Bounded):
     """What lies between the cuts of a group, from one walk over a key's panes.
 
     Raises:
@@ -218,9 +235,8 @@ class Stretches:
         self._cuts = group.cuts
         self._as_of = group.as_of
         self._limits = [Limits(cut - 1, cut) for cut in group.cuts]
-        self._calm: _Calm | None = None
+        self._calm = None
         self._leaves: list[_CutLeaf] = []
-        # Whether versions end in what was walked over: then all this is true as of this instant alone.
         self._versioned = False
         self._missing: list[Pane] = []
         self._found = [_Stretch() for _ in range(len(group.cuts) + 1)]
@@ -266,14 +282,6 @@ class Stretches:
 
     def _leaves_at(self, passed: list[int]) -> list[_CutLeaf]:
         return [leaf for leaf in self._leaves if any(number in leaf.cuts for number in passed)]
-
-    def lasts(self, group: Group) -> Duration:
-        """How long all cuts may move on as time does, from those of this group, before one passes a row."""
-        if self._versioned:
-            return 0
-        if self._calm is None:
-            self._calm = _Calm.of(self._limits, group.cuts)
-        return self._calm.until - group.cuts[-1]
 
     # The walk
 
@@ -445,7 +453,7 @@ def _place(rows: Sequence[Row], cut: Instant) -> int:
     return bisect_left(rows, cut, key=_time)
 
 
-class Buffered:
+class Buffered(_Bounded):
     """The rows of a key's buffer, laid into the stretches of a group."""
 
     def __init__(self, plan: Plan, group: Group, rows: Sequence[Row]) -> None:
@@ -453,7 +461,7 @@ class Buffered:
         self._as_of = group.as_of
         self._versioned = False
         self._limits = [Limits(_NEVER, _FOREVER)] * len(group.cuts)
-        self._calm: _Calm | None = None
+        self._calm = None
         self._parts: list[list[Partials]] = [[] for _ in range(len(group.cuts) + 1)]
         self.extend(group, rows)
 
@@ -511,14 +519,6 @@ class Buffered:
     def beside(self, stretches: Sequence[Sequence[Partials]]) -> Sequence[Sequence[Partials]]:
         """The stretches of the tree with these rows."""
         return [[*parts, *own] if own else parts for parts, own in zip(stretches, self._parts, strict=True)]
-
-    def lasts(self, group: Group) -> Duration:
-        """How long all cuts may move on as time does before one passes a row."""
-        if self._versioned:
-            return 0
-        if self._calm is None:
-            self._calm = _Calm.of(self._limits, group.cuts)
-        return self._calm.until - group.cuts[-1]
 
     def same_for(self, group: Group) -> bool:
         """Whether the rows lie the same for other cuts, as many as there were."""

@@ -108,7 +108,7 @@ class BackfillStatus(Shown):
     """The pipeline's job."""
     source_dataset: str = Field(examples=["Ride"])
     """What is read again."""
-    status: str = Field(examples=["completed"])
+    status: str = Field(examples=["complete"])
     """How far it got."""
     records_ingested: int
     """Records read."""
