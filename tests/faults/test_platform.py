@@ -9,24 +9,28 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from cluster import local
+from cluster.launcher import Job, Launcher
 from cluster.processes import Owned, wait_until
 from cluster.state import read_state
 from featurelib.errors import ThymeError
 from tests.support.accounts import ACCOUNTS_MODULE, SIZES, account_changes, in_process, json_lines
 from tests.support.platforms import Platform
-from tests.support.towns import CATCH_UP_ROWS, CITIES, DEADLINE_S, FLEET_MODULE, Town, running_town
+from tests.support.towns import CATCH_UP_ROWS, CITIES, DEADLINE_S, FLEET_MODULE, START_S, Town, running_town
 
 pytestmark = pytest.mark.cluster
+OFFLINE_ROWS = 120
+"""Rows of an offline read that a replica answers itself; more go to a job."""
 
 
 @pytest.fixture(scope="module")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    with running_town(tmp_path_factory.mktemp("home")) as made:
+    with running_town(tmp_path_factory.mktemp("home"), THYME_SERVING__OFFLINE_ROWS=str(OFFLINE_ROWS)) as made:
         yield made
 
 
@@ -198,3 +202,27 @@ def _empty(folder: Path) -> Path:
 def _ray_environment(platform: Platform) -> dict[str, str]:
     lines = platform.thyme("ray-env").splitlines()
     return dict(line.removeprefix("export ").split("=", 1) for line in lines)
+
+
+def test_an_offline_read_of_many_rows_is_a_job_and_answers_what_the_replica_does(town: Town) -> None:
+    town.drive(2, 1_000)
+    town.settles()
+    newest = datetime.fromtimestamp(START_S + town.rows // 10, UTC)
+    asked = [
+        {"entity_id": (*CITIES, "nowhere")[number % (len(CITIES) + 1)], "timestamp": newest - timedelta(seconds=number)}
+        for number in range(2 * OFFLINE_ROWS)
+    ]
+    before = len(jobs_named(town, "jobs.training_set"))
+    halves = (asked[:OFFLINE_ROWS], asked[OFFLINE_ROWS:])
+    by_replica = [town.client.query_offline("CityFeatures", half) for half in halves]
+    assert len(jobs_named(town, "jobs.training_set")) == before
+    by_job = town.client.query_offline("CityFeatures", asked)
+    assert len(jobs_named(town, "jobs.training_set")) == before + 1
+    rows = by_job.to_dict()
+    assert rows == [row for half in by_replica for row in half.to_dict()]
+    assert len({row["rides"] for row in rows}) > len(CITIES)
+
+
+def jobs_named(town: Town, module: str) -> list[Job]:
+    with Launcher.of(town.platform.settings) as launcher:
+        return [job for job in launcher.jobs() if module in job.entrypoint]
