@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurelib.engine.input_partitions import InputPartition
 from featurelib.engine.records import ERASED, OFFSET
 from featurelib.stores.log import texts_of
-from jobs.inputs import InputPartition
 
 
 class Erasure(NamedTuple):
@@ -37,6 +37,9 @@ def up_to_tombstones(
     """
     records: dict[int, pa.Table] = {}
     for index, table in batch.items():
+        if table[ERASED].null_count == len(table):
+            records[index] = table  # as nearly always
+            continue
         erased = _erased(table)
         if erased[0]:
             return {}, _erasure(index, table.slice(0, _run(erased)), inputs[index])

@@ -10,8 +10,9 @@ in place of the one with the same identity is idempotent, so redoing it after a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import polars as pl
@@ -92,6 +93,8 @@ class PartitionWorker:
         self._log = log
         self._store = store
         self._history = history
+        self.is_behind = False
+        """Whether the last :meth:`step` left records, or tombstones, that were there already."""
         self._reader = InputReader(program, groups, log=log, archive=history, batch_rows=batch_rows)
         self._inputs, self._lefts, self._rights = self._reader.partitions, self._reader.lefts, self._reader.rights
         self._epochs: dict[int, int] = {}
@@ -170,6 +173,7 @@ class PartitionWorker:
         if erasure is not None:
             return self._erase_right(erasure)
         if batch:
+            self.is_behind = True  # left records were not looked for
             return self._apply_right(batch)
         batch, erasure = self._read(self._lefts)
         if erasure is not None:
@@ -234,7 +238,11 @@ class PartitionWorker:
 
     def _read(self, indexes: Sequence[int]) -> tuple[dict[int, pa.Table], Erasure | None]:
         """The next records, or the next tombstones: what comes before one is committed before it is applied."""
-        return up_to_tombstones(self._reader.read(indexes, self._positions), self._inputs)
+        found = self._reader.read(indexes, self._positions)
+        batch, erasure = up_to_tombstones(found, self._inputs)
+        cut = sum(map(len, batch.values())) < sum(map(len, found.values()))
+        self.is_behind = cut or self._reader.behind
+        return batch, erasure
 
     def _apply_left(self, batch: Mapping[int, pa.Table]) -> Step:
         columns = self._program.left_columns()
@@ -521,9 +529,10 @@ class PartitionWorker:
         return tables
 
     def _own(self, shaped: pl.DataFrame) -> pl.DataFrame:
-        groups = pl.Series(_GROUP, key_groups(shaped[KEY]), dtype=pl.Int64)
-        grouped = shaped.with_columns(groups)
-        return grouped.filter(pl.col(_GROUP).is_between(self._groups[0], self._groups[-1]))
+        groups = key_groups(shaped[KEY])
+        grouped = shaped.with_columns(pl.Series(_GROUP, groups, dtype=pl.Int64))
+        mine = (groups >= self._groups[0]) & (groups <= self._groups[-1])
+        return grouped if mine.all() else grouped.filter(pl.Series(mine))
 
     def _unapplied(self, shaped: pl.DataFrame) -> pl.DataFrame:
         return shaped if self._even() else shaped.filter(~self._is_applied(shaped))
@@ -578,7 +587,7 @@ class PartitionWorker:
         if newest is not None:
             for group, known in self._newest.items():
                 self._newest[group] = newest if known is None else max(known, newest)
-        for group, count in shaped.group_by(_GROUP).agg(pl.len()).iter_rows():
+        for group, count in Counter(shaped[_GROUP].to_list()).items():
             self._rows[group] += count
 
     def _tell_applied(self, states: Mapping[str, KeyState]) -> None:
@@ -674,5 +683,7 @@ def tells_failures(groups: range) -> bool:
 
 def newest_timely(records: pa.Table) -> Instant | None:
     """Newest event time among the records that were not late."""
-    timely = records.filter(pc.invert(records[LATE]))
-    return pc.max(timely[TIME]).as_py() if len(timely) else None
+    late, times = records[LATE], records[TIME]
+    if pc.any(late).as_py():
+        times = times.filter(pc.invert(late))
+    return cast("Instant | None", pc.max(times).as_py())

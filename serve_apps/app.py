@@ -12,6 +12,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Deployment
 
+from cluster.processes import begin_session
 from cluster.sockets import bind_listener, receive_listener
 from featurelib.clock import SystemClock
 from featurelib.errors import ClusterError
@@ -34,6 +35,7 @@ class _Replica:
 
     def __init__(self, name: str, port: int, settings: Settings) -> None:
         configure_logs()
+        begin_session()
         clock = SystemClock()
         registry = Registry(settings.registry_url, clock)
         registry.migrate()

@@ -124,21 +124,20 @@ class Fold:
 
     def shape(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The columns a row is made of: ``__key``, identity, ``__until``, value columns and ``__mask``."""
-        keyed = frame.with_columns(key_texts([frame[name] for name in self.keys]).alias(KEY))
+        key = key_texts([frame[name] for name in self.keys]).alias(KEY)
         bits = [condition(node, frame).cast(pl.Int64) * (1 << bit) for bit, node in enumerate(self._predicates)]
         mask = pl.sum_horizontal(bits).alias(_MASK) if bits else pl.lit(0, dtype=pl.Int64).alias(_MASK)
-        values = [_stored(keyed.schema[name], name) for name in self._value_columns]
-        return keyed.select(KEY, *IDENTITY, UNTIL, *values, mask).filter(pl.col(KEY).is_not_null())
+        values = [_stored(frame[name].dtype, name) for name in self._value_columns]
+        shaped = frame.select(key, *IDENTITY, UNTIL, *values, mask)
+        return shaped.filter(shaped[KEY].is_not_null()) if shaped[KEY].null_count() else shaped
 
     def rows_by_key(self, shaped: pl.DataFrame) -> Iterator[KeyRows]:
         """Rows of each key, keys in text order, rows in the frame's order."""
-        ordered = shaped.sort(KEY, maintain_order=True)
-        runs = ordered[KEY].rle().struct.unnest()
-        rows = ordered.drop(KEY).rows()
-        start = 0
-        for length, key in zip(runs["len"].to_list(), runs["value"].to_list(), strict=True):
-            yield KeyRows(key, rows[start : start + length])
-            start += length
+        found: dict[str, list[Row]] = {}
+        for key, row in zip(shaped[KEY].to_list(), shaped.drop(KEY).rows(), strict=True):
+            found.setdefault(key, []).append(row)
+        for key in sorted(found):
+            yield KeyRows(key, found[key])
 
     def new_state(self, inputs: int) -> KeyState:
         """The state of a key never seen; ``inputs`` is the number of input partitions of the pipeline."""

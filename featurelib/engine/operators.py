@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import polars as pl
 import pyarrow as pa
@@ -50,31 +50,32 @@ PLACE_BITS = 48
 # A function over a batch of some thousand rows is interrupted after the first, and never called again after the second.
 _LIMITS_S = (5.0, 15.0)
 _RIGHT_KEY, _RIGHT_TIME, _RIGHT_UNTIL = "__right_key", "__right_time", "__right_until"
+_NOT_OF_ROWS = {LATE, PARTITION, OFFSET, ERASED, DELETED}
+_NO_SUB = pl.lit("", dtype=pl.String).alias(SUB)
+_NO_END = pl.lit(None, dtype=pl.Int64).alias(UNTIL)
 _RIGHT_ORDER = [_RIGHT_TIME, ACCEPTED_AT, PLACE, SUB]
 
 
 def source_rows(records: pa.Table) -> pl.DataFrame:
     """Records as rows, tombstones included (column ``__deleted``); late ones are stored and counted, not aggregated."""
-    frame: Any = pl.from_arrow(records)
-    assert isinstance(frame, pl.DataFrame)
-    deleted = pl.col(DELETED).fill_null(value=False) if DELETED in frame.columns else pl.lit(value=False)
-    place = pl.col(PARTITION).cast(pl.Int64) * (1 << PLACE_BITS) + pl.col(OFFSET)
-    return (
-        frame.filter(~pl.col(LATE))
-        .with_columns(
-            place.alias(PLACE),
-            pl.lit("", dtype=pl.String).alias(SUB),
-            pl.lit(None, dtype=pl.Int64).alias(UNTIL),
-            deleted.alias(DELETED),
-        )
-        .drop(LATE, PARTITION, OFFSET)
-        .drop(ERASED, strict=False)
-    )
+    deleted = pl.col(DELETED).fill_null(value=False) if DELETED in records.column_names else pl.lit(value=False)
+    return _rows(records, deleted.alias(DELETED))
 
 
 def left_rows(records: pa.Table) -> pl.DataFrame:
     """Records of an append-only dataset as rows."""
-    return source_rows(records).drop(DELETED)
+    return _rows(records)
+
+
+def _rows(records: pa.Table, *more: pl.Expr) -> pl.DataFrame:
+    # One select: each step over a frame of 25 rows costs as much as over one of 2,000.
+    frame = cast("pl.DataFrame", pl.from_arrow(records))
+    late = frame[LATE]
+    if late.any():
+        frame = frame.filter(~late)
+    own = [name for name in frame.columns if name not in _NOT_OF_ROWS]
+    place = pl.col(PARTITION).cast(pl.Int64) * (1 << PLACE_BITS) + pl.col(OFFSET)
+    return frame.select(*own, place.alias(PLACE), _NO_SUB, _NO_END, *more)
 
 
 class UserFailure(NamedTuple):

@@ -4,11 +4,12 @@
     {<pipeline>#<generation>:<group>}:s:<key>    hash: one field per part of the key's state (engine/panes.py)
     {<pipeline>}:generation                      which generation is served
 
-All keys of a key group share a slot, so one script commits state, output and position together. It
-compares the writer's epoch first; claiming a group raises the epoch (before the first read), so a worker
-that was replaced, however late it wakes up, writes nothing. A script touches at most 500 keys, since
-bigger ones stall readers; a commit of more is sent in chunks, each key carrying its applied position,
-and the group's position moves last. The first chunk notes where it goes (``ahead``), the last one takes the note away.
+One script commits state, output and position of a key group together, and of as many groups as fit: a script for
+each of a worker's groups cost a step of 25 rows half its time. It compares the writer's epoch of each group first;
+claiming a group raises the epoch (before the first read), so a worker that was replaced, however late it wakes up,
+writes nothing. A script touches at most 500 keys, since bigger ones stall readers; a commit of more is sent in chunks,
+each key carrying its applied position, and the group's position moves last. The first chunk notes where it goes
+(``ahead``), the last one takes the note away.
 
 A *generation* is one build of a pipeline's state: a backfill writes the next one aside and then switches.
 """
@@ -30,26 +31,35 @@ from featurelib.stores.server import answering
 _KEYS_PER_SCRIPT = 500
 # Lua's unpack() is bounded by its C stack (8,000 values); pairs are written in strides below it.
 _COMMIT = """
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
-local at = 3
-for k = 2, #KEYS do
-  local last = at + tonumber(ARGV[at])
-  if last < at then
-    redis.call('UNLINK', KEYS[k])
-    last = at
+local fenced, at, k = 0, 1, 1
+while k <= #KEYS do
+  local position, last_key = KEYS[k], k + tonumber(ARGV[at + 1])
+  local held = redis.call('HGET', position, 'epoch') == ARGV[at]
+  local first_noted, last_noted = at + 3, at + 2 + tonumber(ARGV[at + 2])
+  if not held then fenced = fenced + 1 end
+  at = last_noted + 1
+  for key = k + 1, last_key do
+    local last = at + tonumber(ARGV[at])
+    if last < at then
+      if held then redis.call('UNLINK', KEYS[key]) end
+      last = at
+    end
+    for first = at + 1, last, 1000 do
+      if held then redis.call('HSET', KEYS[key], unpack(ARGV, first, math.min(first + 999, last))) end
+    end
+    at = last + 2
+    local dropped = last + 1 + tonumber(ARGV[last + 1])
+    for first = at, dropped, 1000 do
+      if held then redis.call('HDEL', KEYS[key], unpack(ARGV, first, math.min(first + 999, dropped))) end
+    end
+    at = dropped + 1
   end
-  for first = at + 1, last, 1000 do
-    redis.call('HSET', KEYS[k], unpack(ARGV, first, math.min(first + 999, last)))
+  if held and last_noted >= first_noted then
+    redis.call('HSET', position, unpack(ARGV, first_noted, last_noted))
   end
-  at = last + 2
-  local dropped = last + 1 + tonumber(ARGV[last + 1])
-  for first = at, dropped, 1000 do
-    redis.call('HDEL', KEYS[k], unpack(ARGV, first, math.min(first + 999, dropped)))
-  end
-  at = dropped + 1
+  k = last_key + 1
 end
-if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], unpack(cjson.decode(ARGV[2]))) end
-return 1
+return fenced
 """
 
 
@@ -156,12 +166,8 @@ class OnlineStore:
             StoreUnavailable: some groups may have been written; claim again to find out.
         """
         with answering():
-            pipe = self._redis.pipeline(transaction=False)
-            for commit in commits:
-                for keys, arguments in _scripts(state, commit):
-                    self._commit(keys=keys, args=cast("Any", arguments), client=cast("Any", pipe))
-            replies = pipe.execute()
-        if not all(replies):
+            fenced = [self._commit(keys=keys, args=cast("Any", args)) for keys, args in _scripts(state, commits)]
+        if any(fenced):
             raise Fenced(f"{state.pipeline}: another worker has taken over")
 
     def progress(self, state: StateName) -> Progress:
@@ -185,6 +191,12 @@ class OnlineStore:
         """The generation that is served and kept up to date; 1 until a backfill switches."""
         with answering():
             return int(cast("bytes | None", self._redis.get(generation_key(pipeline))) or 1)
+
+    def kept_generation(self, pipeline: str) -> int | None:
+        """The generation that is kept up to date though it is not served (stores/generations.py)."""
+        with answering():
+            kept = cast("bytes | None", self._redis.get(kept_key(pipeline)))
+        return None if kept is None else int(kept)
 
     def switch_generation(self, pipeline: str, generation: int) -> None:
         """Serve another generation from now on."""
@@ -236,32 +248,56 @@ class OnlineStore:
             return cast("dict[bytes, bytes]", self._redis.hgetall(state.key(key)))
 
 
-def _scripts(state: StateName, commit: GroupCommit) -> Iterator[tuple[list[str], list[str | bytes]]]:
-    position = {"positions": json.dumps(list(commit.positions)), "rows": str(commit.rows)}
+class _Part(NamedTuple):
+    """What a script does in one key group."""
+
+    keys: list[str]
+    arguments: list[str | bytes]
+
+
+def _scripts(state: StateName, commits: Sequence[GroupCommit]) -> Iterator[_Part]:
+    """Keys and arguments of each script, in the order to run them."""
+    keys: list[str] = []
+    arguments: list[str | bytes] = []
+    for part in (part for commit in commits for part in _parts(state, commit)):
+        if keys and len(keys) + len(part.keys) > _KEYS_PER_SCRIPT:
+            yield _Part(keys, arguments)
+            keys, arguments = [], []
+        keys += part.keys
+        arguments += part.arguments
+    if keys:
+        yield _Part(keys, arguments)
+
+
+def _parts(state: StateName, commit: GroupCommit) -> Iterator[_Part]:
+    place = state.position(commit.group)
+    positions = json.dumps(list(commit.positions))
+    moved = ["positions", positions, "rows", str(commit.rows)]
     if commit.newest_us is not None:
-        position["newest"] = str(commit.newest_us)
+        moved += ["newest", str(commit.newest_us)]
     keys = [*commit.changes, *commit.removed]
     starts = range(0, max(1, len(keys)), _KEYS_PER_SCRIPT)
     if len(starts) > 1 or commit.back:
-        position["ahead"] = ""
+        moved += ["ahead", ""]
     for start in starts:
         chunk = keys[start : start + _KEYS_PER_SCRIPT]
-        noted: dict[str, str] = {}
+        noted: list[str] = []
         if start == starts[-1]:
-            noted = position
+            noted = moved
         elif start == 0 and not commit.back:
-            noted = {"ahead": position["positions"]}
-        written = json.dumps([part for pair in noted.items() for part in pair]) if noted else ""
-        arguments: list[str | bytes] = [str(commit.epoch), written]
-        for key in chunk:
-            if key in commit.removed:
-                arguments += ["-1", "0"]
-                continue
-            fields = commit.changes[key]
-            written_fields = [part for name, data in fields.items() if data is not None for part in (name, data)]
-            dropped = [name for name, data in fields.items() if data is None]
-            arguments += [str(len(written_fields)), *written_fields, str(len(dropped)), *dropped]
-        yield [state.position(commit.group), *(state.key(key) for key in chunk)], arguments
+            noted = ["ahead", positions]
+        written = [argument for key in chunk for argument in _written(commit, key)]
+        arguments: list[str | bytes] = [str(commit.epoch), str(len(chunk)), str(len(noted)), *noted, *written]
+        yield _Part([place, *(state.key(key) for key in chunk)], arguments)
+
+
+def _written(commit: GroupCommit, key: str) -> list[str | bytes]:
+    if key in commit.removed:
+        return ["-1", "0"]
+    fields = commit.changes[key]
+    written = [part for name, data in fields.items() if data is not None for part in (name, data)]
+    dropped = [name for name, data in fields.items() if data is None]
+    return [str(len(written)), *written, str(len(dropped)), *dropped]
 
 
 def _standing(reply: Sequence[bytes | None]) -> tuple[list[int] | None, Instant | None, int]:
@@ -280,3 +316,8 @@ def _ahead(stored: bytes | None) -> list[int] | None:
 def generation_key(pipeline: str) -> str:
     """The Redis key of the generation of a pipeline that is served."""
     return f"{{{pipeline}}}:generation"
+
+
+def kept_key(pipeline: str) -> str:
+    """The Redis key of the generation of a pipeline that is kept beside the served one."""
+    return f"{{{pipeline}}}:kept"

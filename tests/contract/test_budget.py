@@ -20,7 +20,7 @@ from featurelib.stores.audit import Audit, QueryRun
 from featurelib.stores.budget import Budget, LogRoom, server_warnings
 from featurelib.stores.fsync import FsyncFence
 from featurelib.stores.intake import Intake
-from featurelib.stores.log import Identity, Lateness, Log, Mark
+from featurelib.stores.log import Identity, Lateness, Log, Mark, Tail
 from featurelib.stores.online import GroupCommit, OnlineStore, StateName
 from featurelib.stores.registry import Registry
 from jobs.maintain import ArchiveCopy, LogTrimming, Upkeep
@@ -135,14 +135,15 @@ def test_an_archiver_that_begins_anew_trims_what_a_quiet_log_has_kept(log, archi
 
 
 def test_a_log_says_of_an_offset_whether_it_was_trimmed_or_is_still_to_come(log, archive, clock, redis_server):
-    assert log.tail(ref(SALE), 0, 0, 10) == (None, False)
+    assert log.tail(ref(SALE), 0, 0, 10) == Tail(None, trimmed=False)
     send(log)
     copy(log, archive, redis_server.url, clock)
     trimming(log, archive, clock).step(everything=True)
-    assert log.tail(ref(SALE), 0, 3, 10) == (None, True)
-    assert log.tail(ref(SALE), 0, 10, 10) == (None, False)
+    assert log.tail(ref(SALE), 0, 3, 10) == Tail(None, trimmed=True)
+    assert log.tail(ref(SALE), 0, 10, 10) == Tail(None, trimmed=False)
     send(log)
     assert log.tail(ref(SALE), 0, 3, 10).trimmed
+    assert [log.tail(ref(SALE), 0, 10, rows).more for rows in (2, 9, 10, 99)] == [True, True, False, False]
     assert not log.tail(ref(SALE), 0, 12, 10).trimmed
 
 

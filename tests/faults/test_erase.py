@@ -221,7 +221,7 @@ def dying_after(store: online.OnlineStore, scripts: int) -> Callable[[StateName,
 
     def commit(state: StateName, commits: list[online.GroupCommit]) -> None:
         changing = [each for each in commits if each.changes or each.removed]
-        sent = [script for each in changing for script in online._scripts(state, each)][:scripts]
+        sent = [script for each in changing for script in online._scripts(state, [each])][:scripts]
         for keys, arguments in sent:
             store._commit(keys=keys, args=arguments)
         raise StoreUnavailable("killed")

@@ -111,7 +111,7 @@ def dying_after_one_script(store: online.OnlineStore):
 
     def commit(state: StateName, commits: list[online.GroupCommit]) -> None:
         changing = next(each for each in commits if each.changes)
-        keys, arguments = next(iter(online._scripts(state, changing)))
+        keys, arguments = next(iter(online._scripts(state, [changing])))
         store._commit(keys=keys, args=arguments)
         raise StoreUnavailable("killed")
 

@@ -500,7 +500,8 @@ def running(folder: Path) -> Iterator[tuple[Bench, dict[str, Row]]]:
 def bare_server(url: str) -> Iterator[int]:
     """The bare handler, in as many processes as the others have; yields their port."""
     port = free_port([])
-    server = subprocess.Popen([sys.executable, "-m", "tests.load.bare", str(port), url, str(WORKERS)])
+    command = [sys.executable, "-m", "tests.load.bare", str(port), url, str(WORKERS)]
+    server = subprocess.Popen(command, start_new_session=True)  # as a replica is
     try:
         wait_until(lambda: _listens(port), 30.0)
         yield port

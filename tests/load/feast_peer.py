@@ -81,7 +81,11 @@ def feast_server(folder: Path, redis_url: str, keys: int, workers: int) -> Itera
     options = ["--workers", str(workers), "--max-requests", "0", "--max-requests-jitter", "0", "--no-access-log"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
-            [_binary("feast"), "serve", "--port", str(port), *options], cwd=folder, stdout=log, stderr=log
+            [_binary("feast"), "serve", "--port", str(port), *options],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # as a replica is
         )
     try:
         if not wait_until(lambda: _answers(port), _START_S, every_s=0.2):

@@ -117,3 +117,37 @@ def test_a_port_of_a_process_that_is_gone_is_not_let_go_until_its_socket_is_clos
         _, (descriptor,), _, _ = socket.recv_fds(theirs, 1, 1)
         os.close(descriptor)
     assert are_let_go([port])
+
+
+def test_a_port_of_a_process_that_has_no_memory_any_more_is_not_let_go():
+    # One without an environment looks like that, and can be kept there.
+    listen = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
+    command = [sys.executable, "-c", listen + "sys.stdin.read()"]
+    with subprocess.Popen(command, env={}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as ending:
+        port = int(ending.stdout.readline())
+        assert not are_let_go([port])
+        ending.stdin.close()
+        ending.wait()
+    assert are_let_go([port])
+
+
+def test_a_process_that_begins_a_session_is_alone_in_it_and_gives_way() -> None:
+    program = (
+        "import os; from cluster.processes import begin_session; before = os.getsid(0); begin_session(7);"
+        " print(before != os.getpid(), os.getsid(0) == os.getpid(), os.nice(0), os.path.exists('/proc/self/autogroup')"
+        " and open('/proc/self/autogroup').read().split()[-1])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
+    *begun, group = done.stdout.split()
+    assert begun == ["True", "True", str(os.nice(0) + 7)]
+    assert group in {"False", "7"}
+
+
+def test_a_process_that_leads_a_session_stays_in_it() -> None:
+    program = (
+        "import os; from cluster.processes import begin_session; begin_session(); print(os.getsid(0) == os.getpid())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert done.stdout == "True\n"
