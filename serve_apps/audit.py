@@ -21,10 +21,10 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from featurelib.errors import ThymeError
+from featurelib.stores.questions import Entry
 from serve_apps.audit_process import ACK, COMMAND, Batch, Hello, frame, spelt
 from serve_apps.current import passed
 from serve_apps.metrics import Metrics
-from serve_apps.questions import Entry
 from serve_apps.recorder import Recorder
 
 # Five seconds of 10,000 answers a second: longer than a SQLite checkpoint, shorter than memory cares for (~1 kB each).

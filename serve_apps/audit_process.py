@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,10 +23,10 @@ import structlog
 from featurelib.clock import SystemClock
 from featurelib.errors import StoreUnavailable
 from featurelib.stores.audit import Audit
+from featurelib.stores.digests import Digests
+from featurelib.stores.questions import Entry, Question, Seen
 from featurelib.stores.registry import Registry
-from serve_apps.digests import Digests
 from serve_apps.logs import configure_logs
-from serve_apps.questions import Entry, Question, Seen
 from serve_apps.recorder import Recorder
 
 ACK = struct.Struct("<QI")
@@ -34,6 +35,8 @@ ACK = struct.Struct("<QI")
 _LENGTH = struct.Struct("<I")
 # The channel holds some 200 kB. What is read ahead is safe from the replica's end, and bounded: 64 batches of 100 runs.
 _READ_AHEAD = 64
+# Batches stored in one transaction where several wait: its own cost is that of 20 runs.
+_TOGETHER = 10
 _RETRY_SECONDS = 0.5
 _ORPHAN_SECONDS = 60.0
 
@@ -148,15 +151,29 @@ class _Served:
     def serve(self) -> None:
         """Store batches until the replica has gone and none is left."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
-        while (message := self._ahead.get()) is not None:
-            number, spellings = msgspec.msgpack.decode(message)
-            lost = self._stored([entry_of(spelling) for spelling in spellings])
+        while messages := self._next():
+            batches = {}
+            for message in messages:
+                number, spellings = msgspec.msgpack.decode(message)
+                batches[number] = [entry_of(spelling) for spelling in spellings]
+            lost = self._stored([entry for entries in batches.values() for entry in entries])
             if lost is None:
                 return
-            try:
-                self._channel.sendall(ACK.pack(number, lost))
-            except OSError:
-                continue  # nobody waits for it any more
+            for number, entries in batches.items():
+                self._acknowledge(number, sum(entry.id in lost for entry in entries))
+
+    def _next(self) -> list[bytes]:
+        """What was read ahead, in order, to be stored together; nothing once there is no more to come."""
+        messages = [self._ahead.get()]
+        while messages[-1] is not None and len(messages) < _TOGETHER and not self._ahead.empty():
+            messages.append(self._ahead.get())
+        if messages[-1] is None and len(messages) > 1:
+            self._ahead.put(None)  # the end is met again once these are stored
+        return [message for message in messages if message is not None]
+
+    def _acknowledge(self, number: int, lost: int) -> None:
+        with suppress(OSError):  # nobody waits for it any more
+            self._channel.sendall(ACK.pack(number, lost))
 
     def _read(self) -> None:
         for message in self._messages:
@@ -164,8 +181,8 @@ class _Served:
         self._alone_since = time.monotonic()
         self._ahead.put(None)
 
-    def _stored(self, entries: list[Entry]) -> int | None:
-        """Store a batch; how many of its runs no database takes, or ``None`` when it is given up for good."""
+    def _stored(self, entries: list[Entry]) -> set[str] | None:
+        """Store runs; the ids of those that no database takes, or ``None`` when they are given up for good."""
         while True:
             try:
                 return store(self._recorder, entries)
@@ -176,8 +193,8 @@ class _Served:
             time.sleep(_RETRY_SECONDS)
 
 
-def store(recorder: Recorder, entries: Sequence[Entry]) -> int:
-    """Store runs; how many of them no database takes.
+def store(recorder: Recorder, entries: Sequence[Entry]) -> set[str]:
+    """Store runs; the ids of those that no database takes.
 
     Raises:
         StoreUnavailable: nothing is known to be stored.
@@ -189,6 +206,6 @@ def store(recorder: Recorder, entries: Sequence[Entry]) -> int:
     except Exception as error:  # noqa: BLE001  # the worker loop: one run must not hold up all that come after it
         if len(entries) == 1:
             _log.error("query_run_lost", run=entries[0].id, error=f"{type(error).__name__}: {error}"[:500])
-            return 1
-        return sum(store(recorder, [entry]) for entry in entries)
-    return 0
+            return {entries[0].id}
+        return set().union(*(store(recorder, [entry]) for entry in entries))
+    return set()

@@ -6,7 +6,7 @@ import random
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from featurelib.errors import InvalidRequest, PayloadTooLarge
@@ -38,8 +38,8 @@ class Exchange(ABC):
     """
 
     __slots__ = (
-        "body", "caller", "correlation_id", "given_headers", "headers", "method", "path", "query", "route", "started",
-        "status",
+        "body", "body_limit", "caller", "correlation_id", "given_headers", "headers", "is_streamed", "method", "path",
+        "query", "route", "started", "status",
     )  # fmt: skip
 
     def __init__(self, method: str, path: str, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -51,6 +51,10 @@ class Exchange(ABC):
         self.headers: dict[bytes, bytes] = dict(headers)
         self.body: bytes | None = b"" if method in _WITHOUT_BODY else None
         """``None`` until it was read."""
+        self.body_limit = 0
+        """Most bytes of it; set when the request is admitted."""
+        self.is_streamed = False
+        """Whether its body is taken while it comes; set when the request is admitted."""
         self.caller: Caller | None = None
         """``None`` until the request was admitted."""
         self.correlation_id = _correlation_id(self.headers)
@@ -87,6 +91,15 @@ class Exchange(ABC):
         """
 
     @abstractmethod
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The body of a streamed request while it comes.
+
+        Raises:
+            PayloadTooLarge: it is above its limit.
+            Disconnected: the client went away.
+        """
+
+    @abstractmethod
     async def answer(self, answer: Answer) -> None:
         """Send a whole answer, unless one was begun already."""
 
@@ -117,18 +130,24 @@ class ServedByAsgi(Exchange):
 
     async def read_body(self, limit: int) -> bytes:
         """The whole body."""
-        parts: list[bytes] = []
+        return b"".join([piece async for piece in self._up_to(limit)])
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The body while it comes."""
+        return self._up_to(self.body_limit)
+
+    async def _up_to(self, limit: int) -> AsyncIterator[bytes]:
         size, more = 0, True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise Disconnected
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
             if size > limit:
                 raise too_large(limit)
             more = message.get("more_body", False)
-        return b"".join(parts)
+            yield piece
 
     async def answer(self, answer: Answer) -> None:
         """Send a whole answer, unless one was begun already."""
@@ -179,9 +198,13 @@ def new_id() -> str:
 
 
 def new_run_id() -> str:
-    """An id in the form of a random UUID, for a query run."""
-    made = new_id()
-    return f"{made[:8]}-{made[8:12]}-4{made[13:16]}-{'89ab'[int(made[16], 16) & 3]}{made[17:20]}-{made[20:]}"
+    """An id for a query run, in the form of a UUID that begins with the time (version 7 of RFC 9562).
+
+    Ids that come in order are written to the same pages of an index: random ones cost a batch three times as much.
+    """
+    began, made = time.time_ns() // 1_000_000, random.getrandbits(74)
+    last = f"{0x8000 | made & 0x3FFF:04x}-{made >> 14 & 0xFFFFFFFFFFFF:012x}"
+    return f"{began >> 16:08x}-{began & 0xFFFF:04x}-7{made >> 62:03x}-{last}"
 
 
 def _correlation_id(headers: dict[bytes, bytes]) -> str:

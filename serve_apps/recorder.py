@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import structlog
 
 from featurelib.errors import StoreUnavailable, ValueOverflow
+from featurelib.stores.digests import Digests
+from featurelib.stores.positions import MOST_ROWS, positions_of
+from featurelib.stores.questions import Entry, Seen
 from featurelib.stores.registry import NewEvent
-from serve_apps.digests import Digests
-from serve_apps.positions import MOST_ROWS, positions_of
-from serve_apps.questions import Entry, Seen
 
 # How the error of a run begins whose result fits no column (decision 11).
 _OVERFLOW = f"{ValueOverflow.code}:"

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from featurelib.engine.asof import Knowledge
 from featurelib.engine.extractor import Wanted
 from featurelib.errors import Erased, InvalidRequest
 from featurelib.stores.audit import QueryRun
+from featurelib.stores.digests import Verdict
+from featurelib.stores.positions import SeenBefore, seen_before
+from featurelib.stores.questions import Question
 from serve_apps.current import Snapshot
-from serve_apps.positions import SeenBefore, seen_before
 from serve_apps.query_server import Reply
-from serve_apps.questions import Question
 from serve_apps.reading import Moment, Served
 from serve_apps.services import Services
-
-Verdict = Literal["same", "different", "unknown"]
 
 
 class Replay(NamedTuple):
@@ -108,18 +107,5 @@ def _names(question: Question, snapshot: Snapshot | None) -> Sequence[str]:
 def _verdicts(
     services: Services, run: QueryRun, reply: Reply, names: Sequence[str], names_now: Sequence[str]
 ) -> dict[str, Verdict]:
-    before = services.digests.split(run.digests)
-    if before is None or reply.values is None or len(before) != len(names):
-        return dict.fromkeys(names, "unknown")
-    # Digests go by a feature's place: those of today's values are made for the places they had.
-    today: dict[str, Any] = dict(zip(names_now, reply.values, strict=True))
-    known = [name in today for name in names]
-    digests = services.digests.split(services.digests.of(run.id, [today.get(name) for name in names])) or []
-    return {
-        name: _verdict(was, now) if there else "unknown"
-        for name, was, now, there in zip(names, before, digests, known, strict=True)
-    }
-
-
-def _verdict(before: str, now: str) -> Verdict:
-    return "same" if before == now else "different"
+    today = None if reply.values is None else dict(zip(names_now, reply.values, strict=True))
+    return services.digests.verdicts(run.id, run.digests, names, today)

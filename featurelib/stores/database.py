@@ -10,12 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Engine, Executable, Row, Select, Table, create_engine, event, exc, select, text
+from sqlalchemy import Connection, Engine, Row, Select, Table, create_engine, event, exc, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
@@ -169,9 +169,46 @@ def upsert(connection: Connection, table: Table, values: Mapping[str, Any]) -> N
 
 
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert the rows in one call, less those that are there already."""
-    statement: Executable = _insert(connection, table).on_conflict_do_nothing()
-    connection.execute(statement, rows)
+    """Insert the rows, which have the same members, in one call, less those that are there already.
+
+    The statement goes to the driver as text made once: having SQLAlchemy bind 19 members took 25 of the 70 µs that a
+    query run costs here.
+    """
+    if rows:
+        insert = _insert_of(connection, table, tuple(rows[0]))
+        connection.exec_driver_sql(insert.text, [insert.bound(row) for row in rows])
+
+
+class _Insert(NamedTuple):
+    """An insert in the driver's words. ``names``: of members, in the text's order; ``by_name``: it takes them so."""
+
+    text: str
+    names: tuple[str, ...]
+    processors: tuple[Callable[[Any], Any] | None, ...]
+    by_name: bool
+
+    def bound(self, row: Mapping[str, Any]) -> Any:
+        """A row's members as the driver takes them."""
+        members = [
+            row[name] if process is None else process(row[name])
+            for name, process in zip(self.names, self.processors, strict=True)
+        ]
+        return dict(zip(self.names, members, strict=True)) if self.by_name else tuple(members)
+
+
+_inserts: dict[tuple[str, str, tuple[str, ...]], _Insert] = {}
+
+
+def _insert_of(connection: Connection, table: Table, members: tuple[str, ...]) -> _Insert:
+    dialect = connection.dialect
+    found = _inserts.get(mark := (dialect.name, table.name, members))
+    if found is None:
+        statement = _insert(connection, table).on_conflict_do_nothing()
+        compiled = statement.compile(dialect=dialect, column_keys=list(members))
+        names = tuple(compiled.positiontup or members)
+        processors = tuple(table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names)
+        found = _inserts[mark] = _Insert(str(compiled), names, processors, not compiled.positional)
+    return found
 
 
 def newest(table: Table, limit: int) -> Select[Any]:

@@ -12,14 +12,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from featurelib.stores.audit import QueryRun
-from serve_apps.digests import Digests
-from serve_apps.questions import Applied, Seen
+from featurelib.stores.digests import Digests
+from featurelib.stores.questions import Applied, Seen
 
 MOST_ROWS = 100_000
 """Rows whose positions one run records; of a larger answer none are, and it cannot be reproduced."""
 
 # The positions of one row take some 20 bytes; 5 views of 100 entities take 9 kB as text and 2 kB deflated.
 _DEFLATE_ABOVE = 2_048
+_as_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class SeenBefore(NamedTuple):
@@ -58,7 +59,7 @@ def _offsets(given: list[int] | None) -> Applied:
 
 
 def _packed(value: Any) -> Any:
-    text = json.dumps(value, separators=(",", ":"))
+    text = _as_json(value)
     return value if len(text) <= _DEFLATE_ABOVE else base64.b64encode(zlib.compress(text.encode())).decode()
 
 

@@ -34,6 +34,7 @@ class Question(NamedTuple):
     instants: tuple[Instant, ...] = ()
     row_inputs: tuple[Mapping[str, Any] | None, ...] = ()
     knowledge: Knowledge = "latest"
+    clock: Literal["wall", "event"] | None = None
 
     @property
     def kind(self) -> Kind:
