@@ -51,7 +51,7 @@ _RAY_PROCESSES = frozenset({"ray", "raylet", "ray::DashboardAgent", "ray::Runtim
 _WATCHER_GRACE_S = 2.0
 _WORKER_GRACE_S = 3.0
 _STORE_GRACE_S = 5.0
-_LET_GO_S = 10.0
+_LET_GO_S = 30.0
 _PARTS_EXPECTED = ("gcs-store", "head", "node", "registry", "listeners", "serve", "supervisor", "services")
 
 

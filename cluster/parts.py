@@ -56,6 +56,8 @@ class Part(ABC):
     """Parts that must be ready before this one is started."""
     remote: ClassVar[bool] = False
     """Whether it lives inside another part, so that nothing can be said of it while that one is away."""
+    holds: ClassVar[tuple[str, ...]] = ()
+    """Parts that run inside this one and end with it: none of them is ready until it was looked at again."""
     every_s: ClassVar[float] = 0.25
     """How often to look whether it is alive."""
 
@@ -384,6 +386,8 @@ class Node(Raylet):
 
     name = "node"
     needs = ("gcs-store",)
+    # It may be back within 6 s, sooner than the next look at the services, which no replica answers then.
+    holds = ("serve", "supervisor", "services")
 
     @override
     def start(self) -> str:

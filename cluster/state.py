@@ -124,6 +124,13 @@ class Board:
                 self._changed.notify_all()
             return after
 
+    def doubt(self, names: Iterable[str]) -> None:
+        """Call none of ``names`` ready any more, until their keepers have looked again."""
+        with self._changed:
+            for name in names:
+                if self.part(name).state == "ready":
+                    self.update(name, state="waiting")
+
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that are not ready."""
         return [name for name in names if self.part(name).state != "ready"]

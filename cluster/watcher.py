@@ -103,6 +103,7 @@ class Keeper(threading.Thread):
         line = self._board.part(self._part.name)
         if line.state == "ready":
             self._log.warning("died", lived=round(time.time() - line.since, 1))
+            self._board.doubt(self._part.holds)
             if time.time() - line.since < _STABLE_S:
                 line = self._board.update(line.name, failures=line.failures + 1)
         return line

@@ -25,14 +25,19 @@ from cluster.state import PartStatus, Workload, read_state
 from featurelib.errors import ClusterError
 from featurelib.settings import Settings, load_settings
 
-pytestmark = pytest.mark.cluster
+# Waits end as soon as what they wait for is there: their bounds are for what never comes, however full the machine.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 STAND_IN = Workload(
     serve_config=Path(__file__).parents[1] / "support" / "stand_in.yaml",
     supervisor="python -m tests.support.stand_in",
     first_start="python -m cluster.first_start",
 )
-RECOVERY_S = 90.0
+RECOVERY_S = 180.0
+ANSWER_S = 60.0
+"""A request that was lost would wait for ever; one on a machine that is full waits for its turn."""
+ASKED_MEANWHILE = 10
+"""Requests answered while a part of Ray is away. Were its return what they wait for, two of each service would be."""
 
 
 class Cluster:
@@ -73,18 +78,22 @@ class Cluster:
         return [*own, *state.ports.model_dump().values()]
 
     def recovers(self, condition: Callable[[], bool] = lambda: True) -> None:
-        """Wait until ``condition`` holds and everything is ready."""
-        assert wait_until(lambda: condition() and local.status(self.settings).ready, RECOVERY_S, every_s=0.2), (
-            local.status(self.settings).model_dump_json(indent=1)
-        )
+        """Wait until ``condition`` holds, everything is ready, and both services answer who asks them now.
+
+        What the watcher found at its last look is seconds old; a fault of the next test would hit a cluster that is
+        still mending the one before.
+        """
+        assert wait_until(
+            lambda: condition() and local.status(self.settings).ready and self._serves(), RECOVERY_S, every_s=0.2
+        ), local.status(self.settings).model_dump_json(indent=1)
 
     @contextmanager
-    def answering(self, timeout_s: float = 15.0) -> Iterator[None]:
+    def answering(self, timeout_s: float = ANSWER_S) -> Iterator[Probe]:
         """Both services answer every request sent while the block runs."""
         probe = Probe(local.status(self.settings), timeout_s)
         probe.start()
         try:
-            yield
+            yield probe
             # A part may be back before the probe has asked once more.
             after = probe.asked + 4
             assert wait_until(lambda: probe.asked >= after, RECOVERY_S)
@@ -92,13 +101,27 @@ class Cluster:
             probe.finish()
         assert probe.failures == []
 
+    def _serves(self) -> bool:
+        found = local.status(self.settings)
+        try:
+            with Launcher.of(self.settings) as launcher:
+                settled = {each.status for each in launcher.applications().values()} == {"RUNNING"}
+            return settled and all(_ask(url, 5.0) for url in (found.query_url, found.definition_url))
+        except (ClusterError, httpx2.HTTPError):
+            return False
+
+
+def _ask(base: str, timeout_s: float) -> bool:
+    """Ask a service on a new connection; raises what httpx raises, also for another status than 2xx."""
+    return httpx2.get(f"{base}/health", timeout=timeout_s, trust_env=False).raise_for_status().is_success
+
 
 class Probe(threading.Thread):
     """Asks both services in turn, ten times a second, each time on a new connection."""
 
     def __init__(self, status: ClusterStatus, timeout_s: float) -> None:
         super().__init__(daemon=True)
-        self._urls = (f"{status.query_url}/health", f"{status.definition_url}/health")
+        self._urls = (status.query_url, status.definition_url)
         self._timeout_s = timeout_s
         self._over = threading.Event()
         self.asked = 0
@@ -115,10 +138,16 @@ class Probe(threading.Thread):
 
     def _ask(self, url: str) -> None:
         try:
-            httpx2.get(url, timeout=self._timeout_s, trust_env=False).raise_for_status()
+            _ask(url, self._timeout_s)
         except httpx2.HTTPError as error:
             self.failures.append(f"{url}: {error!r}")
         self.asked += 1
+
+
+def _kill_all(*processes: psutil.Process) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # it may end with the one before
+            process.kill()
 
 
 def _settings(data_dir: Path) -> Settings:
@@ -160,14 +189,17 @@ def test_up_with_other_settings_says_which_differ_and_changes_nothing(cluster):
 def test_work_runs_on_the_worker_node_and_not_on_the_head(cluster):
     assert cluster.titled("head", "ray::ServeReplica") == []
     with Launcher.of(cluster.settings) as launcher:
-        job = cluster.part("supervisor").detail
-        assert wait_until(lambda: "supervising" in launcher.logs(job), RECOVERY_S, every_s=0.2)
+
+        def supervises() -> bool:
+            return "supervising" in launcher.logs(cluster.part("supervisor").detail)
+
+        assert wait_until(supervises, RECOVERY_S, every_s=0.2)
     assert cluster.replicas() != []
 
 
 def test_the_job_interface_refuses_a_caller_without_the_token(cluster):
     url = f"{cluster.layout.dashboard_url}/api/jobs/"
-    assert httpx2.get(url, trust_env=False).status_code == 401
+    assert httpx2.get(url, timeout=ANSWER_S, trust_env=False).status_code == 401
     with Launcher(cluster.layout.dashboard_url, "guess") as stranger, pytest.raises(ClusterError, match=r"40[13]"):
         stranger.submit("true", "thyme-stranger")
 
@@ -181,27 +213,27 @@ def test_a_killed_online_server_comes_back_while_the_services_answer(cluster):
 
 def test_a_killed_control_store_costs_no_answer_and_comes_back(cluster):
     store, head = cluster.part("gcs-store").process, cluster.part("head").process
-    with cluster.answering():
+    with cluster.answering() as probe:
         os.kill(store.pid, 9)
+        before = probe.asked
         cluster.recovers(lambda: cluster.part("gcs-store").process != store and cluster.part("head").process != head)
+        assert probe.asked - before >= ASKED_MEANWHILE
 
 
 def test_a_killed_ray_head_costs_no_answer_and_comes_back(cluster):
     head, node, supervisor = (cluster.part(name) for name in ("head", "node", "supervisor"))
-    with cluster.answering():
-        for process in (*cluster.processes("head", "gcs_server"), *cluster.processes("head", "raylet")):
-            with suppress(psutil.NoSuchProcess):  # it may end with the one before
-                process.kill()
+    with cluster.answering() as probe:
+        _kill_all(*cluster.processes("head", "gcs_server"), *cluster.processes("head", "raylet"))
+        before = probe.asked
         cluster.recovers(lambda: cluster.part("head").process != head.process)
+        assert probe.asked - before >= ASKED_MEANWHILE
     assert cluster.part("node").process == node.process
     assert cluster.part("supervisor").detail == supervisor.detail
 
 
 def test_a_killed_worker_node_comes_back_with_services_and_jobs(cluster):
     node, supervisor = cluster.part("node").process, cluster.part("supervisor").detail
-    for process in cluster.processes("node", "raylet"):
-        with suppress(psutil.NoSuchProcess):  # it may end with the one before
-            process.kill()
+    _kill_all(*cluster.processes("node", "raylet"))
     # Replicas end when they notice, and what one of them has accepted ends with it.
     assert wait_until(lambda: not cluster.replicas(), RECOVERY_S)
     # Nobody accepts meanwhile, but the sockets are held: callers wait in the queue and are not refused.
@@ -214,23 +246,17 @@ def test_a_killed_worker_node_comes_back_with_services_and_jobs(cluster):
 def test_a_worker_node_that_ends_because_its_agents_died_comes_back(cluster):
     # Its raylet ends in good order then, and the process that started it stays as if nothing had happened.
     node = cluster.part("node").process
-    for _, process in cluster.titled("node", "ray::"):
-        with suppress(psutil.NoSuchProcess):  # it may end with the one before
-            process.kill()
+    _kill_all(*(process for _, process in cluster.titled("node", "ray::")))
     cluster.recovers(lambda: cluster.part("node").process != node and cluster.processes("node", "raylet") != [])
 
 
 def test_jobs_come_back_when_the_worker_node_dies_after_a_lost_head(cluster):
     # Ray goes on calling the job running then: the head that knew of it is gone, and so is who would report its end.
     head = cluster.part("head").process
-    for process in (*cluster.processes("head", "gcs_server"), *cluster.processes("head", "raylet")):
-        with suppress(psutil.NoSuchProcess):  # it may end with the one before
-            process.kill()
+    _kill_all(*cluster.processes("head", "gcs_server"), *cluster.processes("head", "raylet"))
     cluster.recovers(lambda: cluster.part("head").process != head)
     supervisor = cluster.part("supervisor").detail
-    for process in cluster.processes("node", "raylet"):
-        with suppress(psutil.NoSuchProcess):  # it may end with the one before
-            process.kill()
+    _kill_all(*cluster.processes("node", "raylet"))
     cluster.recovers(lambda: cluster.part("supervisor").detail != supervisor)
 
 
@@ -252,11 +278,16 @@ def test_a_killed_holder_of_the_sockets_comes_back_unnoticed(cluster):
 
 def test_a_stopped_supervisor_job_is_submitted_again(cluster):
     with Launcher.of(cluster.settings) as launcher:
+        asked: list[str] = []
+
+        def stops() -> bool:
+            asked.append(cluster.part("supervisor").detail)
+            return launcher.stop(asked[-1])
+
         # After a fault of an earlier test the job on record may have ended: the watcher submits the next one then.
-        assert wait_until(lambda: launcher.stop(cluster.part("supervisor").detail), RECOVERY_S, every_s=0.2)
-        before = cluster.part("supervisor").detail
-        cluster.recovers(lambda: cluster.part("supervisor").detail != before)
-        assert launcher.job(before).status == "STOPPED"
+        assert wait_until(stops, RECOVERY_S, every_s=0.2)
+        cluster.recovers(lambda: cluster.part("supervisor").detail != asked[-1])
+        assert launcher.job(asked[-1]).status == "STOPPED"
 
 
 def test_down_leaves_no_process_and_no_port_and_up_starts_again(cluster):

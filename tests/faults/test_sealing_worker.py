@@ -220,9 +220,11 @@ def test_what_is_erased_from_a_sealed_state_never_comes_back(live):
 def test_slots_are_built_also_while_nothing_comes(live):
     three_days(live, 6)
     dropped = live.dropped
-    for _ in range(30):
+    for turn in range(30):
         live.clock.time += SLOT // 4
         live.seal()
+        if turn % 3:  # a comparison reads the whole history; three quarters of a slot lie between two of them
+            continue
         for at in (live.clock.now(), live.clock.now() - HOUR):
             assert live.online(BUSY, at) == live.past(BUSY, at)
     assert live.dropped > dropped

@@ -43,6 +43,7 @@ from featurelib.engine.codec import decode, decode_rows, encode
 from featurelib.engine.partials import FIRST_VALUE, Aggregator, Input, Partial, Row
 from featurelib.errors import ValueOverflow
 from featurelib.windows import AnyWindow, Continuous, Lifetime, Session
+from tests.support.profiles import by_profile
 
 AT = 100 * SECOND
 COLUMNS: dict[str, st.SearchStrategy[Any]] = {
@@ -130,7 +131,7 @@ def law(holds: Callable[[Aggregator], bool] = lambda _: True) -> Callable[[Any],
     chosen = cases_where(holds)
 
     def check(test: Any) -> Any:
-        drawn = settings(max_examples=25, deadline=None)(given(data=st.data())(test))
+        drawn = settings(max_examples=by_profile(ci=10, soak=250), deadline=None)(given(data=st.data())(test))
         return pytest.mark.parametrize("cases", list(chosen.values()), ids=list(chosen))(drawn)
 
     return check

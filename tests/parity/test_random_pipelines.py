@@ -33,10 +33,11 @@ from jobs.worker import PartitionWorker
 from tests.support.clocks import MovedClock
 from tests.support.oracle import Record
 from tests.support.paths import Answer, as_of_now, unlike
+from tests.support.profiles import by_profile
 from tests.support.random_pipelines import World, described, world
 from tests.support.worlds import drain
 
-SEEDS = range(10_000, 10_040)
+SEEDS = range(10_000, 10_000 + by_profile(ci=20, soak=400))
 PARTITIONS = 2
 LATENESS = Lateness(max_lateness_us=DAY, max_clock_skew_us=5 * MINUTE)
 Batch = list[tuple[str, Record]]

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -43,10 +44,9 @@ def postgres_server() -> Iterator[PostgresServer]:
 @pytest.fixture
 def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     """URL of an empty database of the test's own."""
-    name = f"t{uuid.uuid4().hex}"
-    _execute(postgres_server, f"CREATE DATABASE {name}")
-    yield postgres_server.get_uri(database=name)
-    _execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+    url = empty_database(postgres_server)
+    yield url
+    _execute(postgres_server, f"DROP DATABASE {_name_in(url)} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -61,6 +61,18 @@ def database_url(request: pytest.FixtureRequest) -> str:
     fixture = "sqlite_url" if request.param == "sqlite" else "postgres_url"
     url: str = request.getfixturevalue(fixture)
     return url
+
+
+def empty_database(server: PostgresServer) -> str:
+    """URL of a new database, which goes away with the server."""
+    name = f"t{uuid.uuid4().hex}"
+    _execute(server, f"CREATE DATABASE {name}")
+    url: str = server.get_uri(database=name)
+    return url
+
+
+def _name_in(url: str) -> str:
+    return urlsplit(url).path.removeprefix("/")
 
 
 def _execute(server: PostgresServer, *statements: str) -> None:

@@ -59,7 +59,7 @@ def http_service():
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815  # names of the standard library
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815  # names of the standard library
 
         def log_message(self, *_: object) -> None:
             pass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -33,6 +35,9 @@ class Platform:
             "THYME_SERVING__QUERY_PORT": str(ports[0]),
             "THYME_SERVING__DEFINITION_PORT": str(ports[1]),
             "THYME_CLUSTER__DASHBOARD_PORT": str(ports[2]),
+            # One process less; where it is what is tried, it is asked for.
+            "THYME_MONITOR__CONSISTENCY_EVERY_S": "0",
+            "THYME_MONITOR__STATISTICS_EVERY_S": "0",
         }
 
     @property
@@ -52,6 +57,16 @@ class Platform:
             [self.binary("thyme"), *arguments], env=self.environment, check=True, stdout=subprocess.PIPE, text=True
         )
         return done.stdout
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """It is up while the block runs; nothing of it is left behind."""
+        try:
+            self.thyme("up")
+            yield
+        finally:
+            self.thyme("down")
+        assert self.left_behind() == []
 
     @staticmethod
     def binary(name: str) -> str:
@@ -93,7 +108,17 @@ class Platform:
                 found.append(process)
         return found
 
-    def left_behind(self) -> int:
-        """Processes, and listening ports, that are still there."""
-        listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-        return len(marked(self.layout.id)) + len(listening & set(self.ports))
+    def kill(self, title: str, part: str | None = None) -> int:
+        """SIGKILL for its processes so titled; returns how many it reached. One may end meanwhile, by itself."""
+        reached = 0
+        for process in self.processes(title, part):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                reached += 1
+        return reached
+
+    def left_behind(self) -> list[str]:
+        """Processes, and listening ports with who holds them, that are still there."""
+        listening = (each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN)
+        held = [f"port {each.laddr.port} of process {each.pid}" for each in listening if each.laddr.port in self.ports]
+        return [str(process) for process in marked(self.layout.id)] + held

@@ -172,7 +172,7 @@ class World:
             )
         for partition in range(2):
             mine = [r for r in rows if owner_of_group(key_group(r[1]), 2) == partition]
-            table = _rides(mine)
+            table = rides_table(mine)
             if mine:
                 done = self.log.append(ref(RIDES), partition, table, lateness=NEVER_LATE)
                 accepted = self.log.head(ref(RIDES), partition).accepted_at_us
@@ -183,7 +183,7 @@ class World:
     def ride_at(self, at: int, rider: str, city: str, fare: int | None) -> None:
         """One ride."""
         partition = owner_of_group(key_group(rider), 2)
-        done = self.log.append(ref(RIDES), partition, _rides([(at, rider, city, fare)]), lateness=NEVER_LATE)
+        done = self.log.append(ref(RIDES), partition, rides_table([(at, rider, city, fare)]), lateness=NEVER_LATE)
         accepted = self.log.head(ref(RIDES), partition).accepted_at_us
         self.rides.append((at, (accepted, partition, done.next_offset - 1), rider, city, fare))
 
@@ -251,7 +251,7 @@ class World:
 RIDERS_OF_ONE_GROUP = [name for n in range(2_000) if key_group(name := f"r{n}") == key_group("r0")][:2]
 
 
-def _rides(rows: Sequence[tuple[int, str, str, int | None]]) -> pa.Table:
+def rides_table(rows: Sequence[tuple[int, str, str, int | None]]) -> pa.Table:
     return pa.table(
         {
             "rider": [r[1] for r in rows],

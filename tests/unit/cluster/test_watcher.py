@@ -49,6 +49,11 @@ class Inside(Lamp):
     remote = True
 
 
+class Room(Lamp):
+    name = "room"
+    holds = ("lamp",)
+
+
 @pytest.fixture
 def scene(tmp_path):
     layout = Layout(load_settings(data_dir=tmp_path))
@@ -135,3 +140,17 @@ def test_nothing_is_said_of_a_part_inside_another_while_that_is_away(scene, keep
     lamp.broken = 99
     lamp.burns = False
     _until(scene, "inside", state="waiting")
+
+
+def test_what_a_part_held_is_not_called_ready_when_that_is_back_until_it_was_looked_at(scene, keep):
+    scene.board.update("lamp", state="ready")  # as its last look found it, and no look since
+    room = keep(Room(scene))
+    _until(scene, "room", state="ready")
+    assert scene.board.part("lamp").state == "ready"
+    room.burns = False
+    _until(scene, "room", state="ready", starts=2)
+    assert scene.board.part("lamp").state == "waiting"
+    lamp = Lamp(scene)
+    lamp.burns = True
+    keep(lamp)
+    _until(scene, "lamp", state="ready", starts=0)
