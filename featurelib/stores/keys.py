@@ -31,12 +31,18 @@ _KEY_BYTES = 32
 
 
 class NewKey(Record):
-    """What a key shall be allowed, and until when. ``rate_limit``: requests per second; ``None``: the default."""
+    """What a key shall be allowed, and until when. ``rate_limit``: requests per second; ``None``: the default.
+
+    ``principal``: id of whom it belongs to; ``None``: it stands for itself. ``public_key``: PEM; such a key is not
+    sent, tokens are signed with its private half.
+    """
 
     role: Role
     label: str
     expires_at: Instant | None = None
     rate_limit: int | None = None
+    principal: str | None = None
+    public_key: str | None = None
 
 
 class KeyRecord(NewKey):
@@ -89,18 +95,28 @@ def every(connection: Connection) -> list[KeyRecord]:
     return [record_of(KeyRecord, row) for row in rows]
 
 
+def valid_admins(connection: Connection, now: Instant) -> list[KeyRecord]:
+    """The keys with which others can be made: sent ones, neither revoked nor expired, of nobody who is deactivated."""
+    table = schema.principals
+    gone = set(connection.scalars(select(table.c.id).where(table.c.is_active.is_(False))))
+    return [
+        key
+        for key in every(connection)
+        if key.role == "admin" and key.public_key is None and key.valid_at(now) and key.principal not in gone
+    ]
+
+
 def revoke(connection: Connection, fingerprint: str, now: Instant) -> bool:
     """Make a key invalid from now on; ``False`` when there is no such key, or it was revoked before.
 
     Raises:
         Conflict: it is the last valid admin key: without one, nobody could make another.
     """
-    keys = every(connection)
-    key = next((each for each in keys if each.fingerprint == fingerprint and each.revoked_at is None), None)
+    known = every(connection)
+    key = next((each for each in known if each.fingerprint == fingerprint and each.revoked_at is None), None)
     if key is None:
         return False
-    admins = [each for each in keys if each.role == "admin" and each.valid_at(now)]
-    if admins == [key]:
+    if valid_admins(connection, now) == [key]:
         raise Conflict(f"{fingerprint} is the last valid admin key; create another one first")
     found = update(schema.api_keys).where(schema.api_keys.c.fingerprint == fingerprint)
     connection.execute(found.values(revoked_at=now))

@@ -9,6 +9,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from serve_apps.routes.features import FeatureRoutes
+from serve_apps.routes.tecton import TectonRoutes
 from serve_apps.web import OPEN_PATHS
 
 ROLES = ("reader", "writer", "admin")
@@ -24,10 +25,16 @@ DELIVERIES = {"/api/v1/webhooks/{dataset}"}
 
 
 def needed_role(method, path):
-    """The rule, in one place: reading needs a reader, changing anything a writer, keys an admin."""
-    if path.startswith("/api/v1/keys"):
+    """The rule, in one place: reading needs a reader, changing anything a writer, who may what and secrets an admin.
+
+    Of those below `authorization-service` the roles of principals decide, once it is known what is asked.
+    """
+    if path == "/api/v1/secrets-service/scopes" or path.startswith("/api/v1/authorization-service/"):
+        return "reader"
+    if path.startswith(("/api/v1/keys", "/api/v1/principals", "/api/v1/secrets")):
         return "admin"
-    return "reader" if method in {"GET", "HEAD"} or path in READING_POSTS else "writer"
+    reads = method in {"GET", "HEAD"} or path in READING_POSTS or path.startswith("/api/v1/feature-service/")
+    return "reader" if reads else "writer"
 
 
 def routes_of(platform):
@@ -35,7 +42,8 @@ def routes_of(platform):
     seen = [
         (method, route.path) for route in routed(platform.application.api.routes) for method in sorted(route.methods)
     ]
-    hot = [(method, path) for path, methods in FeatureRoutes(platform.services).table.items() for method in methods]
+    tables = [surface(platform.services).table for surface in (FeatureRoutes, TectonRoutes)]
+    hot = [(method, path) for table in tables for path, methods in table.items() for method in methods]
     return [(method, path) for method, path in (*seen, *hot) if path not in OPEN_PATHS | DELIVERIES]
 
 
@@ -112,6 +120,8 @@ async def test_keys_are_listed_oldest_first_with_what_became_of_them(platform, a
         "label": "dashboard",
         "state": "expired",
         "rate_limit": 7,
+        "principal": None,
+        "public_key": None,
         "created_at": "2026-03-01T12:00:00Z",
         "expires_at": "2026-03-01T12:00:10Z",
         "revoked_at": None,
