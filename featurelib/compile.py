@@ -16,7 +16,16 @@ from typing import Any
 
 from featurelib.declarations import Collection as Gathered
 from featurelib.declarations import Declared, clear_registry, collecting, declared_on, notes, registered, shown_path
-from featurelib.definitions import Commit, DatasetDef, Definitions, FeaturesetDef, Location, PipelineDef, SourceDef
+from featurelib.definitions import (
+    Commit,
+    DatasetDef,
+    Definitions,
+    FeatureServiceDef,
+    FeaturesetDef,
+    Location,
+    PipelineDef,
+    SourceDef,
+)
 from featurelib.errors import DefinitionError, Problem, without_folder
 from featurelib.validation import SUPPORTED_CONNECTORS, completed, findings, in_order, merged, problems, validate
 
@@ -125,6 +134,7 @@ def _commit(declared: Iterable[Declared]) -> Commit:
         pipelines=tuple(each for each in definitions if isinstance(each, PipelineDef)),
         featuresets=tuple(each for each in definitions if isinstance(each, FeaturesetDef)),
         sources=tuple(each for each in definitions if isinstance(each, SourceDef)),
+        feature_services=tuple(each for each in definitions if isinstance(each, FeatureServiceDef)),
         locations=locations,
     )
 

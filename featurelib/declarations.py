@@ -123,11 +123,23 @@ def attach(cls: type, site: Site) -> Declared:
     if declared is None:
         declared = Declared(cls.__name__, site)
         setattr(cls, _ATTRIBUTE, declared)
-        _registry[cls.__name__] = declared
-        collection = _collection.get()
-        if collection is not None:
-            collection.declared.append(declared)
+        _announce(declared)
     return declared
+
+
+def _announce(declared: Declared) -> None:
+    _registry[declared.name] = declared
+    collection = _collection.get()
+    if collection is not None:
+        collection.declared.append(declared)
+
+
+class Declaring:
+    """Base of a declaration that is an object, not a decorated class."""
+
+    def __init__(self, declared: Declared) -> None:
+        self._declared = declared
+        _announce(declared)
 
 
 def registered() -> list[Declared]:
@@ -141,7 +153,9 @@ def clear_registry() -> None:
 
 
 def declared_on(thing: object) -> Declared | None:
-    """What the class declares itself; ``None`` for anything undecorated."""
+    """What the class or object declares itself; ``None`` for anything else."""
+    if isinstance(thing, Declaring):
+        return thing._declared  # noqa: SLF001  # of this module
     return vars(thing).get(_ATTRIBUTE) if isinstance(thing, type) else None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from types import FunctionType
 from typing import Any, Literal, TypeVar, overload
 
@@ -43,6 +44,7 @@ from featurelib.declarations import (
 )
 from featurelib.definitions import ExtractorDef, FeatureDef, FeaturesetDef, LookupDef
 from featurelib.errors import DeclarationTypeError, DeclarationValueError, Problem
+from featurelib.feature_services import Slice
 from featurelib.types import Scalar
 
 C = TypeVar("C", bound=type)
@@ -219,9 +221,16 @@ def featureset(
             declared.broken.add(decorated.__name__)
         else:
             declared.definitions.append(definition)
+        _make_sliceable(decorated)
         return decorated
 
     return decorate if cls is None else decorate(cls)
+
+
+def _make_sliceable(cls: type) -> None:
+    """Let ``Featureset.slice("a", "b")`` stand for ``Slice(Featureset, "a", "b")``, unless it has a `slice` itself."""
+    if "slice" not in vars(cls) and "slice" not in annotations_of(cls):
+        setattr(cls, "slice", partial(Slice, cls))  # noqa: B010  # the attribute is of the user's class
 
 
 def _features(cls: type, declared: Declared) -> tuple[FeatureDef, ...]:

@@ -1,8 +1,8 @@
 """The graph of definitions: what feeds what, what depends on what, and whether it runs in a circle.
 
 A node is ``kind:Name``: ``source:Transaction``, ``dataset:Transaction``, ``pipeline:by_user``,
-``featureset:UserFeatures``. An edge points the way the data goes. How columns become columns and features is in
-:mod:`featurelib.column_lineage`.
+``featureset:UserFeatures``, ``feature_service:prod/fraud``. An edge points the way the data goes. How columns become
+columns and features is in :mod:`featurelib.column_lineage`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Literal, NamedTuple, Protocol
 
 from featurelib.definitions import Definitions, FeaturesetDef
 
-EdgeType = Literal["source_feeds", "pipeline_input", "pipeline_output", "featureset_lookup", "featureset_dep"]
+EdgeType = Literal[
+    "source_feeds", "pipeline_input", "pipeline_output", "featureset_lookup", "featureset_dep", "service_view"
+]
 
 
 class Edge(NamedTuple):
@@ -106,6 +108,11 @@ def _edges(definitions: Definitions) -> Iterator[Edge]:
         yield from (Edge(f"dataset:{name}", node, "pipeline_input") for name in pipeline.input_datasets)
     for featureset in definitions.featuresets:
         yield from _featureset_edges(featureset, definitions)
+    for service in definitions.feature_services:
+        used = [view.featureset for view in service.views]
+        used += [service.wildcard.featureset] if service.wildcard else []
+        node = f"feature_service:{service.qualified_name}"
+        yield from (Edge(f"featureset:{name}", node, "service_view") for name in used)
 
 
 def _featureset_edges(featureset: FeaturesetDef, definitions: Definitions) -> Iterator[Edge]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, cast
 
 import hiredis
@@ -30,6 +32,45 @@ _PASSING = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONL
 
 pack: Callable[[Any], bytes] = hiredis.pack_command
 """The bytes of one command, given as a tuple of str, bytes or int."""
+
+
+class Meter:
+    """What trips to the store took.
+
+    Attributes:
+        seconds: all trips together.
+        longest_s: the longest of them.
+        size: bytes of the replies.
+    """
+
+    __slots__ = ("longest_s", "seconds", "size")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.longest_s = 0.0
+        self.size = 0
+
+    def tripped(self, seconds: float, replies: Sequence[Any]) -> None:
+        """Count a trip."""
+        self.seconds += seconds
+        self.longest_s = max(self.longest_s, seconds)
+        self.size += _size(replies)
+
+    def add(self, other: Meter) -> None:
+        """Count what another meter counted."""
+        self.seconds += other.seconds
+        self.longest_s = max(self.longest_s, other.longest_s)
+        self.size += other.size
+
+
+METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
+"""Counts the trips made in this context; ``None``: nobody does."""
+
+
+def _size(replies: Sequence[Any]) -> int:
+    return sum(
+        len(each) if isinstance(each, bytes) else _size(each) for each in replies if isinstance(each, bytes | list)
+    )
 
 
 class _Lost(Exception):
@@ -72,6 +113,15 @@ class PipelinedRedis:
             StoreUnavailable: the server does not answer.
             redis.ResponseError: it refused a command.
         """
+        meter = METER.get()
+        if meter is None:
+            return await self._trip(request, count)
+        started = time.perf_counter()
+        replies = await self._trip(request, count)
+        meter.tripped(time.perf_counter() - started, replies)
+        return replies
+
+    async def _trip(self, request: bytes, count: int) -> list[Any]:
         line = self._line
         for last in (False, True):
             if line is None or line.is_lost:

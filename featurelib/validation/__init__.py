@@ -15,10 +15,12 @@ from featurelib.validation.commits import (
     check_commit,
     definition_key,
     merged,
+    touched_feature_services,
     touched_featuresets,
     touched_pipelines,
 )
 from featurelib.validation.datasets import check_dataset
+from featurelib.validation.feature_services import check_feature_service
 from featurelib.validation.featuresets import check_featureset
 from featurelib.validation.findings import Finding, in_order, problems
 from featurelib.validation.pipelines import check_pipeline
@@ -69,3 +71,5 @@ def findings(commit: Commit, context: Definitions, connectors: Collection[str]) 
         yield from check_pipeline(pipeline, world)
     for featureset in [*commit.featuresets, *touched_featuresets(commit, context)]:
         yield from check_featureset(featureset, world)
+    for service in [*commit.feature_services, *touched_feature_services(commit, context)]:
+        yield from check_feature_service(service, world)

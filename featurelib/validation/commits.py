@@ -6,7 +6,16 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TypeVar
 
-from featurelib.definitions import Commit, Definition, Definitions, FeaturesetDef, PipelineDef, SourceDef, ref
+from featurelib.definitions import (
+    Commit,
+    Definition,
+    Definitions,
+    FeatureServiceDef,
+    FeaturesetDef,
+    PipelineDef,
+    SourceDef,
+    ref,
+)
 from featurelib.lineage import dataset_cycle, feature_cycle
 from featurelib.validation.findings import Finding
 
@@ -20,6 +29,7 @@ def merged(context: Definitions, commit: Definitions) -> Definitions:
         pipelines=_laid_over(context.pipelines, commit.pipelines),
         featuresets=_laid_over(context.featuresets, commit.featuresets),
         sources=_laid_over(context.sources, commit.sources),
+        feature_services=_laid_over(context.feature_services, commit.feature_services),
     )
 
 
@@ -29,6 +39,8 @@ def definition_key(definition: Definition) -> str:
         return f"source:{definition.dataset}"
     if isinstance(definition, FeaturesetDef):
         return f"featureset:{definition.name}"
+    if isinstance(definition, FeatureServiceDef):
+        return f"feature_service:{definition.qualified_name}@{definition.version}"
     return f"{definition.kind}:{ref(definition)}"
 
 
@@ -65,6 +77,17 @@ def touched_featuresets(commit: Commit, context: Definitions) -> Iterator[Featur
         others = {name.split(".")[0] for e in featureset.extractors for name in e.inputs if "." in name}
         if featureset.name not in sent and (changed & used or changed_sets & others):
             yield featureset
+
+
+def touched_feature_services(commit: Commit, context: Definitions) -> Iterator[FeatureServiceDef]:
+    """Committed feature services that the commit leaves out and whose featuresets it changes."""
+    changed, sent = {f.name for f in commit.featuresets}, {definition_key(s) for s in commit.feature_services}
+    for service in context.feature_services:
+        used = {view.featureset for view in service.views}
+        if service.wildcard is not None:
+            used.add(service.wildcard.featureset)
+        if definition_key(service) not in sent and changed & used:
+            yield service
 
 
 def _laid_over(below: tuple[_D, ...], above: tuple[_D, ...]) -> tuple[_D, ...]:

@@ -13,7 +13,6 @@ from featurelib.definitions import (
     INDEX_SUFFIX,
     AggregateStep,
     AssignStep,
-    BackfillDef,
     DatasetDef,
     DedupStep,
     Definitions,
@@ -92,10 +91,6 @@ def _inputs(pipeline: PipelineDef, world: Definitions) -> Iterator[Finding]:
     if pipeline.name.endswith(INDEX_SUFFIX):
         text = f"`{pipeline.name}`: names that end in _index belong to the indexes of datasets"
         yield Finding("reserved_name", key, subject, text, "Rename the pipeline.")
-    if pipeline.backfill != BackfillDef():
-        text = "`backfill=` is not obeyed yet: a new pipeline folds all history that is kept"
-        hint = "Leave it out; `python -m jobs.backfill --since` rebuilds."
-        yield Finding("unsupported_backfill", key, subject, text, hint)
 
 
 def _read(steps: Iterable[Step]) -> Iterator[str]:
