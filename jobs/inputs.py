@@ -9,13 +9,14 @@ the log only once a committed archive version holds it, so the snapshot opened *
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Sequence
+from typing import Protocol
 
 import pyarrow as pa
 
 from featurelib.definitions import DatasetDef, ref
-from featurelib.engine.keys import KEY_GROUPS, owner_of_group
+from featurelib.engine.input_partitions import InputPartition, Positions, Reading
+from featurelib.engine.keys import KEY_GROUPS
 from featurelib.engine.program import Program
 from featurelib.engine.records import OFFSET, record_schema
 from featurelib.errors import CorruptState
@@ -26,21 +27,6 @@ from featurelib.stores.log import Log
 # Rows of one look into the archive: compaction mixes offsets, so a look may go through every file of the months.
 _ARCHIVE_ROWS = 262_144
 
-Positions = Mapping[int, Sequence[int]]
-"""Per key group its position in every input partition."""
-
-
-class InputPartition(NamedTuple):
-    """One log partition a pipeline reads; its index in the pipeline's list names it in positions."""
-
-    dataset: DatasetDef
-    partition: int
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """``(dataset ref, partition)``."""
-        return ref(self.dataset), self.partition
-
 
 def input_partitions(program: Program, log: Log) -> list[InputPartition]:
     """Every input partition of a pipeline, left dataset first: the order of positions."""
@@ -49,29 +35,6 @@ def input_partitions(program: Program, log: Log) -> list[InputPartition]:
         for dataset in program.sources
         for partition in range(log.partitions(ref(dataset)))
     ]
-
-
-class Reading:
-    """Which key groups read which input partitions of a pipeline."""
-
-    def __init__(self, program: Program, partitions: Sequence[InputPartition]) -> None:
-        self._partitions = partitions
-        self._left = program.left
-        self._split = program.keyed_like_its_dataset()
-        self._lefts = sum(source.dataset == program.left for source in partitions)
-
-    def reads(self, group: int, index: int) -> bool:
-        """Whether the partition can hold records of the group."""
-        dataset, partition = self._partitions[index]
-        return not (self._split and dataset == self._left) or owner_of_group(group, self._lefts) == partition
-
-    def groups_reading(self, index: int, groups: Iterable[int] = range(KEY_GROUPS)) -> list[int]:
-        """Those of ``groups`` that the partition can hold records of."""
-        return [group for group in groups if self.reads(group, index)]
-
-    def lowest(self, index: int, positions: Positions) -> int:
-        """The lowest position of the groups that read a partition; 0 when none of them does."""
-        return min((positions[group][index] for group in self.groups_reading(index, positions)), default=0)
 
 
 def lowest_positions(program: Program, partitions: Sequence[InputPartition], standings: Positions) -> list[int]:
@@ -120,6 +83,8 @@ class InputReader:
         self.lefts = [index for index in mine if self.partitions[index].dataset == program.left]
         self.rights = [index for index in mine if self.partitions[index].dataset != program.left]
         self._chunks: dict[int, Archived] = {}
+        self.behind = False
+        """Whether the last :meth:`read` left records that were there already."""
         self._empty: dict[int, range] = {}
 
     def lowest(self, index: int, positions: Positions) -> int:
@@ -163,6 +128,7 @@ class InputReader:
             CorruptState: neither of them holds the wanted offset.
         """
         batch: dict[int, pa.Table] = {}
+        self.behind = False
         rows = max(1, self._batch_rows // max(1, len(indexes)))
         for index in indexes:
             table = self._read_one(index, self._next(index, positions), rows)
@@ -181,8 +147,10 @@ class InputReader:
             self._chunks.pop(index, None)
             tail = self._log.tail(*self.partitions[index].address, offset, rows)
             if not tail.trimmed:
+                self.behind |= tail.more
                 return tail.records
             chunk = self._chunks[index] = self._from_archive(index, offset)
+        self.behind = True  # the log goes on behind the archive
         found = chunk.from_offset(offset)
         if len(found):
             return found.slice(0, rows)
