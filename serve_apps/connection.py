@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -33,6 +34,8 @@ _HEAD_SECONDS = 10.0
 _BODY_BYTES_A_SECOND = 65_536
 _IDLE_SECONDS = 75.0
 _UNREAD_SECONDS = 30.0
+# A streamed body is read ahead of whoever takes it this far; more stays in the network.
+_READ_AHEAD_BYTES = 2 * 2**20
 # A refused body is read and dropped, so that its sender gets to the answer; not for ever.
 _DROPPED_BYTES = 256 * 2**20
 # Requests sent ahead of their turn wait in order; beyond these the client's next bytes stay in the network.
@@ -132,6 +135,7 @@ class Connection(asyncio.Protocol):
         # Half a request will never be a whole one; those before it are.
         self._in_head = False
         if self._receiving is not None and not self._receiving.is_refused:
+            self._receiving.client_left()
             self._receiving = None
         busy = self._answering is not None and not self._answering.is_done
         return busy or bool(self._queue)  # True keeps the transport open
@@ -166,6 +170,8 @@ class Connection(asyncio.Protocol):
         if self._unread_since is not None:
             if now - self._unread_since > _UNREAD_SECONDS:
                 self._transport.abort()
+        elif self._receiving is not None and self._receiving.is_held_back:
+            self._since = now - self._body_size / _BODY_BYTES_A_SECOND  # it waits for us
         elif self._in_head or self._receiving is not None:
             if now - self._since > _HEAD_SECONDS + self._body_size / _BODY_BYTES_A_SECOND:
                 self._give_up(408, "the request did not come to its end in time")
@@ -228,12 +234,15 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             return
         if exchange.is_refused:
-            if self._body_size > _DROPPED_BYTES:
+            exchange.dropped += len(body)
+            if exchange.dropped > _DROPPED_BYTES:
                 self._transport.abort()
-        elif self._body_size > self._application.body_limit:
-            self._refuse(exchange, too_large(self._application.body_limit))
+        elif self._body_size > exchange.body_limit:
+            self._refuse(exchange, too_large(exchange.body_limit))
         elif exchange.body is None:
             exchange.parts.append(body)
+            if exchange.is_streamed:
+                self._hold_back(exchange, len(body))
 
     def on_message_complete(self) -> None:
         """The request is whole."""
@@ -241,7 +250,9 @@ class Connection(asyncio.Protocol):
         self._head_size = 0
         if exchange is None:
             return
-        if exchange.is_refused:
+        exchange.is_whole = True
+        if exchange.is_refused or exchange.is_streamed:
+            exchange.tell()
             if exchange.is_done:
                 self._next(exchange)
             return
@@ -271,6 +282,7 @@ class Connection(asyncio.Protocol):
         method = parser.get_method().decode("ascii")
         exchange = Served(self, method, path, query.partition(b"#")[0], self._headers)
         exchange.version = parser.get_http_version()
+        exchange.body_limit = self._application.body_limit
         exchange.keep_alive = exchange.version == "1.1" and parser.should_keep_alive() and not self._is_ending
         return exchange
 
@@ -283,12 +295,33 @@ class Connection(asyncio.Protocol):
             waits = exchange.headers.get(b"expect", b"").lower() == b"100-continue" and exchange.version == "1.1"
             if waits and self._answering is None:
                 self._transport.write(_CONTINUE)
+            if exchange.is_streamed:
+                exchange.news = asyncio.Event()
+                self._take(exchange)
+
+    def _hold_back(self, exchange: Served, more: int) -> None:
+        exchange.ahead += more
+        exchange.tell()
+        if exchange.ahead > _READ_AHEAD_BYTES:
+            exchange.is_held_back = True
+            self._transport.pause_reading()
+
+    def read_on(self, exchange: Served) -> None:
+        """What was read ahead of a streamed body is taken, or never will be."""
+        exchange.ahead = 0
+        if exchange.is_held_back and not self.is_lost:
+            exchange.is_held_back = False
+            self._since = self._loop.time() - self._body_size / _BODY_BYTES_A_SECOND
+            self._transport.resume_reading()
 
     def _refuse(self, exchange: Served, refusal: ThymeError) -> None:
         exchange.is_refused = True
         exchange.refusal = refusal
         exchange.parts.clear()
-        self._take(exchange)
+        if exchange.news is not None:
+            exchange.tell()  # who takes it is at it, or will be
+        else:
+            self._take(exchange)
 
     def _take(self, exchange: Served) -> None:
         if self._answering is None and self._writable is None:
@@ -333,6 +366,11 @@ class Connection(asyncio.Protocol):
             self._transport.abort()  # its client must not take a part for the whole
         elif self._receiving is not exchange or self._half_closed:
             self._next(exchange)
+        else:
+            # Answered before the end of its body: the rest is dropped.
+            exchange.is_refused = True
+            exchange.parts.clear()
+            self.read_on(exchange)
 
     def _next(self, exchange: Served) -> None:
         if self._answering is exchange:
@@ -367,6 +405,8 @@ class Connection(asyncio.Protocol):
         """Refuse what is no request, or never becomes one; behind what is being answered."""
         receiving, self._receiving = self._receiving, None
         self._in_head, self._is_over = False, True
+        if receiving is not None and receiving.is_streamed:
+            receiving.client_left()
         if receiving is not None and receiving.is_done:
             self._transport.close()  # refused and told so: the rest of its body need not come
         elif self._answering is not None:
@@ -382,8 +422,8 @@ class Served(Exchange):
     """A request of a connection."""
 
     __slots__ = (
-        "_chunked", "_connection", "_left", "is_done", "is_refused", "keep_alive", "parts", "refusal", "task",
-        "version",
+        "_chunked", "_connection", "_left", "ahead", "dropped", "has_left", "is_done", "is_held_back", "is_refused",
+        "is_whole", "keep_alive", "news", "parts", "refusal", "task", "version",
     )  # fmt: skip
 
     def __init__(
@@ -401,6 +441,14 @@ class Served(Exchange):
         """Whether it is answered before its body is there."""
         self.is_done = False
         """Whether all of the answer was written."""
+        self.is_whole = False
+        """Whether all of the body has come."""
+        self.is_held_back = False
+        """Whether its client is not read until what is there is taken."""
+        self.has_left = False
+        self.ahead = self.dropped = 0
+        self.news: asyncio.Event | None = None
+        """Of a streamed body: set when more of it is there, or nothing will be any more."""
         self.task: asyncio.Task[None] | None = None
 
     async def serve(self, application: Application) -> None:
@@ -412,6 +460,8 @@ class Served(Exchange):
 
     def client_left(self) -> None:
         """Wake who waits for that."""
+        self.has_left = True
+        self.tell()
         if self._left is not None:
             self._left.set()
 
@@ -420,6 +470,30 @@ class Served(Exchange):
         if self.body is None:
             raise Disconnected
         return self.body
+
+    def tell(self) -> None:
+        """Wake who takes the body while it comes."""
+        if self.news is not None:
+            self.news.set()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """A streamed body while it comes."""
+        assert self.news is not None  # made when it began
+        while True:
+            self.news.clear()
+            if self.refusal is not None:
+                raise self.refusal
+            if self.parts:
+                piece = b"".join(self.parts)
+                self.parts.clear()
+                self._connection.read_on(self)
+                yield piece
+            elif self.is_whole:
+                return
+            elif self.has_left or self._connection.is_lost:
+                raise Disconnected
+            else:
+                await self.news.wait()
 
     async def answer(self, answer: Answer) -> None:
         """Send a whole answer, unless one was begun already."""

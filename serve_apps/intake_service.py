@@ -10,23 +10,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
+from featurelib.clock import SECOND
 from featurelib.connectors.credentials import resolve
-from featurelib.definitions import DatasetDef, Definitions, SourceDef, ref
+from featurelib.definitions import Cdc, DatasetDef, Definitions, SourceDef, ref
 from featurelib.errors import IdempotencyConflict, InvalidRequest, NotFound, SourceError, StoreUnavailable
 from featurelib.settings import Settings
 from featurelib.stores.dead_letters import MALFORMED, DeadLetter, LetterId, StoredDeadLetter
-from featurelib.stores.intake import Intake, Request, Taken, lateness_of, request_key
+from featurelib.stores.encryption import key_source
+from featurelib.stores.intake import DEAD_LETTER, Intake, Request, Taken, Upserted, lateness_of, request_key
 from featurelib.stores.intake_events import drift_event, dropped_event
-from featurelib.stores.log import KEEP_SENT_US, Log
+from featurelib.stores.log import KEEP_SENT_US, Claim, Head, Log
 from featurelib.stores.registry import NewEvent, Registry
+from featurelib.stores.secret_values import SecretReader
 from featurelib.stores.shapes import Shapes
+from featurelib.stores.source_secrets import with_secrets
 from serve_apps.auth import Caller
+from serve_apps.log_blocks import Block
 from serve_apps.webhook_body import check_signature, read_delivery
 
 _SOURCE = "definition-service"
 _WEBHOOK = "webhook"
+_LOG_ORIGIN = "POST /api/v1/log"
 # Letters that are replayed or dropped in one go: so many are in memory at once.
 _LETTERS_AT_ONCE = 1_000
 _log = structlog.get_logger("thyme.serve")
@@ -49,10 +57,14 @@ class Problem(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of records, and why some were refused."""
+    """What became of records, together and each by itself, and why some were refused.
+
+    ``outcomes`` has a code of :mod:`featurelib.stores.intake` for each piece that was sent.
+    """
 
     taken: Taken
     problems: list[Problem]
+    outcomes: npt.NDArray[np.uint8]
 
 
 class Chosen(NamedTuple):
@@ -81,9 +93,13 @@ class Page(NamedTuple):
 
 class _Door(NamedTuple):
     dataset: DatasetDef
-    source: SourceDef | None
-    partitions: int
+    cdc: Cdc
+    heads: list[Head]
     intake: Intake
+
+    @property
+    def partitions(self) -> int:
+        return len(self.heads)
 
 
 class IntakeService:
@@ -112,11 +128,69 @@ class IntakeService:
             StoreUnavailable: nothing was taken, or there is a key: send it again.
             MaybeTaken: some of the records may have been accepted.
         """
+        door = self._door(self._registry.definitions(), dataset, _claim(dataset, sent))
+        taken = door.intake.accept(events, Request(_LOG_ORIGIN, request_key(sent.key)), heads=door.heads)
+        self.report(dataset, taken)
+        problems = [Problem(bad.row, bad.reason, bad.field, bad.message) for bad in taken.rejected]
+        return Outcome(taken, problems, taken.outcomes)
+
+    def check(self, dataset: str) -> None:
+        """Return when records may be sent to a dataset.
+
+        Raises:
+            NotFound: there is none.
+            InvalidRequest: it is made by a pipeline.
+        """
+        self._door(self._registry.definitions(), dataset)
+
+    def take(self, dataset: str, block: Block, key: str, first: int) -> Outcome:
+        """Append a block of a body that is taken while it comes; rows count from the body's first record.
+
+        Nobody is told of it yet: see :meth:`report`.
+
+        Args:
+            dataset: its name.
+            block: some of the records.
+            key: the idempotency key of the whole body; a block is known by it and its number.
+            first: how many records came before these.
+
+        Raises:
+            NotFound: no such dataset.
+            InvalidRequest: the dataset is made by a pipeline.
+            IdempotencyConflict: the key came before with another body.
+            LogFull: nothing of the block was taken.
+            StoreUnavailable: nothing of the block was taken, or there is a key: send the body again.
+            MaybeTaken: some of the block's records may have been accepted.
+        """
+        # The first block claims what a body that comes whole would.
+        name = f"{request_key(key)}/{block.number}" if block.number else request_key(key)
+        claim = Claim(dataset, name, block.digest, KEEP_SENT_US) if key else None
+        door = self._door(self._registry.definitions(), dataset, claim)
+        lines = block.read(door.dataset, door.cdc)
+        malformed = [DeadLetter({"text": bad.text}, MALFORMED, "", bad.message) for bad in lines.malformed]
+        request = Request(_LOG_ORIGIN, request_key(key), block.number, first)
+        taken = door.intake.accept(lines.records, request, malformed, heads=door.heads, came=lines.came)
+        problems = [Problem(int(lines.rows[bad.row]), bad.reason, bad.field, bad.message) for bad in taken.rejected]
+        problems += [Problem(bad.row, MALFORMED, "", bad.message) for bad in lines.malformed]
+        outcomes = np.full(lines.total, DEAD_LETTER, dtype=np.uint8)
+        outcomes[lines.rows] = taken.outcomes
+        return Outcome(taken, [bad._replace(row=first + bad.row) for bad in sorted(problems)], outcomes)
+
+    def upsert(
+        self, dataset: str, records: Sequence[Mapping[str, Any]], origin: str, refused: Sequence[DeadLetter]
+    ) -> Upserted:
+        """Append records told apart by key and event time; those that do not fit, and ``refused``, are dead letters.
+
+        Raises:
+            NotFound: no such dataset.
+            InvalidRequest: the dataset is made by a pipeline.
+            StoreUnavailable: send the records again, none is taken twice.
+        """
+        remember_us = self._settings.snowflake.remember_s * SECOND
         door = self._door(self._registry.definitions(), dataset)
-        self._claim(dataset, sent)
-        taken = door.intake.accept(events, Request("POST /api/v1/log", request_key(sent.key)))
-        self._report(dataset, taken)
-        return Outcome(taken, [Problem(bad.row, bad.reason, bad.field, bad.message) for bad in taken.rejected])
+        done = door.intake.upsert(records, origin, refused, remember_us)
+        self.report(dataset, done.taken, first=refused[0].message if refused else "")
+        return done
 
     def deliver(self, dataset: str, sent: Sent, header: Callable[[str], str | None], caller: Caller) -> Outcome:
         """Append the records of a webhook's delivery.
@@ -142,17 +216,18 @@ class IntakeService:
         self._authorise(hook, sent.body, header, caller)
         if hook is None:
             raise NotFound(f"dataset {dataset[:128]!r} has no webhook; declare one with @source(WebhookSource())")
-        door = self._door(definitions, dataset)
         path = str(hook.connector.config.get("path") or "")
         delivery = read_delivery(sent.body, header("content-type") or "", path)
-        self._claim(dataset, sent)
+        door = self._door(definitions, dataset, _claim(dataset, sent))
         malformed = [DeadLetter({"text": bad.text}, MALFORMED, "", bad.message) for bad in delivery.malformed]
         origin = Request(f"POST /api/v1/webhooks/{dataset}", request_key(sent.key))
-        taken = door.intake.accept(delivery.records, origin, malformed)
+        taken = door.intake.accept(delivery.records, origin, malformed, heads=door.heads)
         problems = [Problem(delivery.rows[bad.row], bad.reason, bad.field, bad.message) for bad in taken.rejected]
         problems += [Problem(bad.row, MALFORMED, "", bad.message) for bad in delivery.malformed]
-        self._report(dataset, taken, first=next((problem.message for problem in problems), ""))
-        return Outcome(taken, sorted(problems))
+        self.report(dataset, taken, first=next((problem.message for problem in problems), ""))
+        outcomes = np.full(len(delivery.rows) + len(delivery.malformed), DEAD_LETTER, dtype=np.uint8)
+        outcomes[delivery.rows] = taken.outcomes
+        return Outcome(taken, sorted(problems), outcomes)
 
     def dead_letters(self, dataset: str, reason: str, limit: int, cursor: str) -> Page:
         """Dead letters of a dataset, newest first.
@@ -211,25 +286,27 @@ class IntakeService:
             self._record([_event("dead_letters_dropped", "info", dataset, message, {"dropped": dropped})])
         return dropped
 
-    def _door(self, definitions: Definitions, name: str) -> _Door:
+    def _door(self, definitions: Definitions, name: str, claim: Claim | None = None) -> _Door:
         found = definitions.dataset(name)
         if found is None:
             raise NotFound(f"dataset {name[:128]!r} is not committed")
         if definitions.producer(name) is not None:
             raise InvalidRequest(f"dataset: {name!r} is made by a pipeline; send records to its input")
         # A log that no worker has made yet is made here: its number of partitions is fixed by whoever comes first.
-        partitions = self._log.create(ref(found), self._settings.pipeline.partition_count)
-        source, rules = definitions.source(name), self._settings.ingest
+        entrance = self._log.enter(ref(found), self._settings.pipeline.partition_count, claim)
+        if not entrance.claimed:
+            raise IdempotencyConflict(f"the idempotency key was used before for another body sent to {name}")
+        rules, cdc = self._settings.ingest, definitions.cdc(name)
         intake = Intake(
             self._log,
             found,
-            partitions,
-            lateness_of(source, rules),
-            definitions.cdc(name),
+            len(entrance.heads),
+            lateness_of(definitions.source(name), rules),
+            cdc,
             shapes=self._shapes,
             dead_kept=rules.dead_letters_kept,
         )
-        return _Door(found, source, partitions, intake)
+        return _Door(found, cdc, entrance.heads, intake)
 
     def _authorise(
         self, hook: SourceDef | None, body: bytes, header: Callable[[str], str | None], caller: Caller
@@ -243,21 +320,13 @@ class IntakeService:
         check_signature(body, secret, name, header(name))
 
     def _secret(self, hook: SourceDef) -> str:
+        reader = SecretReader(self._registry.database, key_source(self._settings))
         try:
-            return resolve(hook.connector.config.get("secret"), f"webhook of {hook.dataset}: secret")
+            config = with_secrets(hook, reader).connector.config
+            return resolve(config.get("secret"), f"webhook of {hook.dataset}: secret")
         except SourceError as error:
             _log.error("webhook_secret_unreadable", dataset=hook.dataset, error=str(error))
             raise StoreUnavailable("the webhook's secret cannot be read; the service's log says why") from None
-
-    def _claim(self, dataset: str, sent: Sent) -> None:
-        """Tie a key to the body it came with first."""
-        if not sent.key:
-            return
-        note, digest = request_key(sent.key), hashlib.sha256(sent.body).hexdigest()
-        if self._log.replace_note(dataset, note, "", digest, KEEP_SENT_US):
-            return
-        if self._log.note(dataset, note) not in {"", digest}:
-            raise IdempotencyConflict(f"the idempotency key was used before for another body sent to {dataset}")
 
     def _letters(self, door: _Door, reason: str, before: LetterId | None = None) -> Iterator[StoredDeadLetter]:
         letters = self._log.dead.all(ref(door.dataset), door.partitions, before)
@@ -276,7 +345,8 @@ class IntakeService:
         for start in range(0, len(every), _LETTERS_AT_ONCE):
             yield self._log.dead.find(ref(door.dataset), every[start : start + _LETTERS_AT_ONCE]), 0
 
-    def _report(self, dataset: str, taken: Taken, first: str = "") -> None:
+    def report(self, dataset: str, taken: Taken, first: str = "") -> None:
+        """Tell of what was taken; ``first``: why the first record was refused, where ``taken`` does not say."""
         self._record(list(_events_of(dataset, taken, first, self._settings.ingest.dead_letters_kept)))
 
     def _record(self, events: Sequence[NewEvent]) -> None:
@@ -287,6 +357,13 @@ class IntakeService:
                 # The records are in the log: an error now would have them sent twice.
                 _log.warning("event_lost", event_type=event.event_type, subject=event.subject, error=str(error))
                 return
+
+
+def _claim(dataset: str, sent: Sent) -> Claim | None:
+    """What ties a key to the body it came with first."""
+    if not sent.key:
+        return None
+    return Claim(dataset, request_key(sent.key), hashlib.sha256(sent.body).hexdigest(), KEEP_SENT_US)
 
 
 def _letter_id(text: str, member: str) -> LetterId:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ encode = msgspec.json.Encoder().encode
 class Call(NamedTuple):
     """A request, admitted: who sent it and its whole body. ``started`` is of ``time.perf_counter``.
 
-    Names in ``headers`` are of lower case.
+    Names in ``headers`` are of lower case; ``given`` has them in the order sent, also those sent twice.
     """
 
     method: str
@@ -42,6 +42,7 @@ class Call(NamedTuple):
     correlation_id: str
     started: float
     headers: Mapping[bytes, bytes] = {}
+    given: Sequence[tuple[bytes, bytes]] = ()
 
 
 class Answer(NamedTuple):

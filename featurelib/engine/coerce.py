@@ -80,6 +80,8 @@ DECIMAL_LIMIT = 10**20
 _DIGITS_BEFORE_POINT = 20
 _DECIMAL_TEXT = r"^[+-]?[0-9]{{1,20}}(\.[0-9]{{0,{scale}}}0*)?$"
 _EXACT = Context(prec=60)
+_EMPTY = pa.scalar("")
+_NO_ROWS = np.zeros(0, dtype=np.int64)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SHOWN_CHARACTERS = 80
 
@@ -242,6 +244,8 @@ def _undecided(array: pa.Array | None, decided: pa.Array, field: FieldDef) -> np
     """Rows that coerce_value must judge: no kernel took them, or they are null and must not be."""
     if array is None:
         return np.arange(len(decided), dtype=np.int64)
+    if not decided.null_count and not (field.key and field.type == "str" and pc.index(decided, _EMPTY).as_py() >= 0):
+        return _NO_ROWS
     open_rows = decided.is_null()
     if not _required(field):
         open_rows = pc.and_(open_rows, array.is_valid())
@@ -280,6 +284,8 @@ def _required(field: FieldDef) -> bool:
 
 def _int_column(array: pa.Array) -> pa.Array:
     kind = array.type
+    if kind == pa.int64():
+        return array
     if pa.types.is_integer(kind):
         fits = pc.less_equal(array, _UNSIGNED_INT_MAX) if pa.types.is_uint64(kind) else array.is_valid()
         return _only(fits, array).cast(pa.int64())
@@ -345,6 +351,9 @@ def _between(array: pa.Array, low: float, high: float) -> pa.Array:
 
 
 def _text_instants(array: pa.Array) -> pa.Array:
+    # Nearly all text has this zone; the expression below is compiled anew each time.
+    if pc.all(pc.ends_with(array, "Z")).as_py():
+        return _parse_column(array, pa.timestamp("us", tz="UTC"))
     zoned = pc.match_substring_regex(array, _ZONED_TEXT)
     with_zone = _parse_column(_only(zoned, array), pa.timestamp("us", tz="UTC"))
     without = _parse_column(_only(pc.invert(zoned), array), pa.timestamp("us"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,8 +28,10 @@ Change = Literal["new", "missing", "retyped"]
 
 VANISHED_AFTER = 100
 """So many records in a row without a value of an optional column, and more than twice the longest such run before."""
-_SAMPLE = 64
+SAMPLE = 64
+"""So many records that are mappings are looked at."""
 _LONGEST_NAME = 128
+_NONE = type(None)
 _TEXT, _NUMBER = "text", "number"
 
 
@@ -118,26 +121,31 @@ class Runs:
 
 
 def _sample(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    if len(records) <= _SAMPLE:
+    if len(records) <= SAMPLE:
         return list(records)
-    return [records[place] for place in np.linspace(0, len(records) - 1, _SAMPLE, dtype=np.int64).tolist()]
+    return [records[place] for place in np.linspace(0, len(records) - 1, SAMPLE, dtype=np.int64).tolist()]
 
 
 def _kinds_of(records: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[str]]:
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[type]] = {}
     for record in records:
         for name, value in record.items():
-            kinds = found.setdefault(str(name), set())
-            if value is not None:
-                kinds.add(_kind(value))
-    return {name: frozenset(kinds) for name, kinds in found.items()}
+            types = found.get(name)
+            if types is None:
+                types = found[name] = set()
+            types.add(type(value))
+    kinds: dict[str, frozenset[str]] = {}
+    for name, types in found.items():
+        kinds[str(name)] = kinds.get(str(name), frozenset()) | {_kind(each) for each in types if each is not _NONE}
+    return kinds
 
 
-def _kind(value: object) -> str:
+@lru_cache(maxsize=256)
+def _kind(of: type) -> str:
     for kinds, name in _PYTHON:
-        if isinstance(value, kinds):
+        if issubclass(of, kinds):
             return name
-    return type(value).__name__
+    return of.__name__
 
 
 # bool before int: a bool is one. datetime is a date.

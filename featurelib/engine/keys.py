@@ -68,6 +68,8 @@ def key_groups(texts: pl.Series) -> np.ndarray:
 
 def groups_of_column(column: pa.ChunkedArray) -> np.ndarray:
     """Key groups (int64) of a batch with a single key column."""
+    if len(column) <= _FEW_TEXTS and pa.types.is_string(column.type):
+        return np.fromiter(map(key_group, column.to_pylist()), dtype=np.int64, count=len(column))
     return key_groups(key_texts([pl.Series("key", pl.from_arrow(column))]))
 
 

@@ -16,19 +16,32 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurelib.clock import DAY
+from featurelib.clock import DAY, HOUR, Duration
 from featurelib.definitions import Cdc, DatasetDef, SourceDef, ref
 from featurelib.engine.cdc import Admitted, admit, unwrap
 from featurelib.engine.coerce import RawRecords, Rejected
-from featurelib.engine.drift import Drift, look
+from featurelib.engine.drift import Drift, Sight, look
 from featurelib.engine.expect import Violation, evaluate
+from featurelib.engine.json_lines import Came
 from featurelib.engine.keys import KEY_GROUPS, groups_of_column
-from featurelib.engine.records import DELETED
+from featurelib.engine.records import DELETED, TIME
 from featurelib.errors import MaybeTaken, StoreUnavailable
 from featurelib.settings import IngestSettings
 from featurelib.stores.dead_letters import DeadLetter, LetterId, StoredDeadLetter, Verdict
-from featurelib.stores.log import DEAD_LETTERS_KEPT, KEEP_SENT_US, Appended, EventIds, Identity, Lateness, Log
+from featurelib.stores.log import (
+    DEAD_LETTERS_KEPT,
+    KEEP_SENT_US,
+    Appended,
+    EventIds,
+    Head,
+    Identity,
+    Lateness,
+    Log,
+    Share,
+    texts_of,
+)
 from featurelib.stores.shapes import Shapes
+from featurelib.stores.upserts import Version
 
 _MOST_BITS = 4_096
 # Writers and readers of JSON recurse, and give up at a few hundred.
@@ -51,6 +64,7 @@ class Taken(NamedTuple):
         dropped: older dead letters that made room for them.
         drift: how the columns differ, when part of that has not been told of.
         erased: records refused because their key was erased for good.
+        outcomes: what became of each record, in the order they came: one of the codes below; of records that were sent.
     """
 
     accepted: int
@@ -63,13 +77,46 @@ class Taken(NamedTuple):
     dropped: int = 0
     drift: Sequence[Drift] = ()
     erased: int = 0
+    outcomes: npt.NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
+
+
+ACCEPTED, DUPLICATE, DEAD_LETTER, ERASED = range(4)
+"""What becomes of a record."""
 
 
 class Request(NamedTuple):
-    """Where records sent over HTTP come from. ``key`` identifies the request, empty where nothing does."""
+    """Where records sent over HTTP come from.
+
+    ``key`` identifies the request, empty where nothing does. One that is taken in parts says which ``part`` this is,
+    and the number of its ``first`` record.
+    """
 
     origin: str
     key: str = ""
+    part: int = 0
+    first: int = 0
+
+    @property
+    def batch(self) -> str:
+        """What identifies this part, empty where nothing does."""
+        return f"{self.key}/{self.part}" if self.key else ""
+
+    def event(self, row: int) -> str:
+        """What identifies a record of this part, empty where nothing does."""
+        return f"{self.key}:{self.first + row}" if self.key else ""
+
+
+class Upserted(NamedTuple):
+    """What became of records that upsert.
+
+    ``ends``: per log partition of the dataset that holds one of them, the offset below which all of them lie.
+    ``erased``: places of the records that were refused because their key was erased for good.
+    """
+
+    dataset: DatasetDef
+    taken: Taken
+    ends: dict[int, int]
+    erased: list[int]
 
 
 class Replayed(NamedTuple):
@@ -152,7 +199,13 @@ class Intake:
         return taken._replace(duplicates=taken.duplicates + int(letters_before.sum()))
 
     def accept(
-        self, events: Sequence[Mapping[str, Any]], request: Request | None = None, malformed: Sequence[DeadLetter] = ()
+        self,
+        events: RawRecords,
+        request: Request | None = None,
+        malformed: Sequence[DeadLetter] = (),
+        *,
+        heads: Sequence[Head] | None = None,
+        came: Came | None = None,
     ) -> Taken:
         """Append records that no source numbers. Without a key in the request the same event sent twice counts twice.
 
@@ -160,6 +213,8 @@ class Intake:
             events: the records.
             request: what they came with.
             malformed: what stood between them and is no record.
+            heads: of the dataset's partitions, where the caller has looked.
+            came: how the records came, where ``events`` no longer shows it.
 
         Raises:
             MaybeTaken: there is no key, and some partitions may hold their share.
@@ -167,29 +222,49 @@ class Intake:
             StoreUnavailable: there is a key: send the records again.
         """
         self._log.require_room()
-        origin, key = request or Request("")
-        admitted = admit(events, self._dataset, self._cdc)
-        dead = [
-            DeadLetter(_record(r.record), r.reason, r.field, r.message, event=_event(key, r.row), origin=origin)
-            for r in admitted.rejected
-        ]
-        dead += [
-            letter._replace(event=_event(key, len(events) + place), origin=origin)
-            for place, letter in enumerate(malformed)
-        ]
-        sent = [_event(key, row) for row in admitted.kept.tolist()] if key else None
-        done: list[Appended] = []
+        request = request or Request("")
+        admitted = _as_it_came(admit(events, self._dataset, self._cdc), came)
+        dead = _sent_letters(admitted, malformed, len(events), request)
+        heads = heads or self._log.heads(ref(self._dataset), self._partitions)
+        shares = self._shared(admitted, dead, request)
         try:
-            self._spread(admitted, sent, dead, done)
+            done = self._log.append_shares(
+                ref(self._dataset),
+                [share for share, _ in shares],
+                heads,
+                lateness=self._lateness,
+                dead_kept=self._dead_kept,
+                key_column=self._dataset.key.name,
+            )
         except StoreUnavailable as error:
-            if key:
+            if request.key:
                 raise
             text = (
                 f"{error}; some of the {len(events)} records may have been taken, and sent again would count twice; "
                 "with an Idempotency-Key they would not"
             )
             raise MaybeTaken(text) from error
-        return self._taken(done, len(dead), admitted, events)
+        taken = self._taken(done, len(dead), admitted, events, came and came.sight)
+        return taken._replace(outcomes=_outcomes(len(events), admitted, [rows for _, rows in shares], done))
+
+    def _shared(
+        self, admitted: Admitted, dead: Sequence[DeadLetter], request: Request
+    ) -> list[tuple[Share, npt.NDArray[np.int64]]]:
+        """What of a request goes to each partition, and the places its records have there.
+
+        Letters go to the first partition, after all others have theirs; and all of them remember a request with
+        letters. So it adds nothing when it is sent again under a definition that has been mended: a letter becomes a
+        record by its replay alone, and never twice.
+        """
+        table, found = self._table(admitted), []
+        for part, mine in reversed(list(enumerate(self._places(admitted.table)))):
+            if not len(mine) and not (dead and (request.key or part == 0)):
+                continue
+            records = table if len(mine) == len(table) else table.take(mine)
+            letters = dead if part == 0 else ()
+            share = Share(part, records, letters, self._event_ids(records), request.batch)
+            found.append((share, admitted.kept[mine]))
+        return found
 
     def replay(self, letters: Sequence[StoredDeadLetter]) -> Replayed:
         """Pass dead letters through the door again. What fits is appended once and is a dead letter no more.
@@ -210,8 +285,8 @@ class Intake:
                 readable.append((stored, record))
         admitted = admit([record for _, record in readable], self._dataset, self._cdc)
         again = [readable[row][0] for row in admitted.kept.tolist()]
-        done: list[Appended] = []
-        self._spread(admitted, [each.letter.event or f"letter:{each.letter_id}" for each in again], [], done)
+        sent = [each.letter.event or f"letter:{each.letter_id}" for each in again]
+        done = self._spread(admitted, sent)
         self._log.dead.delete(ref(self._dataset), [each.letter_id for each in again])
         failed += [
             (readable[bad.row][0].letter_id, Verdict(bad.reason, bad.field, bad.message)) for bad in admitted.rejected
@@ -219,6 +294,59 @@ class Intake:
         self._log.dead.restate(ref(self._dataset), dict(failed))
         accepted = sum(part.accepted for part in done)
         return Replayed(accepted, len(again) - accepted, sum(part.late for part in done), failed)
+
+    def upsert(
+        self,
+        events: Sequence[Mapping[str, Any]],
+        origin: str,
+        refused: Sequence[DeadLetter] = (),
+        remember_us: Duration = HOUR,
+    ) -> Upserted:
+        """Append records told apart by key and event time: what the dataset was told last already is not taken again.
+
+        Another content at the same key and event time is a record of its own, the newer of the two in the total order.
+        Of two in one call only the last is appended: the same call again then finds what was said last, and takes none.
+
+        Args:
+            events: the records.
+            origin: where they come from.
+            refused: what stood between them and never fits; a letter is kept once, however often it is sent.
+            remember_us: for how long what was said last is known.
+
+        Raises:
+            LogFull: nothing was taken.
+            StoreUnavailable: send the records again, none is taken twice.
+        """
+        self._log.require_room()
+        whole = admit(events, self._dataset, self._cdc)
+        letters = [DeadLetter(_record(r.record), r.reason, r.field, r.message) for r in whole.rejected]
+        letters = [_once(letter._replace(origin=origin)) for letter in [*letters, *refused]]
+        versions = self._versions(whole)
+        last = _last_of_each(versions)
+        admitted = whole._replace(table=whole.table.take(last), kept=whole.kept[last], deleted=whole.deleted[last])
+        names = self._log.upserts.names(ref(self._dataset), [versions[row] for row in last], 2 * remember_us)
+        table, ends, erased = self._table(admitted), dict[int, int](), set[str]()
+        done: list[Appended] = []
+        for part, mine in enumerate(self._places(admitted.table)):
+            dead = letters if part == 0 else []
+            if not len(mine) and not dead:
+                continue
+            sent = EventIds([names[row] for row in mine], remember_us, "upserts")
+            done.append(self._append(table.take(mine), part, None, dead, None, sent))
+            erased |= {versions[row].key for row in last[mine[done[-1].erased_rows]]}
+            if len(mine):
+                ends[part] = done[-1].next_offset
+        taken = self._taken(done, len(letters), admitted, events)
+        taken = taken._replace(duplicates=taken.duplicates + len(versions) - len(last))
+        places = [int(place) for place, each in zip(whole.kept, versions, strict=True) if each.key in erased]
+        return Upserted(self._dataset, taken, ends, places)
+
+    def _versions(self, admitted: Admitted) -> list[Version]:
+        key, times = texts_of(admitted.table[self._dataset.key.name]), admitted.table[TIME].to_pylist()
+        rows = self._table(admitted).to_pylist()
+        return [
+            Version(text, at, repr(list(row.values())).encode()) for text, at, row in zip(key, times, rows, strict=True)
+        ]
 
     def _were_letters(self, identity: Identity, admitted: Admitted) -> npt.NDArray[np.bool_]:
         """Which admitted records of a named stream are dead letters, or were before they were replayed.
@@ -238,22 +366,23 @@ class Intake:
                 found[mine] = self._log.holds_names(ref(self._dataset), part, identity.stream, theirs)
         return found
 
-    def _spread(
-        self, admitted: Admitted, sent: Sequence[str] | None, dead: Sequence[DeadLetter], done: list[Appended]
-    ) -> None:
-        """Append records that no source numbers, adding what each partition did to ``done``."""
+    def _spread(self, admitted: Admitted, sent: Sequence[str]) -> list[Appended]:
+        """Append records of several requests, each with an id of its own."""
         table = self._table(admitted)
-        for part, mine in enumerate(self._shares(admitted.table)):
-            letters = dead if part == 0 else []
-            if letters or mine.any():
-                ids = (
-                    None
-                    if sent is None
-                    else EventIds([sent[row] for row in np.flatnonzero(mine).tolist()], KEEP_SENT_US)
-                )
-                done.append(self._append(table.filter(pa.array(mine)), part, None, letters, None, ids))
+        return [
+            self._append(table.take(mine), part, None, [], None, EventIds([sent[row] for row in mine], KEEP_SENT_US))
+            for part, mine in enumerate(self._places(admitted.table))
+            if len(mine)
+        ]
 
-    def _taken(self, done: Sequence[Appended], dead: int, admitted: Admitted, records: RawRecords) -> Taken:
+    def _taken(
+        self,
+        done: Sequence[Appended],
+        dead: int,
+        admitted: Admitted,
+        records: RawRecords,
+        sight: Sight | None = None,
+    ) -> Taken:
         # Of an envelope rules and columns are those of the row in it; a row that takes its key away has few columns.
         changes = unwrap(records, self._dataset, self._cdc)
         rows = changes.records if self._cdc == "debezium" else records
@@ -267,15 +396,15 @@ class Intake:
             violations=evaluate(rows, self._dataset),
             lettered=sum(part.dead for part in done),
             dropped=sum(part.dropped for part in done),
-            drift=self._drift(shown),
+            drift=self._drift(sight or look(shown)),
             erased=sum(part.erased for part in done),
         )
 
-    def _drift(self, records: RawRecords) -> list[Drift]:
+    def _drift(self, sight: Sight) -> list[Drift]:
         if self._shapes is None:
             return []
         try:
-            return self._shapes.observe(look(records), self._dataset)
+            return self._shapes.observe(sight, self._dataset)
         except StoreUnavailable:
             return []  # the records are taken; what is not told of now is told of with a later batch
 
@@ -285,8 +414,16 @@ class Intake:
         return admitted.table.append_column(DELETED, pa.array(admitted.deleted))
 
     def _shares(self, records: pa.Table) -> list[npt.NDArray[np.bool_]]:
-        owners = groups_of_column(records[self._dataset.key.name]) * self._partitions // KEY_GROUPS
+        owners = self._owners(records)
         return [owners == part for part in range(self._partitions)]
+
+    def _places(self, records: pa.Table) -> list[npt.NDArray[np.int64]]:
+        """The places of the records each partition gets."""
+        owners = self._owners(records)
+        return [np.flatnonzero(owners == part) for part in range(self._partitions)]
+
+    def _owners(self, records: pa.Table) -> npt.NDArray[np.int64]:
+        return groups_of_column(records[self._dataset.key.name]) * self._partitions // KEY_GROUPS
 
     def _append(
         self,
@@ -324,6 +461,11 @@ def lateness_of(source: SourceDef | None, settings: IngestSettings) -> Lateness:
     return Lateness(source.max_lateness_us if source else None, settings.max_clock_skew_ms * 1_000)
 
 
+def _last_of_each(versions: Sequence[Version]) -> npt.NDArray[np.int64]:
+    """The places of the last version of each record, in their order."""
+    return np.array(sorted({(each.key, each.at): row for row, each in enumerate(versions)}.values()), dtype=np.int64)
+
+
 def _share(identity: Identity, rows: npt.NDArray[np.int64]) -> Identity:
     """The identity of some of the rows; it covers as much of the stream."""
     if identity.sequence is not None:
@@ -336,8 +478,43 @@ def request_key(key: str) -> str:
     return f"key:{hashlib.sha256(key.encode()).hexdigest()[:32]}" if key else ""
 
 
-def _event(key: str, row: int) -> str:
-    return f"{key}:{row}" if key else ""
+def _once(letter: DeadLetter) -> DeadLetter:
+    """The letter with an id of its content."""
+    content = json.dumps([letter.record, letter.reason, letter.field], default=str, sort_keys=True).encode()
+    return letter._replace(event=f"refused:{hashlib.sha256(content).hexdigest()[:32]}")
+
+
+def _sent_letters(
+    admitted: Admitted, malformed: Sequence[DeadLetter], count: int, request: Request
+) -> list[DeadLetter]:
+    """The dead letters of ``count`` records that were sent, and of what stood between them."""
+    origin = request.origin
+    letters = [
+        DeadLetter(_record(r.record), r.reason, r.field, r.message, event=request.event(r.row), origin=origin)
+        for r in admitted.rejected
+    ]
+    return letters + [
+        letter._replace(event=request.event(count + place), origin=origin) for place, letter in enumerate(malformed)
+    ]
+
+
+def _as_it_came(admitted: Admitted, came: Came | None) -> Admitted:
+    """The same, rejected records as they were sent."""
+    if came is None or not admitted.rejected:
+        return admitted
+    return admitted._replace(rejected=[bad._replace(record=came.record(bad.row)) for bad in admitted.rejected])
+
+
+def _outcomes(
+    count: int, admitted: Admitted, rows: Sequence[npt.NDArray[np.int64]], done: Sequence[Appended]
+) -> npt.NDArray[np.uint8]:
+    """What became of each of ``count`` records; ``rows`` are the places of each share's."""
+    found = np.full(count, DUPLICATE, dtype=np.uint8)
+    found[[bad.row for bad in admitted.rejected]] = DEAD_LETTER
+    for mine, appended in zip(rows, done, strict=True):
+        found[mine[appended.rows]] = ACCEPTED
+        found[mine[appended.erased_rows]] = ERASED
+    return found
 
 
 def _chosen(records: RawRecords, rows: npt.NDArray[np.int64]) -> RawRecords:

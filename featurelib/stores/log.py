@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -27,6 +28,7 @@ from featurelib.errors import CorruptState
 from featurelib.stores.budget import LOGS, Budget, LogRoom
 from featurelib.stores.dead_letters import DeadLetter, DeadLetters
 from featurelib.stores.server import answering, partition_key
+from featurelib.stores.upserts import Upserts
 
 _FORMAT = b"1"
 # Batches under this size are kept plain: LZ4's frame would cost more than it saves.
@@ -34,10 +36,15 @@ _COMPRESS_ABOVE_BYTES = 4_096
 _ENTRIES_PER_TRIP = 32
 # Before any record: sequences begin at 0.
 _UNREAD = Mark(-1)
+_NO_ROWS = np.zeros(0, dtype=np.int64)
 
 _APPEND = """
 local head, log, dead = KEYS[1], KEYS[2], KEYS[3]
-if (redis.call('HGET', head, 'revision') or '0') ~= ARGV[1] then return 0 end
+if (redis.call('HGET', head, 'revision') or '0') ~= ARGV[1] then
+  if redis.call('HGET', head, 'last') == ARGV[19] then return 1 end
+  return 0
+end
+if ARGV[18] ~= '' and redis.call('ZSCORE', KEYS[6], ARGV[18]) then return -1 end
 local set = cjson.decode(ARGV[2])
 redis.call('HSET', head, 'revision', string.format('%.0f', tonumber(ARGV[1]) + 1), unpack(set))
 if ARGV[3] ~= '' then redis.call('HSET', head, 'schema:' .. ARGV[4], ARGV[5]) end
@@ -45,7 +52,7 @@ if ARGV[3] ~= '' then
   redis.call('XADD', log, ARGV[3], 'f', '1', 's', ARGV[4], 'n', ARGV[6], 'a', ARGV[7], 'z', ARGV[8], 'b', ARGV[9])
 end
 local ids, names, sent = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[15])
-local first = 18
+local first = 20
 for i = first, first + ids - 1 do redis.call('ZADD', KEYS[4], ARGV[7], ARGV[i]) end
 if ids > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', '(' .. ARGV[10]) end
 first = first + ids
@@ -127,10 +134,43 @@ class Identity(NamedTuple):
 
 
 class EventIds(NamedTuple):
-    """What identifies each record (decision 17): one whose id the partition accepted within ``keep_us`` is skipped."""
+    """What identifies each record (decision 17): one whose id the partition accepted within ``keep_us`` is skipped.
+
+    ``part``: the set that ids sent with records are kept in; all that are kept in one are kept as long.
+    """
 
     ids: Sequence[str]
     keep_us: Duration
+    part: str = "sent"
+
+
+class Share(NamedTuple):
+    """What of a request goes to one partition; it is held whole under ``batch``, or nothing of it is.
+
+    With an empty ``batch`` nothing is remembered.
+    """
+
+    partition: int
+    records: pa.Table
+    dead: Sequence[DeadLetter] = ()
+    event_ids: EventIds | None = None
+    batch: str = ""
+
+
+class Claim(NamedTuple):
+    """A name that whoever comes first ties to a text, for ``keep_us``."""
+
+    dataset: str
+    name: str
+    text: str
+    keep_us: Duration
+
+
+class Entrance(NamedTuple):
+    """The partitions of a dataset; ``claimed``: what was claimed is tied to that text, now or since before."""
+
+    heads: list[Head]
+    claimed: bool
 
 
 class Lateness(NamedTuple):
@@ -144,7 +184,8 @@ class Appended(NamedTuple):
     """What one append did.
 
     ``rows``: places of the accepted records in what was given. ``dead``: letters that were written. ``dropped``: older
-    letters that made room for them. ``erased``: records refused because their key was erased for good.
+    letters that made room for them. ``erased``: records refused because their key was erased for good, at the places
+    ``erased_rows``.
     """
 
     accepted: int
@@ -155,6 +196,7 @@ class Appended(NamedTuple):
     dead: int = 0
     dropped: int = 0
     erased: int = 0
+    erased_rows: npt.NDArray[np.int64] = _NO_ROWS
 
 
 class Tombstone(NamedTuple):
@@ -184,10 +226,14 @@ class Head(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """Records from an offset on, ``None`` when there are none. ``trimmed``: the log no longer holds that offset."""
+    """Records from an offset on, ``None`` when there are none.
+
+    ``trimmed``: the log no longer holds that offset. ``more``: when it was read the log held more behind them.
+    """
 
     records: pa.Table | None
     trimmed: bool
+    more: bool = False
 
 
 class _Entry(NamedTuple):
@@ -211,6 +257,12 @@ class _Request(NamedTuple):
     sent: EventIds | None
     dead_kept: int
     key_column: str | None
+    batch: str = ""
+
+    @property
+    def sent_part(self) -> str:
+        """Where the ids are kept that came with the records."""
+        return self.sent.part if self.sent is not None else "sent"
 
     def key(self, part: str) -> str:
         return partition_key(self.dataset, self.partition, part)
@@ -225,7 +277,24 @@ class _Append(NamedTuple):
     ids: list[str]
     names: list[str]
     sent: list[str]
-    erased: int
+    erased: npt.NDArray[np.int64]
+
+
+class _Attempt(NamedTuple):
+    """An append made ready on what its partition's head was, and what is done once the script has run."""
+
+    keys: list[str]
+    arguments: list[str | bytes]
+    done: Appended
+    given: int
+
+    def outcome(self, reply: int) -> Appended | None:
+        """What the script's answer means; ``None``: the head has moved, and nothing was written."""
+        if not reply:
+            return None
+        if reply < 0:
+            return Appended(0, self.given, 0, self.done.next_offset, _NO_ROWS)
+        return self.done._replace(dropped=reply - 1)
 
 
 class Log:
@@ -239,9 +308,11 @@ class Log:
         self._renew = self._redis.register_script(_RENEW)
         self._accepted_at = self._redis.register_script(_ACCEPTED_AT)
         self.dead = DeadLetters(self._redis)
+        self.upserts = Upserts(self._redis)
         self._replace_note = self._redis.register_script(_REPLACE_NOTE)
         self._clock = clock
         self._schemas: dict[tuple[str, str], pa.Schema] = {}
+        self._counts: dict[str, int] = {}
 
     def close(self) -> None:
         """Give the connections back."""
@@ -331,17 +402,106 @@ class Log:
         request = _Request(
             dataset, partition, records, lateness, identity, dead, cursor, event_ids, sent, dead_kept, key_column
         )
+        return self._append_alone(request)
+
+    def enter(self, dataset: str, partitions: int, claim: Claim | None = None) -> Entrance:
+        """What an append to all partitions begins with, in one round trip: their heads, and a claim.
+
+        Args:
+            dataset: ``Name@version``.
+            partitions: how many log partitions it gets, should it have none yet.
+            claim: what is claimed for the records.
+        """
+        known = self._counts.get(dataset, partitions)
+        with answering():
+            pipe = self._redis.pipeline(transaction=False)
+            if claim is not None:
+                note = _note_key(claim.dataset, claim.name)
+                pipe.set(note, claim.text, nx=True, px=claim.keep_us // 1_000)
+                pipe.get(note)
+            pipe.get(_partitions_key(dataset))
+            pipe.hexists(LOGS, dataset)
+            for partition in range(known):
+                pipe.hgetall(partition_key(dataset, partition, "head"))
+            *tied, fixed, listed = (replies := pipe.execute())[:-known]
+        claimed = claim is None or tied[-1] in {None, claim.text.encode()}
+        count = int(fixed or 0) if listed else 0
+        self._counts[dataset] = count or self.create(dataset, partitions)
+        heads = [_head(fields) for fields in replies[-known:]] if count == known else None
+        return Entrance(heads or self.heads(dataset, self._counts[dataset]), claimed)
+
+    def append_shares(
+        self,
+        dataset: str,
+        shares: Sequence[Share],
+        heads: Sequence[Head],
+        *,
+        lateness: Lateness,
+        dead_kept: int = DEAD_LETTERS_KEPT,
+        key_column: str | None = None,
+    ) -> list[Appended]:
+        """Append to several partitions in one round trip, to each as :meth:`append` does.
+
+        Args:
+            dataset: ``Name@version``.
+            shares: what goes to each, at most one for a partition.
+            heads: of all partitions, as they were lately: a share is tried again on the newest should its have moved.
+            lateness: how late marks are decided.
+            dead_kept: dead letters each partition keeps.
+            key_column: the dataset's key.
+
+        Raises:
+            StoreUnavailable: some partitions may hold their share.
+        """
+        requests = [
+            _Request(
+                dataset, each.partition, each.records, lateness, None, each.dead, None, each.event_ids, None, dead_kept,
+                key_column, each.batch,
+            )
+            for each in shares
+        ]  # fmt: skip
+        tried = [self._attempt(request, heads[request.partition]) for request in requests]
+        replies = iter(self._run_together([each for each in tried if isinstance(each, _Attempt)]))
+        found = [each if isinstance(each, Appended) else each.outcome(next(replies)) for each in tried]
+        return [each or self._append_alone(request) for each, request in zip(found, requests, strict=True)]
+
+    def _append_alone(self, request: _Request) -> Appended:
         while True:
-            head = self.head(dataset, partition)
-            # Read after the head: the append is refused should another writer have added some since.
-            what = self._unheld(request, head)
-            duplicates = len(records) - len(what.records) - what.erased
-            moves = identity is not None and _moves(identity, head)
-            if not (len(what.records) or what.dead or moves):
-                return Appended(0, duplicates, 0, head.next_offset, what.rows, erased=what.erased)
-            appended = self._try_append(request, head, what)
-            if appended is not None:
-                return appended._replace(duplicates=duplicates, erased=what.erased)
+            attempt = self._attempt(request, self.head(request.dataset, request.partition))
+            if isinstance(attempt, Appended):
+                return attempt
+            with answering():
+                reply = self._append(keys=attempt.keys, args=cast("Any", attempt.arguments))
+            done = attempt.outcome(int(cast("Any", reply)))
+            if done is not None:
+                return done
+
+    def _run_together(self, attempts: Sequence[_Attempt]) -> list[int]:
+        """The script's answer to each; 0 as well where the server does not know the script yet."""
+        if not attempts:
+            return []
+        with answering():
+            pipe = self._redis.pipeline(transaction=False)
+            for each in attempts:
+                pipe.evalsha(self._append.sha, len(each.keys), *each.keys, *cast("Any", each.arguments))
+            replies = pipe.execute(raise_on_error=False)
+            for reply in replies:
+                if isinstance(reply, Exception) and not isinstance(reply, redis.exceptions.NoScriptError):
+                    raise reply
+        return [0 if isinstance(reply, Exception) else int(reply) for reply in replies]
+
+    def _attempt(self, request: _Request, head: Head) -> _Attempt | Appended:
+        """The append on this head, or what is done already when there is nothing to write.
+
+        What the partition holds is read after the head: the append is refused should another writer have added some
+        since.
+        """
+        what = self._unheld(request, head)
+        duplicates = len(request.records) - len(what.records) - len(what.erased)
+        moves = request.identity is not None and _moves(request.identity, head)
+        if not (len(what.records) or what.dead or moves or request.batch):
+            return Appended(0, duplicates, 0, head.next_offset, what.rows, 0, 0, len(what.erased), what.erased)
+        return self._made_ready(request, head, what, duplicates)
 
     def erase(self, dataset: str, partition: int, keys: pa.Table, *, erasure: str, block: bool = False) -> list[int]:
         """Append a tombstone for each key: of all its records below, none counts any more.
@@ -457,7 +617,7 @@ class Log:
         if not tables:
             return Tail(None, trimmed=int(end or 0) > offset)
         records = pa.concat_tables(tables, promote_options="default")
-        return Tail(records, trimmed=records[OFFSET][0].as_py() != offset)
+        return Tail(records, trimmed=records[OFFSET][0].as_py() != offset, more=int(end or 0) > offset + rows)
 
     def accepted_at(self, offsets: Sequence[tuple[str, int, int]]) -> list[Instant | None]:
         """When the record at each ``(dataset, partition, offset)`` was accepted, in one round trip.
@@ -544,7 +704,9 @@ class Log:
             names = [_member(identity.stream, mine[place]) for place in kept]
             dead = [dead[place - len(rows)] for place in kept if place >= len(rows)]
             rows = np.array([place for place in kept if place < len(rows)], dtype=np.int64)
-        if request.sent is not None or any(letter.event for letter in dead):
+        if request.batch:
+            sent = [request.batch]  # whether it is held the script itself sees, for all records and letters at once
+        elif request.sent is not None or any(letter.event for letter in dead):
             mine = [request.sent.ids[row] for row in rows.tolist()] if request.sent is not None else []
             dead, rows, sent = self._unsent(request, dead, rows, mine)
         if request.event_ids is not None:
@@ -553,7 +715,8 @@ class Log:
             rows, ids = rows[fresh], [mine[place] for place in fresh]
         open_rows = self._unblocked(request, rows) if head.blocks else rows
         left = records if len(open_rows) == len(records) else records.take(open_rows)
-        return _Append(left, open_rows, dead, ids, names, sent, len(rows) - len(open_rows))
+        erased = _NO_ROWS if len(open_rows) == len(rows) else np.setdiff1d(rows, open_rows)
+        return _Append(left, open_rows, dead, ids, names, sent, erased)
 
     def _unblocked(self, request: _Request, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Those of the rows whose key was not erased for good. Like all that is held, asked after the head."""
@@ -570,7 +733,7 @@ class Log:
         """Letters and rows that came with no request the partition holds, and the ids to hold from now on."""
         # A letter that is replayed comes as a record with the same id: that its letter is held must not refuse it.
         letters = [f"dead:{letter.event}" if letter.event else "" for letter in dead]
-        fresh = set(self._fresh(request.key("sent"), [*ids, *filter(None, letters)]))
+        fresh = set(self._fresh(request.key(request.sent_part), [*ids, *filter(None, letters)]))
         named = iter(range(len(ids), len(ids) + len(letters)))
         kept = [letter for letter in dead if not letter.event or next(named) in fresh]
         taken = rows[[place for place in range(len(rows)) if place in fresh]] if ids else rows
@@ -589,7 +752,7 @@ class Log:
                 first.setdefault(member, place)
         return list(first.values())
 
-    def _try_append(self, request: _Request, head: Head, what: _Append) -> Appended | None:
+    def _made_ready(self, request: _Request, head: Head, what: _Append, duplicates: int) -> _Attempt:
         records, lateness, identity = what.records, request.lateness, request.identity
         keep_us = request.event_ids.keep_us if request.event_ids else 0
         keep_sent_us = request.sent.keep_us if request.sent else KEEP_SENT_US
@@ -598,7 +761,9 @@ class Log:
         late, newest = mark_late(times, head.newest_us, lateness.max_lateness_us, now + lateness.max_clock_skew_us)
         late_count = int(late.sum())
         following = head.next_offset + len(records)
-        move: dict[str, str] = {"next": str(following), "accepted": str(now)}
+        # Should the answer be lost, the client sends the script again: it knows its own append by this.
+        nonce = f"{random.getrandbits(64):x}"  # names an attempt, guards nothing
+        move: dict[str, str] = {"next": str(following), "accepted": str(now), "last": nonce}
         if newest is not None:
             move["newest"] = str(newest)
         if identity is not None and _moves(identity, head):
@@ -631,17 +796,19 @@ class Log:
             str(len(what.sent)),
             str(now - keep_sent_us),
             str(max(1, request.dead_kept)),
+            request.batch,
+            nonce,
             *what.ids,
             *what.names,
             *what.sent,
             *(json.dumps(letter._replace(at=now)._asdict(), default=str) for letter in what.dead),
         ]
-        keys = [request.key(part) for part in ("head", "log", "dead", "ids", "names", "sent")]
-        with answering():
-            written = int(cast("Any", self._append(keys=keys, args=cast("Any", arguments))))
-        if not written:
-            return None
-        return Appended(len(records), 0, late_count, following, what.rows, len(what.dead), written - 1)
+        keys = [request.key(part) for part in ("head", "log", "dead", "ids", "names", request.sent_part)]
+        erased = what.erased
+        done = Appended(
+            len(records), duplicates, late_count, following, what.rows, len(what.dead), 0, len(erased), erased
+        )
+        return _Attempt(keys, arguments, done, len(request.records))
 
     def _decode(self, dataset: str, partition: int, base: int, fields: Mapping[bytes, bytes]) -> pa.Table:
         if fields[b"f"] != _FORMAT:
@@ -659,13 +826,10 @@ class Log:
             PARTITION: pa.array(np.full(count, partition, dtype=np.int32)),
             OFFSET: pa.array(np.arange(base, base + count, dtype=np.int64)),
         }
-        table = pa.Table.from_batches([batch])
         for name in (DELETED, ERASED):
-            if name not in table.column_names:
+            if name not in schema.names:
                 system[name] = pa.nulls(count, pa.bool_())
-        for name, column in system.items():
-            table = table.append_column(name, column)
-        return table
+        return pa.Table.from_arrays([*batch.columns, *system.values()], names=[*schema.names, *system])
 
     def _schema(self, dataset: str, partition: int, fingerprint: str) -> pa.Schema:
         known = self._schemas.get((dataset, fingerprint))

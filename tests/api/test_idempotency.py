@@ -34,21 +34,16 @@ def held(log: Log) -> list[str]:
     return sorted(name for table in tables if table is not None for name in table["ride"].to_pylist())
 
 
-class Fails:
-    """Appends that fail from the second one on."""
+def lose_the_second_share(monkeypatch) -> None:
+    """Of what goes to several partitions only the first gets its share."""
+    whole = Log.append_shares
 
-    def __init__(self, error: type[Exception]) -> None:
-        self._append, self._error, self._first = Log.append, error, True
+    def half(log, dataset, shares, *args, **kwargs):
+        whole(log, dataset, shares[:1], *args, **kwargs)
+        message = "lost"
+        raise StoreUnavailable(message)
 
-    def __call__(self, *args, **kwargs):
-        if not self._first:
-            message = "lost"
-            raise self._error(message)
-        self._first = False
-        return self._append(*args, **kwargs)
-
-    def patch(self, monkeypatch) -> None:
-        monkeypatch.setattr(Log, "append", lambda *args, **kwargs: self(*args, **kwargs))
+    monkeypatch.setattr(Log, "append_shares", half)
 
 
 async def test_the_same_key_again_adds_nothing_and_counts_duplicates(platform, door):
@@ -101,7 +96,7 @@ async def test_a_key_has_1_to_255_visible_characters(door, key):
 
 async def test_the_second_attempt_completes_what_the_first_left_between_partitions(platform, door, monkeypatch):
     events = [ride(number) for number in range(8)] + [ride(9, fare="x")]
-    Fails(StoreUnavailable).patch(monkeypatch)
+    lose_the_second_share(monkeypatch)
     answer = await send(door, events)
     assert (answer.status_code, answer.json()["error"], answer.headers["retry-after"]) == (
         503,
@@ -117,7 +112,7 @@ async def test_the_second_attempt_completes_what_the_first_left_between_partitio
 
 
 async def test_without_a_key_an_attempt_that_died_on_the_way_must_not_be_repeated(door, monkeypatch):
-    Fails(StoreUnavailable).patch(monkeypatch)
+    lose_the_second_share(monkeypatch)
     answer = await send(door, [ride(number) for number in range(8)], key=None)
     assert (answer.status_code, answer.json()["error"]) == (503, MaybeTaken.code)
     assert "retry-after" not in answer.headers

@@ -1,0 +1,227 @@
+"""An Arrow IPC stream, message by message, from somebody who may not be trusted.
+
+Arrow's own reader pulls bytes and would hold a thread for as long as a client takes to send them; here a message is
+taken once all of it is there. Lengths are checked before anything is allocated, and a batch is validated in full before
+its buffers are looked at: offsets that point elsewhere would be read as they are.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+
+from featurelib.errors import InvalidRequest, PayloadTooLarge
+
+MOST_BATCH_BYTES = 64 << 20
+"""Largest message."""
+MOST_BATCH_ROWS = 1_000_000
+"""Most rows of a record batch: one of nulls takes no bytes."""
+_MOST_METADATA_BYTES = 1 << 20
+# Texts behind a dictionary or a view are written out for the log; few bytes may stand for many.
+_MOST_TEXT_BYTES = 256 << 20
+
+_CONTINUATION = 0xFFFFFFFF
+_END = struct.pack("<II", _CONTINUATION, 0)
+_PREFIX = len(_END)
+_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
+# Places of members in Arrow's flatbuffers tables: Message, DictionaryBatch, RecordBatch.
+_KIND, _HEADER, _BODY_LENGTH = 1, 2, 3
+_DATA = 1
+_LENGTH, _COMPRESSION = 0, 3
+
+
+class Batch(NamedTuple):
+    """A record batch."""
+
+    table: pa.Table
+
+
+class Other(NamedTuple):
+    """A message that holds no records."""
+
+
+class ArrowMessages:
+    """Reads the messages of one stream, one after the other."""
+
+    def __init__(self) -> None:
+        self._schema: pa.Schema | None = None
+        self._before = b""
+        self._has_dictionaries = False
+        self.is_ended = False
+        """Whether the stream has said its end."""
+
+    @property
+    def has_schema(self) -> bool:
+        """Whether the first message was there."""
+        return self._schema is not None
+
+    def next(self, data: bytes, start: int) -> tuple[Batch | Other | None, int]:
+        """The message that begins at ``start``, and where it ends; ``None`` while not all of it is there.
+
+        Raises:
+            InvalidRequest: it is none, or not one that is taken.
+            PayloadTooLarge: it is larger than a message may be.
+        """
+        head = data[start : start + _PREFIX]
+        if self.is_ended:
+            if start < len(data):
+                raise InvalidRequest("body: something follows the end of the Arrow stream")
+            return None, start
+        if len(head) < _PREFIX:
+            return None, start + _PREFIX
+        if head == _END:
+            self.is_ended = True
+            return Other(), start + _PREFIX
+        return self._message(data, start)
+
+    def _message(self, data: bytes, start: int) -> tuple[Batch | Other | None, int]:
+        mark, size = struct.unpack_from("<II", data, start)
+        if mark != _CONTINUATION:
+            raise InvalidRequest("body: not an Arrow IPC stream (of format 0.15 or later)")
+        if size > _MOST_METADATA_BYTES:
+            raise PayloadTooLarge(f"body: an Arrow message's metadata takes more than {_MOST_METADATA_BYTES} bytes")
+        body = start + _PREFIX + size
+        if len(data) < body:
+            return None, body
+        try:
+            kind, length = self._looked_at(data[start + _PREFIX : body])
+        except struct.error:
+            raise InvalidRequest("body: an Arrow message's metadata cannot be read") from None
+        if length > MOST_BATCH_BYTES:
+            raise PayloadTooLarge(f"body: an Arrow batch takes more than {MOST_BATCH_BYTES} bytes; send smaller ones")
+        end = body + length
+        if len(data) < end:
+            return None, end
+        try:
+            return self._taken(kind, data[start:end]), end
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InvalidRequest(f"body: an Arrow message cannot be read: {error}") from None
+
+    def _looked_at(self, metadata: bytes) -> tuple[int, int]:
+        """What kind of message it is, and how long its body."""
+        table = struct.unpack_from("<I", metadata)[0]
+        kind = _number(metadata, table, _KIND, "<B")
+        length = _number(metadata, table, _BODY_LENGTH, "<q")
+        records = _table(metadata, table, _HEADER)
+        if kind == _DICTIONARY:
+            records = _table(metadata, records, _DATA)
+        if kind in {_DICTIONARY, _BATCH}:
+            self._check_records(metadata, records)
+        if length < 0:
+            raise InvalidRequest("body: an Arrow message says that its body has fewer than no bytes")
+        return kind, length
+
+    def _check_records(self, metadata: bytes, records: int) -> None:
+        if not 0 <= _number(metadata, records, _LENGTH, "<q") <= MOST_BATCH_ROWS:
+            raise PayloadTooLarge(f"body: an Arrow batch has more than {MOST_BATCH_ROWS} rows; send smaller ones")
+        if _place(metadata, records, _COMPRESSION):
+            raise InvalidRequest("body: compressed Arrow batches are not taken; write them without compression")
+
+    def _taken(self, kind: int, message: bytes) -> Batch | Other:
+        if kind == _SCHEMA and self._schema is None:
+            self._schema = pa.ipc.read_schema(pa.py_buffer(message))
+            self._before = message
+            return Other()
+        if self._schema is None or kind not in {_DICTIONARY, _BATCH}:
+            raise InvalidRequest("body: an Arrow stream is a schema and then batches")
+        if kind == _DICTIONARY:
+            self._before += message
+            self._has_dictionaries = True
+            if len(self._before) > MOST_BATCH_BYTES:
+                raise PayloadTooLarge(f"body: the stream's dictionaries take more than {MOST_BATCH_BYTES} bytes")
+            return Other()
+        return Batch(_checked(self._decoded(message, self._schema)))
+
+    def _decoded(self, message: bytes, schema: pa.Schema) -> pa.RecordBatch:
+        if not self._has_dictionaries:
+            return pa.ipc.read_record_batch(pa.py_buffer(message), schema)
+        with pa.ipc.open_stream(pa.py_buffer(self._before + message + _END)) as reader:
+            return reader.read_next_batch()
+
+
+def _checked(batch: pa.RecordBatch) -> pa.Table:
+    """The batch as a table of columns the door can read.
+
+    Raises:
+        InvalidRequest: a column has another type, or a name that another has too.
+    """
+    batch.validate(full=True)
+    names = batch.schema.names
+    if len(set(names)) < len(names):
+        raise InvalidRequest("body: the Arrow stream names a column twice")
+    return pa.table({name: _column(column, name) for name, column in zip(names, batch.columns, strict=True)})
+
+
+def _column(column: pa.Array, name: str) -> pa.Array:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        _check_text(column.dictionary, len(column), name)
+        column = column.dictionary_decode()
+    elif pa.types.is_string_view(kind):
+        _check_text(column, len(column), name)
+        column = column.cast(pa.large_string())
+    if not _is_readable(column.type):
+        raise InvalidRequest(f"body: column {name[:80]!r}: Arrow's {kind} is not taken; cast it before")
+    return column
+
+
+def _check_text(values: pa.Array, count: int, name: str) -> None:
+    """Refuse what would become too large when each value is written out."""
+    if not any(matches(values.type) for matches in _TEXTS):
+        return
+    texts: Any = pl.from_arrow(values)  # Arrow itself has no length of a view
+    longest = int(texts.str.len_bytes().max() or 0)
+    if longest * count > _MOST_TEXT_BYTES:
+        text = f"body: column {name[:80]!r}: texts behind a dictionary or view take more than {_MOST_TEXT_BYTES} bytes"
+        raise PayloadTooLarge(f"{text} written out; send smaller batches")
+
+
+def _is_readable(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_readable(kind.value_type)
+    return any(matches(kind) for matches in _READABLE)
+
+
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_READABLE = (
+    pa.types.is_null,
+    pa.types.is_boolean,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_decimal,
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_timestamp,
+    pa.types.is_date,
+)
+
+
+# Flatbuffers: a table begins with the way back to its vtable, which holds where each member stands, 0 for none.
+
+
+def _place(data: bytes, table: int, member: int) -> int:
+    """Where a member of a table stands; 0: it is left out."""
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    if vtable < 0:
+        raise struct.error
+    entry = 4 + 2 * member
+    if entry >= struct.unpack_from("<H", data, vtable)[0]:
+        return 0
+    offset: int = struct.unpack_from("<H", data, vtable + entry)[0]
+    return table + offset if offset else 0
+
+
+def _number(data: bytes, table: int, member: int, form: str) -> int:
+    place = _place(data, table, member)
+    found: int = struct.unpack_from(form, data, place)[0] if place else 0
+    return found
+
+
+def _table(data: bytes, table: int, member: int) -> int:
+    place = _place(data, table, member)
+    if not place:
+        raise struct.error
+    return place + int(struct.unpack_from("<I", data, place)[0])
