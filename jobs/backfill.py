@@ -7,39 +7,49 @@ or asked for over HTTP (`--request`: jobs/requested.py), when it counts rows as 
 *generation* of the pipeline's state, aside of the one that is served. The hand-over is exact: every group
 starts at one cut of its input partitions, folds everything below it from history, and then applies the
 log from the cut on with the live worker's own code, up to where the log ended when that began. Only then
-is the generation switched; the supervisor replaces the live workers, whose first act is to raise the epochs.
-An actor that is tried again clears its key groups first. A job that dies leaves an unserved generation
-behind; the next one clears it and starts over. Epochs are never given out twice, so a job that was
-replaced writes nothing.
+is the generation switched; the supervisor starts its live workers, whose first act is to raise the epochs, and keeps
+those of the one before for a while, so that it can be rolled back to. A key group's position is written once the group
+is built: a job that goes on for one that died folds only groups that have none, below the same cut. Epochs are never
+given out twice, so a job that was replaced writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from operator import ge, gt
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import polars as pl
+import pyarrow as pa
 import structlog
 
-from featurelib.clock import Instant, SystemClock, parse_instant
+from cluster.processes import wait_until
+from featurelib.clock import SECOND, Instant, SystemClock, parse_instant
 from featurelib.definitions import DatasetDef, Definitions, PipelineDef
 from featurelib.engine.fold import KEY
+from featurelib.engine.input_partitions import InputPartition
 from featurelib.engine.keys import KEY_GROUPS, groups_of, key_groups
 from featurelib.engine.operators import RightTable, UserFailure
+from featurelib.engine.partials import Row
 from featurelib.engine.program import Program, pipelines_of
 from featurelib.errors import Fenced, NotFound, StoreUnavailable, ThymeError
 from featurelib.settings import Settings, load_settings
 from featurelib.stores.archive import Archive
 from featurelib.stores.backfill_requests import BackfillRequests
+from featurelib.stores.bulk import BulkWriter
+from featurelib.stores.generations import Generations
 from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.online import Claim, GroupCommit, OnlineStore, StateName
 from featurelib.stores.registry import BackfillRecord, NewEvent, Registry
-from jobs.inputs import InputPartition, input_partitions
+from jobs.inputs import input_partitions, lowest_positions
 from jobs.partitioned import map_partitions
+from jobs.spill import Spill
 from jobs.worker import PartitionWorker, newest_timely, tells_failures
 
 _log = structlog.get_logger(__name__)
@@ -47,6 +57,9 @@ _log = structlog.get_logger(__name__)
 _TELL_EVERY_S = 1.0
 # A key's rows enter its state in slices of this size, so that the buffer never holds a whole history.
 _SLICE_ROWS = 4_096
+# An actor's process loads for some seconds, on a busy machine for longer.
+_SHADOW_S = 60.0
+_ROUND_S = 0.2
 
 Cut = list[int]
 """Per input partition of the pipeline: history below, the log from here on."""
@@ -115,20 +128,29 @@ class PartitionBuilder:
         self._told = seconds()
         self._log = Log(url, SystemClock())
         self._store = OnlineStore(url)
+        self._bulk = BulkWriter(url)
         self._history = History(Archive(settings.archive_url), self._log)
         self._program = Program.compile(order.pipeline, order.definitions)
+        self._span = Span(order.since, order.until)
+        self._scratch = _scratch(settings, order.state)
         self._inputs = input_partitions(self._program, self._log)
         self._count = settings.pipeline.partition_count
         self._batch_rows = settings.pipeline.batch_rows
 
     def build(self, partition: int) -> Built:
-        """Fold history below the cut into the groups of a partition, then catch up with the log."""
+        """Fold history below the cut into the groups of a partition, then catch up with the log.
+
+        Groups that an attempt before has built stay as they are.
+        """
         groups = groups_of(partition, self._count)
         claims = {claim.group: claim for claim in self._store.claim(self._order.state, groups)}
-        # An earlier try of this partition may have left panes of records after the cut.
-        self._store.clear(self._order.state, groups)
+        undone = [group for group in groups if claims[group].positions is None]
         failures: list[UserFailure] = []
-        rows, keys = self._fold_history(groups, claims, failures)
+        rows = keys = 0
+        if undone:
+            # One that was being built may have keys, though no position yet.
+            self._store.clear(self._order.state, undone)
+            rows, keys = self._fold_history(undone, claims, failures)
         failures += self._catch_up(groups)
         told = failures if tells_failures(groups) else []
         return Built(partition, rows, keys, len(told), f"{told[0].function}(): {told[0].message}" if told else "")
@@ -137,51 +159,79 @@ class PartitionBuilder:
         """Close connections."""
         self._log.close()
         self._store.close()
+        self._bulk.close()
 
-    def _fold_history(self, groups: range, claims: Mapping[int, Claim], failures: list[UserFailure]) -> tuple[int, int]:
+    def _fold_history(
+        self, groups: Sequence[int], claims: Mapping[int, Claim], failures: list[UserFailure]
+    ) -> tuple[int, int]:
+        expected = self._order.rows_expected * len(groups) // KEY_GROUPS
+        # No epoch is given out twice: whoever was replaced and does not know it yet has files of its own.
+        folder = self._scratch / f"{groups[0]}.{claims[groups[0]].epoch}"
+        with closing(Spill(folder, groups, expected)) as spill:
+            if self._program.plain:
+                newest = self._put_apart(spill, groups, failures)
+            else:
+                newest = self._put_graph_apart(spill, failures)
+            self._expect(sum(spill.rows.values()), groups)
+            return self._write_groups(spill, claims, newest)
+
+    def _put_apart(self, spill: Spill, groups: Sequence[int], failures: list[UserFailure]) -> Instant | None:
+        """Prepare the history of a plain pipeline piece by piece; the newest event time in it."""
         program = self._program
-        if program.plain:
-            records = self._read(program.left, groups if program.keyed_like_its_dataset() else None)
-            shaped = program.prepare(records.select(program.left_columns()), self._rights(), failures)
-            newest = newest_timely(records)
-        else:
-            inputs = {dataset.name: self._read(dataset, None) for dataset in program.sources}
-            shaped = program.shape_all(inputs, failures)
-            known = [newest_timely(inputs[dataset.name]) for dataset in program.clocks]
-            newest = max((instant for instant in known if instant is not None), default=None)
-        grouped = shaped.with_columns(pl.Series("__group", key_groups(shaped[KEY]), dtype=pl.Int64))
-        self._expect(int(grouped["__group"].is_between(groups.start, groups.stop, closed="left").sum()), groups)
+        rights, columns = self._rights(), program.left_columns()
+        newest: Instant | None = None
+        for records in self._pieces(groups if program.keyed_like_its_dataset() else None, columns):
+            shaped = program.prepare(records.select(columns), rights, failures)
+            spill.add(shaped, key_groups(shaped[KEY]))
+            newest = _later(newest, newest_timely(records))
+        return newest
+
+    def _put_graph_apart(self, spill: Spill, failures: list[UserFailure]) -> Instant | None:
+        """Like :meth:`_put_apart`: what a graph gives of a record depends on all of them, so they come at once."""
+        inputs = {dataset.name: self._read(dataset) for dataset in self._program.sources}
+        shaped = self._program.shape_all(inputs, failures)
+        spill.add(shaped, key_groups(shaped[KEY]))
+        newest: Instant | None = None
+        for dataset in self._program.clocks:
+            newest = _later(newest, newest_timely(inputs[dataset.name]))
+        return newest
+
+    def _write_groups(self, spill: Spill, claims: Mapping[int, Claim], newest: Instant | None) -> tuple[int, int]:
         rows = keys = told = 0
-        for group in groups:
-            part = grouped.filter(pl.col("__group") == group).drop("__group")
-            keys += self._write_group(claims[group], part, newest)
-            rows += len(part)
+        for group, count in spill.rows.items():
+            keys += self._write_group(claims[group], spill, newest)
+            rows += count
             if self._seconds() - self._told >= _TELL_EVERY_S:
                 self._tell(rows - told, 0)
                 told = rows
         self._tell(rows - told, 0)
         return rows, keys
 
-    def _expect(self, rows: int, groups: range) -> None:
-        """Put what is known now in the place of this partition's share of what was guessed."""
-        guess, first, last = self._order.rows_expected, groups.start, groups.stop
-        self._tell(0, rows - (guess * last // KEY_GROUPS - guess * first // KEY_GROUPS))
+    def _expect(self, rows: int, groups: Sequence[int]) -> None:
+        """Put what is known now in the place of these groups' share of what was guessed."""
+        self._tell(0, rows - share_of(self._order.rows_expected, groups))
 
     def _tell(self, rows: int, more_expected: int) -> None:
         self._report(rows, more_expected)
         self._told = self._seconds()
 
-    def _write_group(self, claim: Claim, shaped: pl.DataFrame, newest: Instant | None) -> int:
-        changes: dict[str, dict[bytes, bytes]] = {}
-        for key, rows in self._program.rows_by_key(shaped):
-            state = self._program.new_state(len(self._inputs))
-            state.header.applied = list(self._order.cut)
-            for start in range(0, len(rows), _SLICE_ROWS):
-                state.add(rows[start : start + _SLICE_ROWS])
-            changes[key] = state.changes()
-        commit = GroupCommit(claim.group, claim.epoch, self._order.cut, newest, len(shaped), changes)
+    def _write_group(self, claim: Claim, spill: Spill, newest: Instant | None) -> int:
+        """Write every key of a group, and then its position, which says that it is built."""
+        keys = 0
+        for shaped in spill.of(claim.group):
+            changes = {key: self._folded(rows) for key, rows in self._program.rows_by_key(shaped)}
+            self._bulk.write(self._order.state, claim.group, claim.epoch, changes)
+            keys += len(changes)
+        commit = GroupCommit(claim.group, claim.epoch, self._order.cut, newest, spill.rows[claim.group], {})
         self._store.commit(self._order.state, [commit])
-        return len(changes)
+        return keys
+
+    def _folded(self, rows: list[Row]) -> dict[bytes, bytes]:
+        state = self._program.new_state(len(self._inputs))
+        state.header.applied = list(self._order.cut)
+        for start in range(0, len(rows), _SLICE_ROWS):
+            state.add(rows[start : start + _SLICE_ROWS])
+        return state.changes()
 
     def _catch_up(self, groups: range) -> list[UserFailure]:
         worker = PartitionWorker(
@@ -203,14 +253,22 @@ class PartitionBuilder:
     def _rights(self) -> dict[str, RightTable]:
         tables = self._program.right_tables()
         for dataset in self._program.rights:
-            tables[dataset.name] = tables[dataset.name].with_records(self._read(dataset, None))
+            tables[dataset.name] = tables[dataset.name].with_records(self._read(dataset))
         return tables
 
-    def _read(self, dataset: DatasetDef, groups: range | None) -> Any:
-        mine = [(index, source) for index, source in enumerate(self._inputs) if source.dataset == dataset]
-        cut = {source.partition: self._order.cut[index] for index, source in mine}
-        span = Span(self._order.since, self._order.until) if dataset == self._program.left else Span()
-        return self._history.read(dataset, len(mine), groups=groups, since=span.since, until=span.until, cut=cut)
+    def _pieces(self, groups: Sequence[int] | None, columns: Sequence[str]) -> Iterator[pa.Table]:
+        left, span = self._program.left, self._span
+        cut = self._cut_of(left)
+        return self._history.batches(left, cut=cut, groups=groups, since=span.since, until=span.until, columns=columns)
+
+    def _read(self, dataset: DatasetDef) -> Any:
+        cut = self._cut_of(dataset)
+        span = self._span if dataset == self._program.left else Span()
+        return self._history.read(dataset, len(cut), since=span.since, until=span.until, cut=cut)
+
+    def _cut_of(self, dataset: DatasetDef) -> dict[int, int]:
+        mine = zip(self._inputs, self._order.cut, strict=True)
+        return {source.partition: offset for source, offset in mine if source.dataset == dataset}
 
 
 class _BuildActor:
@@ -263,8 +321,10 @@ class Backfill:
         self._settings = settings
         self._registry = Registry(settings.registry_url, clock)
         self._requests = BackfillRequests(self._registry.database, clock)
+        self._clock = clock
         self._log = Log(url, clock)
         self._store = OnlineStore(url)
+        self._generations = Generations(url)
         self._request = request
 
     def run(self, name: str, version: int | None = None, span: Span = Span()) -> list[Built]:  # noqa: B008  # a value
@@ -272,15 +332,14 @@ class Backfill:
 
         Raises:
             NotFound: no such pipeline is committed.
-            Fenced: it was cancelled, or cleared by an erasure; the former generation stays.
+            Fenced: it was cancelled; the former generation stays.
+            StoreUnavailable: a store does not answer, or an erasure has cleared what was built; it can be gone on with.
         """
         definitions = self._registry.definitions()
         pipeline = _pipeline(definitions, name, version)
         program = Program.compile(pipeline, definitions)
-        served = StateName(program.ref, self._store.generation(program.ref))
-        fresh = _next_generation(self._store, served)
+        fresh, cut = self._begun(program) or self._beginning(program)
         inputs = input_partitions(program, self._log)
-        cut = _cut(inputs, self._log)
         expected = sum(end for source, end in zip(inputs, cut, strict=True) if source.dataset == program.left)
         order = Order(pipeline, definitions, fresh, cut, *span, request=self._request, rows_expected=expected)
         self._begin(order)
@@ -292,14 +351,48 @@ class Backfill:
             self._switch(order, built)
             status = "complete"
         finally:
+            # What actors that were killed have left.
+            shutil.rmtree(_scratch(self._settings, fresh), ignore_errors=True)
             self._show(order, status, sum(one.rows for one in built))
         self._tell_failures(order, built)
         return built
 
+    def _begun(self, program: Program) -> tuple[StateName, Cut] | None:
+        """What an attempt before has begun to build."""
+        request = self._requests.get(self._request) if self._request is not None else None
+        if request is None or request.cut is None or request.generation is None:
+            return None
+        stand = self._generations.of([program.ref])[program.ref]
+        inputs = input_partitions(program, self._log)
+        if request.generation in stand.all or len(request.cut) != len(inputs):
+            return None
+        return StateName(program.ref, request.generation), list(request.cut)
+
+    def _beginning(self, program: Program) -> tuple[StateName, Cut]:
+        """A new generation, and where history ends and the log begins. Nothing is kept any more to go back to.
+
+        Raises:
+            StoreUnavailable: it was rolled back this very moment: what was kept is served now, and must not be cleared.
+        """
+        stand = self._generations.of([program.ref])[program.ref]
+        fresh = StateName(program.ref, max(stand.all) + 1)
+        if stand.kept is not None and not self._generations.forget(program.ref, stand.kept):
+            raise StoreUnavailable(f"another state of {program.ref} is served since a moment ago; begin again")
+        for request in self._requests.keeping(program.ref):
+            self._requests.keep_until(request, None)
+        # What is not served is read by nobody any more; a build that was never finished never was.
+        for generation in {stand.served - 1, stand.kept or 0, fresh.generation} - {0, stand.served}:
+            clear_unserved(self._store, fresh._replace(generation=generation))
+        return fresh, _cut(input_partitions(program, self._log), self._log)
+
     def _begin(self, order: Order) -> None:
         if self._request is None:
             return
-        if not self._requests.began(self._request, order.state.generation, order.rows_expected):
+        done = self._store.progress(order.state)
+        undone = [group for group in range(KEY_GROUPS) if group not in done.standings]
+        expected = done.rows + share_of(order.rows_expected, undone)
+        state = order.state.generation
+        if not self._requests.began(self._request, state, expected, rows=done.rows, cut=order.cut):
             raise Fenced(f"backfill {self._request} was cancelled before it began")
 
     def _switch(self, order: Order, built: list[Built]) -> None:
@@ -307,18 +400,44 @@ class Backfill:
         fresh = order.state
         if self._store.progress(fresh).positions is None:
             # An erasure cleared what was built: some of it came from records that are erased now.
-            raise Fenced(f"the new state of {fresh.pipeline} was cleared while it was built; start the backfill again")
+            raise StoreUnavailable(f"the new state of {fresh.pipeline} was cleared while it was built; build it again")
         if self._request is not None and not self._requests.built(self._request):
             raise Fenced(f"backfill {self._request} was cancelled while it was built")
-        self._store.switch_generation(fresh.pipeline, fresh.generation)
+        self._shadow(order)
+        # What no request tells of, nobody would drop.
+        keep_s = self._settings.pipeline.keep_generation_s if self._request is not None else 0
+        before = switch(self._generations, self._store, fresh, keep_s)
+        if self._request is not None:
+            request = self._requests.get(self._request)
+            message = f"{request.rows} rows rebuilt; {generation_served(fresh.generation)}"
+            self._requests.completed(request, message, before, kept_until(before, self._clock.now(), keep_s))
+            return
         rows, keys = sum(one.rows for one in built), sum(one.keys for one in built)
         message = f"{rows} rows of {keys} keys rebuilt; {generation_served(fresh.generation)}"
-        if self._request is not None:
-            self._requests.completed(self._requests.get(self._request), message)
-            return
         self._registry.record_event(
             NewEvent(event_type="backfill_completed", source="backfill", subject=fresh.pipeline, message=message)
         )
+
+    def _shadow(self, order: Order) -> None:
+        """Have live workers take the new state over before it is served: nothing it is asked for then is seconds old.
+
+        They are waited for a minute, since without a supervisor they do not come; it is served then all the same.
+        """
+        fresh = order.state
+        before = self._generations.epochs(fresh)
+        self._generations.shadow(fresh.pipeline, self._store.generation(fresh.pipeline), fresh.generation)
+        program = Program.compile(order.pipeline, order.definitions)
+        inputs = input_partitions(program, self._log)
+        ends = _cut(inputs, self._log)
+
+        def followed() -> bool:
+            epochs = self._generations.epochs(fresh)
+            standings = self._store.progress(fresh).standings
+            applied = lowest_positions(program, inputs, standings)
+            return all(map(gt, epochs, before)) and all(map(ge, applied, ends))
+
+        if not wait_until(followed, _SHADOW_S, every_s=_ROUND_S):
+            _log.warning("served_without_live_workers", state=str(fresh))
 
     def _show(self, order: Order, status: str, rows: int = 0) -> None:
         self._registry.put_backfill(shown(order.pipeline, order.state, status, rows))
@@ -339,12 +458,18 @@ class Backfill:
         )
         self._registry.record_event(event)
 
-    def give_up(self, why: str) -> None:
-        """Say why a request failed, unless it is over or is being cancelled."""
-        if self._request is not None:
-            request = self._requests.find(self._request)
-            if request is not None:
-                self._requests.failed(request, why)
+    def give_up(self, why: str, *, for_good: bool) -> None:
+        """Say why a request failed, unless it is over or is being cancelled.
+
+        Not ``for_good``: another job may go on with what this one has built (jobs/requested.py).
+        """
+        if self._request is None:
+            return
+        request = self._requests.find(self._request)
+        if request is not None and for_good:
+            self._requests.failed(request, why)
+        elif request is not None:
+            self._requests.stumbled(request.id, why)
 
 
 def shown(pipeline: PipelineDef, state: StateName, status: str, rows: int) -> BackfillRecord:
@@ -363,14 +488,45 @@ def _run(order: Order, partition_count: int) -> list[Built]:
     return [Built(**row) for row in map_partitions(_BuildActor, (order,), partition_count)]
 
 
-def _next_generation(store: OnlineStore, served: StateName) -> StateName:
-    fresh = served._replace(generation=served.generation + 1)
-    # The build before the served one is read by nobody any more; one that was never finished never was.
-    for unserved in (served._replace(generation=served.generation - 1), fresh):
-        removed = store.clear(unserved, range(KEY_GROUPS))
-        if removed:
-            _log.info("unserved_generation_dropped", state=str(unserved), keys=removed)
-    return fresh
+def switch(generations: Generations, store: OnlineStore, fresh: StateName, keep_s: int) -> int | None:
+    """Serve what was built; the generation that was served before and is kept, ``None`` where there is nothing to keep.
+
+    Done again, it changes nothing.
+    """
+    stand = generations.of([fresh.pipeline])[fresh.pipeline]
+    if stand.served >= fresh.generation:
+        return stand.kept
+    # A pipeline's first build has nothing before it: its workers would begin to fold all over.
+    keep = keep_s > 0 and store.progress(fresh._replace(generation=stand.served)).positions is not None
+    generations.switch(fresh.pipeline, stand.served, fresh.generation, keep=keep)
+    return stand.served if keep else None
+
+
+def kept_until(kept: int | None, now: Instant, keep_s: int) -> Instant | None:
+    """Until when the generation before is kept."""
+    return None if kept is None else now + keep_s * SECOND
+
+
+def clear_unserved(store: OnlineStore, state: StateName) -> None:
+    """Remove a build that is not served; whoever still writes it is fenced first."""
+    store.claim(state, range(KEY_GROUPS))
+    removed = store.clear(state, range(KEY_GROUPS))
+    if removed:
+        _log.info("unserved_generation_dropped", state=str(state), keys=removed)
+
+
+def share_of(rows: int, groups: Sequence[int]) -> int:
+    """The share of some key groups in rows that are guessed to be spread evenly."""
+    return sum(rows * (group + 1) // KEY_GROUPS - rows * group // KEY_GROUPS for group in groups)
+
+
+def _scratch(settings: Settings, state: StateName) -> Path:
+    """Where actors put rows apart."""
+    return settings.data_dir / "backfills" / f"{state.pipeline}#{state.generation}"
+
+
+def _later(known: Instant | None, other: Instant | None) -> Instant | None:
+    return max((each for each in (known, other) if each is not None), default=None)
 
 
 def _cut(inputs: list[InputPartition], log: Log) -> Cut:
@@ -402,7 +558,7 @@ def main() -> None:
     try:
         built = work.run(arguments.pipeline, arguments.version, span)
     except (ThymeError, RayError) as error:
-        work.give_up(_last_line(error))
+        work.give_up(_last_line(error), for_good=isinstance(error, ThymeError) and not error.retryable)
         raise
     seconds = time.monotonic() - started
     rows = sum(one.rows for one in built)

@@ -176,9 +176,9 @@ class Eraser:
         for program in _programs(definitions):
             if not erased & {ref(dataset) for dataset in program.sources}:
                 continue
-            served = self._store.generation(program.ref)
-            for generation in (served - 1, served, served + 1):
-                if generation and not self._has_passed(program, shares, generation):
+            served, kept = self._store.generation(program.ref), self._store.kept_generation(program.ref) or 0
+            for generation in sorted({served - 1, served, kept, max(served, kept) + 1} - {0}):
+                if not self._has_passed(program, shares, generation):
                     cleared += self._clear(StateName(program.ref, generation))
         return cleared
 

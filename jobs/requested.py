@@ -1,56 +1,85 @@
 """Carries out the backfills that were asked for: submits their Ray jobs, follows them, and ends the cancelled ones.
 
 The request's row says how far it is (stores/backfill_requests.py), Ray whether its job is alive. Every step can be
-done again by another supervisor: a job's submission id follows from its request's id, so none is submitted twice, and
-a switch that was begun is finished. A job that Ray has forgotten, since the platform was stopped, is submitted anew.
+done again by another supervisor: a job's submission id follows from its request's id and attempt, so none is
+submitted twice, and a switch that was begun is finished. A job that Ray has forgotten, since the platform was stopped,
+is submitted anew; for one that died another goes on with what it has built, twice at most.
 Runs in a thread of its own: the dashboard may take seconds to answer, and live workers must not wait for that.
 """
 
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import structlog
 
 from cluster.launcher import Job, Launcher
-from featurelib.clock import SystemClock, format_instant
+from featurelib.clock import SECOND, Clock, SystemClock, format_instant
 from featurelib.definitions import PipelineDef, ref
 from featurelib.engine.keys import KEY_GROUPS
-from featurelib.engine.program import pipelines_of
+from featurelib.engine.program import compiled, pipelines_of
 from featurelib.errors import ClusterError, ThymeError
 from featurelib.settings import Settings
 from featurelib.stores.backfill_requests import SWITCHING, BackfillRequest, BackfillRequests
+from featurelib.stores.generations import Generations, Stand
+from featurelib.stores.log import Log
 from featurelib.stores.online import OnlineStore, StateName
 from featurelib.stores.registry import Registry
-from jobs.backfill import generation_served, shown
+from jobs.backfill import clear_unserved, generation_served, kept_until, shown, switch
+from jobs.inputs import input_partitions, lowest_positions
 
 _log = structlog.get_logger(__name__)
 _ROUND_S = 1.0
 _MESSAGE = 500
+# Jobs of one request: the first, and two that go on.
+_ATTEMPTS = 3
+# Workers of a generation that is let go of have ended by then, and every replica has looked which one is served.
+_LEAVE_US = 30 * SECOND
+
+
+class BuildStores(NamedTuple):
+    """The stores that backfills move."""
+
+    registry: Registry
+    log: Log
+    online: OnlineStore
+    generations: Generations
+
+    def close(self) -> None:
+        """Close connections."""
+        for store in self:
+            store.close()
 
 
 class RequestedBackfills:
     """Moves every open request as far as it can get now.
 
     Args:
-        registry: what is committed, and where requests are kept.
-        store: where states are built and switched.
+        stores: where requests are kept, and states are built and switched.
         launcher: what runs the jobs.
+        keep_s: how long what was served before is kept.
+        clock: what that is counted by.
     """
 
-    def __init__(self, registry: Registry, store: OnlineStore, launcher: Launcher) -> None:
-        self._registry = registry
-        self._requests = BackfillRequests(registry.database, SystemClock())
-        self._store = store
+    def __init__(self, stores: BuildStores, launcher: Launcher, keep_s: int, clock: Clock) -> None:
+        self._registry, self._log, self._store, self._generations = stores
+        self._requests = BackfillRequests(self._registry.database, clock)
         self._launcher = launcher
+        self._keep_s = keep_s
+        self._clock = clock
 
     def step(self) -> None:
-        """Look at each open request once.
+        """Look at each open request once, and at what is kept.
 
         Raises:
             StoreUnavailable: a store does not answer; a later step goes on where this one stopped.
         """
+        self._drop_what_was_kept()
         for request in self._requests.open():
+            if request.state == "rolling_back":
+                self._roll_back(request)
+                continue
             try:
                 self._advance(request)
             except ClusterError as error:
@@ -90,11 +119,15 @@ class RequestedBackfills:
             self._show(request, "cancelled")
 
     def _ended(self, request: BackfillRequest, job: Job) -> None:
-        """The job is over and its request is not: it died before it could say why, or was stopped by hand."""
+        """The job is over and its request is not: it died, or was stopped by hand."""
+        why = request.detail or _said(job)
+        if job.status != "STOPPED" and request.attempt < _ATTEMPTS:
+            self._requests.retried(request, why)
+            return
         if job.status == "STOPPED":
             over = self._requests.failed(request, f"its Ray job {job.submission_id} was stopped by hand")
         else:
-            over = self._requests.failed(request, _said(job))
+            over = self._requests.failed(request, why)
         # Not before: a job that got as far as the switch has moved the request on, and what it built will be served.
         if over:
             self._drop(request)
@@ -106,13 +139,62 @@ class RequestedBackfills:
             return
         assert request.generation is not None  # known since the job began
         fresh = StateName(request.pipeline, request.generation)
-        if self._store.generation(request.pipeline) < fresh.generation:
-            if self._store.progress(fresh).positions is None:
-                self._requests.failed(request, "the new state was cleared before it was served", SWITCHING)
-                return
-            self._store.switch_generation(request.pipeline, fresh.generation)
-        if self._requests.completed(request, f"{request.rows} rows rebuilt; {generation_served(fresh.generation)}"):
+        served = self._store.generation(request.pipeline)
+        if served < fresh.generation and self._store.progress(fresh).positions is None:
+            self._requests.failed(request, "the new state was cleared before it was served", SWITCHING)
+            return
+        if served < fresh.generation and not self._is_up_to_date(request, fresh.generation):
+            return  # cleared, and being folded anew
+        kept = switch(self._generations, self._store, fresh, self._keep_s)
+        until = kept_until(kept, self._clock.now(), self._keep_s)
+        message = f"{request.rows} rows rebuilt; {generation_served(fresh.generation)}"
+        if self._requests.completed(request, message, kept, until):
             self._show(request, "complete")
+
+    def _roll_back(self, request: BackfillRequest) -> None:
+        """Serve the generation before again, which its workers have kept up to date."""
+        assert request.generation is not None  # both are known of one that was complete
+        assert request.previous is not None
+        built, before = Stand(request.generation, request.previous), Stand(request.previous, request.generation)
+        stand = self._generations.of([request.pipeline])[request.pipeline]
+        if stand not in (built, before):
+            self._requests.not_rolled_back(request, f"generation {request.previous} is not kept any more")
+        elif stand == built and not self._is_up_to_date(request, request.previous):
+            self._requests.waits(request, f"generation {request.previous} is being brought up to date")
+        elif self._generations.swap(request.pipeline, built):
+            self._requests.rolled_back(request, f"generation {request.previous} is served again")
+            self._show(request, "rolled_back")
+
+    def _is_up_to_date(self, request: BackfillRequest, generation: int) -> bool:
+        """Whether a generation has applied all that was history to the backfill.
+
+        It had when it was built, unless an erasure has cleared it meanwhile and it is folded anew.
+        """
+        pipeline = self._pipeline(request)
+        if pipeline is None or request.cut is None:
+            return True
+        program = compiled(pipeline, self._registry.definitions())
+        standings = self._store.progress(StateName(request.pipeline, generation)).standings
+        lowest = lowest_positions(program, input_partitions(program, self._log), standings)
+        return all(applied >= history for applied, history in zip(lowest, request.cut, strict=True))
+
+    def _drop_what_was_kept(self) -> None:
+        """Let go of generations whose time is over: their workers end, then their bytes go."""
+        now = self._clock.now()
+        for request in self._requests.keeping():
+            assert request.kept_until is not None
+            kept = request.previous if request.state == "complete" else request.generation
+            if kept is None or request.kept_until > now or request.state == "rolling_back":
+                continue
+            if self._generations.forget(request.pipeline, kept):
+                # Counted from now: one that waited to be rolled back may have been served until a moment ago.
+                self._requests.keep_until(request, now)
+                continue
+            if now - request.kept_until < _LEAVE_US:
+                continue
+            if kept != self._store.generation(request.pipeline):
+                clear_unserved(self._store, StateName(request.pipeline, kept))
+            self._requests.keep_until(request, None)
 
     def _drop(self, request: BackfillRequest) -> None:
         """Free what was built and is never served."""
@@ -133,22 +215,24 @@ class RequestedBackfills:
 
 def submission_of(request: BackfillRequest) -> str:
     """The submission id of a request's Ray job."""
-    return f"thyme-backfill-{request.id}"
+    first = f"thyme-backfill-{request.id}"
+    return first if request.attempt == 1 else f"{first}-{request.attempt}"
 
 
 def follow(settings: Settings, stopping: threading.Event) -> None:
     """Carry out requests until told to stop."""
     registry = Registry(settings.registry_url, SystemClock())
-    store = OnlineStore(settings.online.redis_url.get_secret_value())
+    url = settings.online.redis_url.get_secret_value()
+    store, generations, log = OnlineStore(url), Generations(url), Log(url, SystemClock())
     with Launcher.of(settings) as launcher:
-        backfills = RequestedBackfills(registry, store, launcher)
+        stores = BuildStores(registry, log, store, generations)
+        backfills = RequestedBackfills(stores, launcher, settings.pipeline.keep_generation_s, SystemClock())
         while not stopping.wait(_ROUND_S):
             try:
                 backfills.step()
             except ThymeError as error:
                 _log.warning("backfills_not_followed", detail=str(error)[:_MESSAGE])
-    store.close()
-    registry.close()
+    stores.close()
 
 
 def _command(request: BackfillRequest) -> str:

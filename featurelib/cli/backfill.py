@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from featurelib.client import ThymeClient
 
 _COLUMNS = ("id", "pipeline", "state", "rows", "of", "asked for", "detail")
-_OVER = frozenset({"complete", "cancelled", "failed"})
+_OVER = frozenset({"complete", "cancelled", "failed", "rolled_back"})
+_MB = 1_000_000
 _POLL_S = 0.5
 _Follow = Annotated[bool, typer.Option("--follow", help="Wait until it is over; a bar shows how far it is.")]
 _Id = Annotated[str, typer.Argument(help="Of the backfill; `thyme backfill list` shows it.")]
@@ -33,19 +34,28 @@ def register(app: typer.Typer) -> None:
     group.command("list")(listing)
     group.command("follow")(follow)
     group.command("cancel")(cancel)
+    group.command("rollback")(rollback)
+    group.command("drop")(drop)
     app.add_typer(group, name="backfill")
 
 
 def start(
     pipeline: Annotated[str, typer.Argument(help="The pipeline or its job; NAME@2 names a version.")],
+    *,
     since: Annotated[str | None, typer.Option(help="Only records dated at or after this instant.")] = None,
-    until: Annotated[str | None, typer.Option(help="Only records dated at or before this instant.")] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", "--to", help="Only records dated at or before this instant.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would read, write and take.")] = False,
     follow_it: _Follow = False,
     as_json: AsJson = False,
     api_url: ApiUrl = None,
 ) -> None:
     """Ask for a backfill; with --follow, exit 1 unless it completes."""
     with opened(load_config(api_url=api_url)) as client:
+        if dry_run:
+            _show_price(client.price_backfill(pipeline, since=since, until=until), as_json=as_json)
+            return
         found = client.start_backfill(pipeline, since=since, until=until)
         if follow_it:
             found = _followed(client, found)
@@ -83,6 +93,22 @@ def cancel(backfill_id: _Id, follow_it: _Follow = False, as_json: AsJson = False
         found = client.cancel_backfill(backfill_id)
         if follow_it:
             found = _followed(client, found)
+    _show(found, as_json=as_json)
+
+
+def rollback(backfill_id: _Id, follow_it: _Follow = False, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
+    """Serve again what was served before a backfill; it was kept up to date, so nothing is built."""
+    with opened(load_config(api_url=api_url)) as client:
+        found = client.roll_back_backfill(backfill_id)
+        if follow_it:
+            found = _followed(client, found)
+    _show(found, as_json=as_json)
+
+
+def drop(backfill_id: _Id, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
+    """Free the state that a backfill keeps to go back to."""
+    with opened(load_config(api_url=api_url)) as client:
+        found = client.drop_backfill(backfill_id)
     _show(found, as_json=as_json)
 
 
@@ -130,6 +156,18 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         return
     said = f": {found['detail']}" if found["detail"] else ""
     print(f"backfill {found['id']} of {found['pipeline']} is {found['state']}{said}")
+
+
+def _show_price(price: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(price)
+        return
+    about = "roughly " if price["rough"] else ""
+    print(
+        f"a backfill of {price['pipeline']} would read {price['records']:,} records"
+        f" ({price['archive_bytes'] / _MB:,.1f} MB of the archive), fold {about}{price['rows']:,} rows into"
+        f" {price['keys']:,} keys of {price['state_bytes'] / _MB:,.1f} MB, and take {about}{price['seconds']:,.0f} s"
+    )
 
 
 def _end_as(found: dict[str, Any]) -> None:

@@ -5,7 +5,10 @@ running     its Ray job builds the next generation of the state; the one before 
 switching   all is built, and the generation that is served is being changed: past the point of no return
 cancelling  it shall end; the generation before stays
 complete, cancelled, failed: over
+rolling_back the generation before is about to be served again
+rolled_back that one is served
 
+The generation served before is kept up to date until ``kept_until``: a complete backfill can be rolled back.
 Every move names the states it may start from, in one statement: of two that race, one wins.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, select, update
@@ -26,9 +29,11 @@ from featurelib.stores.database import Database, newest, record_of
 from featurelib.stores.event_log import insert_event
 from featurelib.stores.registry import NewEvent
 
-BackfillState = Literal["requested", "running", "switching", "cancelling", "cancelled", "complete", "failed"]
+BackfillState = Literal[
+    "requested", "running", "switching", "cancelling", "cancelled", "complete", "failed", "rolling_back", "rolled_back"
+]
 
-OPEN: tuple[BackfillState, ...] = ("requested", "running", "switching", "cancelling")
+OPEN: tuple[BackfillState, ...] = ("requested", "running", "switching", "cancelling", "rolling_back")
 """States of a request that is not over."""
 
 BUILDING: tuple[BackfillState, ...] = ("requested", "running")
@@ -39,6 +44,10 @@ SWITCHING: tuple[BackfillState, ...] = ("switching",)
 
 _REQUESTED: tuple[BackfillState, ...] = ("requested",)
 _ENDABLE: tuple[BackfillState, ...] = (*BUILDING, "cancelling")
+_KEEPING: tuple[BackfillState, ...] = ("complete", "rolled_back")
+_ROLLING: tuple[BackfillState, ...] = ("rolling_back",)
+_RUNNING: tuple[BackfillState, ...] = ("running",)
+_COMPLETE: tuple[BackfillState, ...] = ("complete",)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -58,6 +67,10 @@ class BackfillRequest(Record):
         rows_expected: how many it will be, as far as is known; exact once every partition has read its history.
         requested_by: fingerprint of the key it was asked with; none: the platform itself.
         correlation_id: of the request.
+        attempt: which Ray job of it, from 1 on; the next goes on where one that died stopped.
+        cut: per input partition of the pipeline the offset below which history is folded, the same in all attempts.
+        previous: the generation that was served before it was complete.
+        kept_until: until when that one, or after a rollback this one, is kept up to date; none: it is not.
     """
 
     id: str
@@ -74,6 +87,10 @@ class BackfillRequest(Record):
     correlation_id: str | None = None
     created_at: Instant = 0
     updated_at: Instant = 0
+    attempt: int = 1
+    cut: tuple[int, ...] | None = None
+    previous: int | None = None
+    kept_until: Instant | None = None
 
     @property
     def is_open(self) -> bool:
@@ -136,7 +153,7 @@ class BackfillRequests:
             other = connection.scalar(under_way)
             if other is not None:
                 raise Conflict(f"backfill {other} of {pipeline} is not over; cancel it, or wait until it is")
-            connection.execute(table.insert(), request.model_dump())
+            connection.execute(table.insert(), request.model_dump(exclude={"cut"}))
             insert_event(connection, _event("backfill_requested", request, detail or _span(request)), now)
         return request
 
@@ -199,19 +216,104 @@ class BackfillRequests:
         values = {"state": "running", "submission_id": submission_id, "detail": ""}
         return self._move(request.id, _REQUESTED, values, event)
 
-    def began(self, request_id: str, generation: int, rows_expected: int) -> bool:
-        """Note that the job begins, maybe once more; whether it is still wanted."""
-        values = {"generation": generation, "rows": 0, "rows_expected": rows_expected}
+    def began(
+        self, request_id: str, generation: int, rows_expected: int, *, rows: int = 0, cut: Sequence[int] | None = None
+    ) -> bool:
+        """Note that the job begins, maybe once more; whether it is still wanted.
+
+        Args:
+            request_id: of the request.
+            generation: what it builds.
+            rows_expected: how many rows it will fold, as far as is known.
+            rows: folded by an attempt before.
+            cut: per input partition, below what history is folded.
+        """
+        values: dict[str, Any] = {"generation": generation, "rows": rows, "rows_expected": rows_expected}
+        if cut is not None:
+            values["cut"] = list(cut)
         return self._move(request_id, BUILDING, values)
+
+    def retried(self, request: BackfillRequest, why: str) -> bool:
+        """Have another job go on with what one that died has left; whether it is still wanted."""
+        event = _event("backfill_resumed", request, f"attempt {request.attempt + 1}: {why}")
+        event = event.model_copy(update={"severity": "warn"})
+        return self._move(request.id, _RUNNING, {"attempt": request.attempt + 1, "detail": why}, event)
 
     def built(self, request_id: str) -> bool:
         """Note that all is built, so that the switch will be made whoever dies; whether it is still wanted."""
         return self._move(request_id, BUILDING, {"state": "switching"})
 
-    def completed(self, request: BackfillRequest, message: str) -> bool:
-        """Note that the new generation is served, and tell of it unless that was done."""
+    def completed(
+        self, request: BackfillRequest, message: str, previous: int | None = None, kept_until: Instant | None = None
+    ) -> bool:
+        """Note that the new generation is served, and tell of it unless that was done.
+
+        Args:
+            request: the request.
+            message: what people are told.
+            previous: the generation that was served before.
+            kept_until: until when that one is kept up to date; ``None``: it is not.
+        """
         event = _event("backfill_completed", request, message)
-        return self._move(request.id, SWITCHING, {"state": "complete", "detail": message}, event)
+        values = {"state": "complete", "detail": message, "previous": previous, "kept_until": kept_until}
+        return self._move(request.id, SWITCHING, values, event)
+
+    def roll_back(self, request_id: str, by: str | None = None) -> BackfillRequest:
+        """Have the generation before a complete backfill served again. ``by``: fingerprint of the key that asks.
+
+        Raises:
+            NotFound: there is none of that id.
+            Conflict: it is not complete, or the generation before is not kept any more.
+        """
+        said = "to be rolled back" if by is None else f"to be rolled back with the key {by}"
+        found = self.get(request_id)
+        if found.state == "complete" and (found.kept_until is None or found.kept_until <= self._clock.now()):
+            raise Conflict(
+                f"the generation before backfill {request_id} is not kept any more: ask for another backfill"
+            )
+        self._move(request_id, _COMPLETE, {"state": "rolling_back", "detail": said})
+        found = self.get(request_id)
+        if found.state not in ("rolling_back", "rolled_back"):
+            raise Conflict(f"backfill {request_id} is {found.state}: only a complete one can be rolled back")
+        return found
+
+    def rolled_back(self, request: BackfillRequest, message: str) -> bool:
+        """Note that the generation before is served again, and tell of it unless that was done."""
+        event = _event("backfill_rolled_back", request, message).model_copy(update={"severity": "warn"})
+        return self._move(request.id, _ROLLING, {"state": "rolled_back", "detail": message}, event)
+
+    def not_rolled_back(self, request: BackfillRequest, why: str) -> bool:
+        """Note that it is served on."""
+        return self._move(request.id, _ROLLING, {"state": "complete", "detail": why})
+
+    def drop_kept(self, request_id: str) -> BackfillRequest:
+        """Have the generation that is not served dropped now; one that is gone stays so.
+
+        Raises:
+            NotFound: there is none of that id.
+            Conflict: it is not over, or is being rolled back.
+        """
+        now = self._clock.now()
+        found = self.get(request_id)
+        if found.state not in _KEEPING:
+            raise Conflict(f"backfill {request_id} is {found.state}: nothing is kept beside what it serves")
+        if found.kept_until is not None and found.kept_until > now:
+            self.keep_until(found, now)
+        return self.get(request_id)
+
+    def keep_until(self, request: BackfillRequest, until: Instant | None) -> bool:
+        """Say until when the generation that is not served is kept up to date; ``None``: it is gone."""
+        return self._move(request.id, _KEEPING, {"kept_until": until})
+
+    def keeping(self, pipeline: str | None = None) -> _Requests:
+        """Requests one of whose generations is kept though it is not served, oldest first; of one pipeline if named."""
+        table = schema.backfill_requests
+        query = select(table).where(table.c.kept_until.is_not(None)).order_by(table.c.sequence)
+        if pipeline is not None:
+            query = query.where(table.c.pipeline == pipeline)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return [record_of(BackfillRequest, row) for row in rows]
 
     def cancelled(self, request: BackfillRequest, why: str) -> bool:
         """Note that nothing of it runs any more, and tell of it unless it was over."""
@@ -224,8 +326,12 @@ class BackfillRequests:
         return self._move(request.id, states, {"state": "failed", "detail": why}, event)
 
     def waits(self, request: BackfillRequest, why: str) -> bool:
-        """Note what a request waits for before it begins."""
-        return request.detail != why and self._move(request.id, _REQUESTED, {"detail": why})
+        """Note what a request waits for before it begins, or is rolled back."""
+        return request.detail != why and self._move(request.id, (*_REQUESTED, *_ROLLING), {"detail": why})
+
+    def stumbled(self, request_id: str, why: str) -> bool:
+        """Note what its job fails with, for whoever decides whether another one goes on."""
+        return self._move(request_id, _RUNNING, {"detail": why})
 
     def advance(self, request_id: str, rows: int, more_expected: int = 0) -> None:
         """Count rows that were folded, and rows that are expected beyond those known of."""

@@ -25,7 +25,7 @@ from jobs.wanted import log_datasets, wanted_tasks
 from tests.support.worlds import NEVER_LATE, T0
 from tests.unit.jobs.test_wanted import DEFINITIONS
 
-WANTED = wanted_tasks(DEFINITIONS, lambda _: 2, lambda _: 1)
+WANTED = wanted_tasks(DEFINITIONS, lambda _: 2, lambda _: (1,))
 
 
 class Scene:

@@ -32,7 +32,7 @@ class Scene:
         self.definitions = Definitions(datasets=(RIDES, RAIN, OUT), pipelines=(self.world.pipeline,))
 
     def wanted(self, generation: int = 1) -> dict[str, TaskSpec]:
-        return wanted_tasks(self.definitions, lambda _: 2, lambda _: generation)
+        return wanted_tasks(self.definitions, lambda _: 2, lambda _: (generation,))
 
     def held(self, orders: dict[str, JobOrder] | None = None, there: Collection[str] = ()) -> dict[str, Hold]:
         return self.holds.of(self.wanted(), orders or {}, there)

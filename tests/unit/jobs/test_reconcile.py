@@ -109,13 +109,13 @@ def test_one_that_does_not_end_in_time_is_ended() -> None:
 
 
 def test_another_pipeline_is_started_while_one_is_being_replaced() -> None:
-    draining = [seen("by_rider:0", wanted(generation=2)["by_rider:0"], ending_since=NOW)]
+    draining = [seen("by_rider:0", wanted(partitions=3)["by_rider:0"], ending_since=NOW)]
     assert started(do(draining)) == sorted(set(WANTED) - {"by_rider:0", "by_rider:1"})
 
 
 def test_an_adopted_actor_of_an_older_definition_is_replaced_once_it_has_said_so() -> None:
     assert do(all_seen(by_rider_0=Seen("by_rider:0", NOW))) == []
-    (action,) = do(all_seen(by_rider_0=seen("by_rider:0", wanted(generation=2)["by_rider:0"])))
+    (action,) = do(all_seen(by_rider_0=seen("by_rider:0", wanted(partitions=3)["by_rider:0"])))
     why = "restarted, or replaced by another definition, generation or number of workers"
     assert action == Drain("by_rider:0", why)
 
@@ -128,15 +128,15 @@ def test_what_the_supervisor_itself_missed_is_not_held_against_workers() -> None
 
 
 def test_workers_of_a_pipeline_belong_together_and_other_tasks_stand_alone() -> None:
-    names = ["by_rider:0", "by_rider@2:11", "source:Ride", "archive"]
-    assert [family(name) for name in names] == ["by_rider", "by_rider@2", "source:Ride", "archive"]
+    names = ["by_rider:0", "by_rider#2:0", "by_rider@2:11", "source:Ride", "archive"]
+    assert [family(name) for name in names] == ["by_rider", "by_rider#2", "by_rider@2", "source:Ride", "archive"]
 
 
 def test_from_any_state_the_actions_lead_to_what_is_wanted() -> None:
     actors = {
         each.name: each
         for each in [
-            *[seen(name, spec) for name, spec in wanted(partitions=5, generation=3).items() if name != "archive"],
+            *[seen(name, spec) for name, spec in wanted(partitions=5).items() if name != "archive"],
             Seen("by_city:0", NOW - 500),
             seen("source:City", WANTED["archive"], state="retrying"),
         ]
