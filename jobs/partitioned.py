@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -20,18 +21,37 @@ def map_partitions(actor: type, arguments: tuple[Any, ...], partitions: int) -> 
         RayError: an actor failed or died. It is not tried again behind the back of whoever waits: the work says so, and
             is asked for anew.
     """
+    return list(each_partition(actor, arguments, range(partitions), partitions))
+
+
+def each_partition(
+    actor: type, arguments: tuple[Any, ...], partitions: Sequence[int], actors: int, name: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Like :func:`map_partitions`, with fewer actors than partitions where there are many; rows come as they are ready.
+
+    Args:
+        actor: as there.
+        arguments: of its constructor.
+        partitions: their numbers.
+        actors: how many work at once.
+        name: of the work, on Ray's dashboard.
+
+    Raises:
+        RayError: an actor failed or died.
+    """
     import ray.data
 
-    made = ray.data.from_items([{"partition": partition} for partition in range(partitions)]).map_batches(
+    made = ray.data.from_items([{"partition": partition} for partition in partitions]).map_batches(
         actor,
         fn_constructor_args=arguments,
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=partitions),
+        compute=ray.data.ActorPoolStrategy(size=actors),
         max_restarts=0,
         max_task_retries=0,
         # The pool must leave CPUs for the tasks that read the items, or the job hangs without a word.
         num_cpus=0.5,
     )
-    rows: list[dict[str, Any]] = made.take_all()
-    return rows
+    if name is not None:
+        made.set_name(name)
+    yield from made.iter_rows()

@@ -1,32 +1,34 @@
-"""Read many rows, each at its own instant: the large offline reads of the query server, as a Ray Data job of its own.
+"""Read many rows, each at its own instant: a training set, or a large offline read of the query server.
 
+    ray job submit … -- python -m jobs.training_set --featureset <name> --spine <file> --output <folder>
     ray job submit … -- python -m jobs.training_set --folder <name>
 
-The folder holds the rows to read, split by key group. ``partition_count`` actors each read their part with the engine
-that the query server runs, of the records below one cut, and write it beside its spine; the query server sends the
-parts in the order asked. What fails is left in the folder as the read's outcome.
+Either way a folder holds the rows to read, split by key group; actors of a Ray Data job each read parts of it with the
+engine that the query server runs, of the records below one cut, and write them beside their spine. A training set is
+put together from them by :mod:`jobs.training_run`; a small one is read in this process, since a Ray Data job costs
+seconds before its first row. The parts of the query server's reads are sent by it in the order asked, and what fails is
+left in the folder as the read's outcome.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import closing
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
 import structlog
 
 from featurelib.clock import SystemClock
-from featurelib.engine.confinement import homes
-from featurelib.engine.extractor import Inline, Runner
-from featurelib.engine.processes import Processes
+from featurelib.engine.asof import Knowledge
+from featurelib.engine.extractor import Runner
 from featurelib.engine.read_plan import ReadPlan, compile_plan, compile_views
 from featurelib.engine.spine import Reading, feature_columns
 from featurelib.engine.table import Table
-from featurelib.engine.user_code import Guard, Limits, UserFunction
-from featurelib.errors import NotFound, ThymeError
+from featurelib.errors import ClusterError, NotFound, ThymeError
 from featurelib.settings import Settings, load_settings
 from featurelib.stores.archive import Archive
 from featurelib.stores.history import History
@@ -34,12 +36,15 @@ from featurelib.stores.log import Log
 from featurelib.stores.registry import Registry
 from featurelib.stores.spine_files import AT, KEY, ROW, Asked, Order, Outcome, SpineFolder
 from featurelib.stores.spine_reader import SpineReader
-from jobs.partitioned import map_partitions
+from featurelib.stores.training_files import Output, TrainingFolder
+from jobs.extractors import close_runner, runner_of
+from jobs.partitioned import each_partition, map_partitions
+from jobs.training_run import Progress, TrainingAsked, TrainingRun, Work
 
 _log = structlog.get_logger(__name__)
 # Rows of 50 features that are held as Python values at once: some 300 MB.
 _ROWS_AT_ONCE = 50_000
-_STUCK_EXIT = 70
+_ATTEMPTS = 3
 
 
 class Part(NamedTuple):
@@ -63,7 +68,7 @@ class PartitionReader:
         self._folder = folder
         self._order = folder.order()
         self._log = Log(settings.online.redis_url.get_secret_value(), clock)
-        self._runner = _runner(settings)
+        self._runner = runner_of(settings)
         history = History(Archive(settings.archive_url), self._log)
         self._spine = SpineReader(history, self._order.cut, self._order.knowledge)
         registry = Registry(settings.registry_url, clock)
@@ -85,8 +90,7 @@ class PartitionReader:
     def close(self) -> None:
         """Close connections, and end child processes."""
         self._log.close()
-        if isinstance(self._runner, Processes):
-            self._runner.close()
+        close_runner(self._runner)
 
     def _tables(self, partition: int) -> Iterator[pa.Table]:
         # A partition without rows has a file too, which says what its columns are.
@@ -113,22 +117,64 @@ class PartitionReader:
 class _ReadActor:
     """What Ray Data calls: one partition per batch."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, output: str | None = None) -> None:
         settings = load_settings()
-        self._reader = PartitionReader(SpineFolder(settings.offline_url, folder), settings)
+        self._reader = PartitionReader(_folder(settings, folder, output), settings)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         parts = [part_of(self._reader, int(partition)) for partition in batch["partition"]]
         return {name: np.array([getattr(part, name) for part in parts]) for name in Part._fields}
 
 
-def part_of(reader: PartitionReader, partition: int) -> Part:
+def _folder(settings: Settings, name: str, output: str | None) -> SpineFolder:
+    return SpineFolder(settings.offline_url, name) if output is None else TrainingFolder(output, name)
+
+
+def part_of(reader: PartitionReader, partition: int, attempts: int = _ATTEMPTS) -> Part:
     """Read one part; an error is what it gave."""
     # Ray would wrap the error in one of its own, and the caller is to get it as it is.
     try:
         return reader.read(partition)
     except ThymeError as error:
+        # Files of the archive that a compaction has replaced may be gone: the next attempt sees those that stand there.
+        if error.retryable and attempts > 1:
+            return part_of(reader, partition, attempts - 1)
         return Part(partition, 0, 0, Outcome.failed(error).model_dump_json())
+
+
+def read_here(settings: Settings, work: Work) -> Iterator[int]:
+    """Read parts in this process, one after the other.
+
+    Raises:
+        ThymeError: what a part gave.
+    """
+    reader = PartitionReader(_folder(settings, work.folder, work.output), settings)
+    with closing(reader):
+        for number in work.parts:
+            yield _checked(part_of(reader, number))
+
+
+def read_on_ray(settings: Settings, work: Work) -> Iterator[int]:
+    """Read parts as a Ray Data job with ``pipeline.partition_count`` actors, inside a Ray job of the cluster.
+
+    Raises:
+        ThymeError: what a part gave; a :class:`~featurelib.errors.ClusterError` where a worker died.
+    """
+    from ray.exceptions import RayError  # over a second; a run in this process needs none of it
+
+    actors = min(len(work.parts), settings.pipeline.partition_count)
+    try:
+        for row in each_partition(_ReadActor, (work.folder, work.output), work.parts, actors, "training set"):
+            yield _checked(_part(row))
+    except RayError as error:
+        died = str(error).strip().rpartition("\n")[2][:300]
+        raise ClusterError(f"a worker died; the same command goes on with the parts that are left: {died}") from error
+
+
+def _checked(part: Part) -> int:
+    if part.failure:
+        Outcome.model_validate_json(part.failure).check()
+    return part.partition
 
 
 def _outcome_of(parts: Sequence[Part]) -> Outcome:
@@ -156,8 +202,11 @@ def training_set(settings: Settings, name: str, run: Run | None = None) -> Outco
 
 
 def _run(name: str, partitions: int) -> list[Part]:
-    read = map_partitions(_ReadActor, (name,), partitions)
-    return [Part(int(r["partition"]), int(r["rows"]), int(r["hits"]), str(r["failure"])) for r in read]
+    return [_part(row) for row in map_partitions(_ReadActor, (name,), partitions)]
+
+
+def _part(row: Mapping[str, Any]) -> Part:
+    return Part(int(row["partition"]), int(row["rows"]), int(row["hits"]), str(row["failure"]))
 
 
 def _plan(order: Order, registry: Registry, runner: Runner) -> ReadPlan:
@@ -169,26 +218,56 @@ def _plan(order: Order, registry: Registry, runner: Runner) -> ReadPlan:
     return compile_plan(featureset, definitions, views, runner)
 
 
-def _runner(settings: Settings) -> Runner:
-    serving = settings.serving
-    limits = Limits(serving.extractor_soft_limit_ms / 1_000, serving.extractor_hard_limit_ms / 1_000)
-    if serving.extractor_isolation == "process":
-        return Processes(limits, 1, [str(settings.data_dir), *homes()])
-    return Inline(Guard(limits, _leave))
-
-
-def _leave(function: UserFunction) -> None:
-    # As in a replica: an extractor that cannot be stopped takes its process with it, and the read fails.
-    _log.error("extractor_stuck", function=function.label, location=function.location)
-    os._exit(_STUCK_EXIT)
-
-
 def main() -> None:
     """Command line of the job."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    settings = load_settings()
+    if not arguments.folder and not arguments.output:
+        parser.error("--output names the folder of the training set")
+    if arguments.folder:
+        outcome = training_set(settings, arguments.folder)
+        _log.info("training_set_read", rows=outcome.rows, hits=outcome.hits, error=outcome.error)
+        return
+    here = _is_small if arguments.run is None else lambda *_: arguments.run == "here"
+
+    def read(work: Work) -> Iterator[int]:
+        return (read_here if here(settings, work) else read_on_ray)(settings, work)
+
+    asked = TrainingAsked(**{name: getattr(arguments, name) for name in TrainingAsked._fields})
+    try:
+        manifest = TrainingRun(settings, SystemClock()).make(asked, read, _tell)
+    except ThymeError as error:
+        sys.exit(f"{error.code}: {error}\n{error.remedy}")
+    print(f"{asked.output}: {manifest.rows} rows, sha256 {manifest.rows_sha256}")  # noqa: T201  # the job's own output
+
+
+def _is_small(settings: Settings, work: Work) -> bool:
+    return work.rows <= settings.serving.offline_rows
+
+
+def _tell(progress: Progress) -> None:
+    _log.info("training_set_progress", **progress._asdict())
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="jobs.training_set", description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", required=True, help="name of the folder below serving.offline_url")
-    outcome = training_set(load_settings(), parser.parse_args().folder)
-    _log.info("training_set_read", rows=outcome.rows, hits=outcome.hits, error=outcome.error)
+    parser.add_argument("--featureset", help="name of a committed featureset")
+    parser.add_argument(
+        "--spine", help="rows: .parquet .csv .tsv .arrow, a folder of Parquet, a Delta table; path or URL"
+    )
+    parser.add_argument("--output", default="", help="folder of the training set, or an object-store URL")
+    parser.add_argument("--format", dest="form", choices=get_args(Output), default="parquet", help="of the result")
+    parser.add_argument("--entity-column", help="column of ids; default: entity_id, or the name of the entity feature")
+    parser.add_argument("--timestamp-column", default="timestamp", help="column of instants")
+    parser.add_argument("--knowledge", choices=get_args(Knowledge), default="latest", help="which records count")
+    parser.add_argument("--like", help="manifest to make it like: of the same records, by the same definitions")
+    parser.add_argument("--overwrite", action="store_true", help="replace a training set that is there")
+    parser.add_argument(
+        "--run", choices=("here", "ray"), help="where parts are read; default: on Ray if there are many"
+    )
+    parser.add_argument("--folder", help="name of a folder below serving.offline_url, of the query server's own reads")
+    return parser
 
 
 if __name__ == "__main__":

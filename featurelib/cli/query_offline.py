@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -16,7 +16,7 @@ from featurelib.cli.progress import tracked
 from featurelib.cli.query import typed_inputs
 from featurelib.cli.results import Form, Output, show
 from featurelib.cli.tables import Format
-from featurelib.errors import MissingDriver
+from featurelib.errors import InvalidRequest, MissingDriver
 
 if TYPE_CHECKING:
     from featurelib.client import Config
@@ -34,12 +34,17 @@ def register(app: typer.Typer) -> None:
 def query_offline(  # noqa: PLR0913, PLR0917  # one parameter per option
     ref: Annotated[str, typer.Argument(help="Featureset: Name or module:Name.", autocompletion=featureset_names)],
     file: Annotated[
-        Path | None, typer.Option("--input", "-i", help="Rows: .parquet .csv .tsv .jsonl .ndjson .json.")
+        Path | None,
+        typer.Option(
+            "--input", "-i", help="Rows: .parquet .csv .tsv .arrow .jsonl .ndjson .json, Parquet folder, Delta."
+        ),
     ] = None,
     entity: Annotated[list[str] | None, typer.Option("--entity", "-e", help="Id, instead of a file; repeat.")] = None,
     at: Annotated[list[str] | None, typer.Option("--at", help="Instant of the id of the same place.")] = None,
     entity_column: Annotated[str, typer.Option(help="Column of ids.")] = _COLUMNS[0],
     timestamp_column: Annotated[str, typer.Option(help="Column of instants.")] = _COLUMNS[1],
+    labels: Annotated[bool, typer.Option("--labels", help="Keep the other columns of the file.")] = False,
+    knowledge: Annotated[str | None, typer.Option(help="as_served: only what had been accepted by then.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of one call.")] = 5_000,
     form: Form = Format.TABLE,
     output: Output = None,
@@ -52,24 +57,32 @@ def query_offline(  # noqa: PLR0913, PLR0917  # one parameter per option
     """Features of many entities, each at its own instant, in the order asked."""
     columns = (entity_column, timestamp_column)
     rows = given_rows(file, entity or [], at or [], columns)
-    result = ask(name_of(ref), rows, columns, batch_size, load_config(query_url=query_url, api_key=api_key))
+    how = _How(*columns, batch_size, knowledge, labels)
+    result = ask(name_of(ref), rows, how, load_config(query_url=query_url, api_key=api_key))
     show(result, Format.JSON if as_json else form, output, limit)
 
 
-def ask(name: str, rows: Rows, columns: tuple[str, str], batch_size: int, config: Config) -> ThymeResult:
+class _How(NamedTuple):
+    """How rows are asked."""
+
+    entity_column: str
+    timestamp_column: str
+    batch_size: int
+    knowledge: str | None
+    labels: bool
+
+
+def ask(name: str, rows: Rows, how: _How, config: Config) -> ThymeResult:
     """All rows, a batch at a time."""
     from featurelib.result import joined
 
-    entity, timestamp = columns
     with opened(config) as client:
-        if any(len(row) > len(columns) for row in rows):
+        if any(len(row) > len(_COLUMNS) for row in rows):
             rows = _typed(rows, client.input_types(name))
-        parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        size = how.batch_size
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         shown = tracked(parts, map(len, parts), len(rows), "rows")
-        read = [
-            client.query_offline(name, some, entity_column=entity, timestamp_column=timestamp, batch_size=batch_size)
-            for some in shown
-        ]
+        read = [client.query_offline(name, some, **how._asdict()) for some in shown]
     return joined(read, {"featureset": name})
 
 
@@ -102,13 +115,13 @@ def read_rows(path: Path) -> Rows:
     Raises:
         BadParameter: it cannot be read, or has another ending; lists those that are known.
     """
-    reader = _READERS.get(path.suffix.lower())
+    reader = _stored if path.is_dir() else _READERS.get(path.suffix.lower())
     if reader is None:
         text = f"{path} has none of the endings {', '.join(_READERS)}"
         raise typer.BadParameter(text, param_hint="--input")
     try:
         return reader(path)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, InvalidRequest) as error:
         raise typer.BadParameter(f"{path}: {error}", param_hint="--input") from None
 
 
@@ -119,6 +132,13 @@ def _parquet(path: Path) -> Rows:
         raise MissingDriver("pyarrow", "engine") from None
     rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
     return rows
+
+
+def _stored(path: Path) -> Rows:
+    """Of an Arrow file, a folder of Parquet files or a Delta table."""
+    from featurelib.client.frames import spine_rows
+
+    return spine_rows(path)
 
 
 def _separated(path: Path, by: str) -> Rows:
@@ -140,6 +160,10 @@ def _json(path: Path) -> Rows:
 
 _READERS: Mapping[str, Callable[[Path], Rows]] = {
     ".parquet": _parquet,
+    ".arrow": _stored,
+    ".arrows": _stored,
+    ".feather": _stored,
+    ".ipc": _stored,
     ".csv": lambda path: _separated(path, ","),
     ".tsv": lambda path: _separated(path, "\t"),
     ".jsonl": _json_lines,

@@ -92,8 +92,16 @@ def looked_up(plan: ReadPlan, wanted: Sequence[Wanted], rows: Rows) -> dict[Want
     return found
 
 
-def feature_columns(plan: ReadPlan, readings: Sequence[Reading], rows: Rows) -> list[list[Value]]:
+def feature_columns(
+    plan: ReadPlan, readings: Sequence[Reading], rows: Rows, rows_looked_up: Rows | None = None
+) -> list[list[Value]]:
     """The featureset's own features, a list each in declared order with an element per row, in the engine's form.
+
+    Args:
+        plan: the featureset.
+        readings: the spine.
+        rows: gives the rows of the plan's views.
+        rows_looked_up: gives those that extractors look up themselves; left out, ``rows`` does.
 
     Raises:
         InvalidRequest: an id does not fit.
@@ -105,5 +113,5 @@ def feature_columns(plan: ReadPlan, readings: Sequence[Reading], rows: Rows) -> 
     batch = plan.graph.batch(columns, [reading.at for reading in readings])
     fetched: Mapping[Wanted, Row] = {}
     while (wanted := batch.turn(fetched)) is not None:
-        fetched = {**fetched, **looked_up(plan, wanted, rows)} if wanted else fetched
+        fetched = {**fetched, **looked_up(plan, wanted, rows_looked_up or rows)} if wanted else fetched
     return columns[: len(plan.feature_names)]

@@ -32,7 +32,7 @@ from featurelib.errors import StoreUnavailable, ThymeError
 
 ROW, KEY, AT = "__row", "__key", "__at"
 _ID, _INPUTS = "__id", "__inputs"
-_SPINE = pa.schema([(ROW, pa.int64()), (_ID, pa.string()), (AT, pa.int64()), (_INPUTS, pa.string())])
+SPINE_SCHEMA = pa.schema([(ROW, pa.int64()), (_ID, pa.string()), (AT, pa.int64()), (_INPUTS, pa.string())])
 _ORDER, _OUTCOME = "order.json", "outcome.json"
 # Longer than any read takes, even one whose job waited for others.
 _ABANDONED_US = DAY
@@ -101,7 +101,7 @@ class SpineFolder:
     def create(cls, root: str, now: Instant) -> SpineFolder:
         """Make a folder, and remove those that were abandoned beside it."""
         folder = cls(root, f"{now}-{uuid.uuid4().hex}")
-        with _telling(folder.name):
+        with telling(folder.name):
             folder._files.create_dir(folder._path, recursive=True)
             folder._remove_made_before(now - _ABANDONED_US)
         return folder
@@ -111,7 +111,7 @@ class SpineFolder:
         parts: list[list[Asked]] = [[] for _ in range(order.partitions)]
         for each, key in zip(asked, keys, strict=True):
             parts[owner_of_group(key_group(key), order.partitions)].append(each)
-        with _telling(self.name):
+        with telling(self.name):
             for number, part in enumerate(parts):
                 pq.write_table(_spine_table(part), self._file(f"spine-{number}.parquet"), filesystem=self._files)
         self._write(_ORDER, order.model_dump_json())
@@ -129,19 +129,19 @@ class SpineFolder:
             ]
 
     def write_rows(self, partition: int, tables: Iterator[pa.Table]) -> None:
-        """Write what was read of a partition: at least one table, all of one schema."""
+        """Write what was read of a partition: at least one table, all of one schema. The file is never half there."""
         first = next(tables)
-        with (
-            _telling(self.name),
-            pq.ParquetWriter(self._file(f"rows-{partition}.parquet"), first.schema, filesystem=self._files) as writer,
-        ):
-            writer.write_table(first)
-            for table in tables:
-                writer.write_table(table)
+        whole, part = self._file(f"rows-{partition}.parquet"), self._file(f"rows-{partition}.part")
+        with telling(self.name):
+            with pq.ParquetWriter(part, first.schema, filesystem=self._files) as writer:
+                writer.write_table(first)
+                for table in tables:
+                    writer.write_table(table)
+            self._files.move(part, whole)
 
     def rows(self, partitions: int) -> Iterator[pa.Table]:
         """What was read of all partitions, in the order asked, some rows at a time; at least one table."""
-        parts = [_Part(self._batches(f"rows-{number}.parquet", _ROWS_AT_ONCE)) for number in range(partitions)]
+        parts = [PartRows(self._batches(f"rows-{number}.parquet", _ROWS_AT_ONCE)) for number in range(partitions)]
         stop = 0
         while True:
             stop += _ROWS_AT_ONCE
@@ -158,7 +158,7 @@ class SpineFolder:
 
     def outcome(self) -> Outcome | None:
         """How the read ended; ``None``: nobody said."""
-        with _telling(self.name):
+        with telling(self.name):
             found = self._files.get_file_info(self._file(_OUTCOME))
         if found.type == fs.FileType.NotFound:
             return None
@@ -166,7 +166,7 @@ class SpineFolder:
 
     def remove(self) -> None:
         """Delete the folder and everything in it."""
-        with _telling(self.name):
+        with telling(self.name):
             self._files.delete_dir(self._path)
 
     def _remove_made_before(self, instant: Instant) -> None:
@@ -179,21 +179,23 @@ class SpineFolder:
         return f"{self._path}/{name}"
 
     def _batches(self, name: str, rows: int) -> Iterator[pa.RecordBatch]:
-        with _telling(self.name), pq.ParquetFile(self._file(name), filesystem=self._files) as file:
+        with telling(self.name), pq.ParquetFile(self._file(name), filesystem=self._files) as file:
             if not file.metadata.num_rows:
                 yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
             yield from file.iter_batches(rows)
 
     def _write(self, name: str, text: str) -> None:
-        with _telling(self.name), self._files.open_output_stream(self._file(name)) as file:
-            file.write(text.encode())
+        with telling(self.name):
+            with self._files.open_output_stream(self._file(f"{name}.part")) as file:
+                file.write(text.encode())
+            self._files.move(self._file(f"{name}.part"), self._file(name))
 
     def _read(self, name: str) -> bytes:
-        with _telling(self.name), self._files.open_input_stream(self._file(name)) as file:
+        with telling(self.name), self._files.open_input_stream(self._file(name)) as file:
             return bytes(file.read())
 
 
-class _Part:
+class PartRows:
     """The rows of one partition, taken in the order asked."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
@@ -226,7 +228,9 @@ def _spine_table(part: Sequence[Asked]) -> pa.Table:
         [each.at for each in part],
         [json.dumps(each.inputs) if each.inputs else None for each in part],
     )
-    return pa.table([pa.array(column, kind) for column, kind in zip(columns, _SPINE.types, strict=True)], schema=_SPINE)
+    return pa.table(
+        [pa.array(column, kind) for column, kind in zip(columns, SPINE_SCHEMA.types, strict=True)], schema=SPINE_SCHEMA
+    )
 
 
 def _opened(root: str, name: str) -> tuple[fs.FileSystem, str]:
@@ -240,7 +244,8 @@ def _opened(root: str, name: str) -> tuple[fs.FileSystem, str]:
 
 
 @contextmanager
-def _telling(name: str) -> Iterator[None]:
+def telling(name: str) -> Iterator[None]:
+    """Say of what cannot be read or written that it is a read's folder, of this name."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:

@@ -17,11 +17,11 @@ from featurelib.clock import DAY, MINUTE, format_instant
 from featurelib.errors import StoreUnavailable
 from featurelib.settings import ServingSettings, Settings
 from featurelib.stores import spine_files
+from featurelib.stores.questions import Question
 from featurelib.stores.spine_files import SpineFolder
 from jobs.training_set import Part, PartitionReader, part_of, training_set
 from serve_apps import large_reads
 from serve_apps.large_reads import LargeReads
-from serve_apps.questions import Question
 from tests.api.conftest import NOON, Platform
 from tests.api.test_offline import ARROW, START, take_trips
 from tests.support.clocks import MovedClock

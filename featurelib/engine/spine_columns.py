@@ -1,0 +1,260 @@
+"""The columns of a spine as a training set reads them: ids as key texts, instants in µs, request features by row.
+
+Ids and instants repeat, so each distinct one is read once. A row without id or instant keeps its place and asks for
+nothing; whatever else does not fit is refused, named by its row, counted from 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurelib.clock import Instant, format_instant, parse_instant
+from featurelib.engine.read_plan import ReadPlan
+from featurelib.engine.table import ENTITY_ID
+from featurelib.errors import InvalidRequest, RequestError
+
+_T = TypeVar("_T")
+_ZONE = r"([Zz]|[T ][^+-]*[+-]\d\d(:?\d\d){0,2})$"
+_NUMBER = r"^[+-]?\d+(\.\d+)?$"
+_US = pa.timestamp("us", tz="UTC")
+
+
+class Roles(NamedTuple):
+    """What the columns of a spine are to a featureset; every other one is a label."""
+
+    entity: str
+    timestamp: str
+    requested: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+class SpineRows(NamedTuple):
+    """The rows of a batch that ask for something.
+
+    ``row`` counts from the first row of the spine; ``keys`` are key texts, ``ids`` JSON of the ids as they were given,
+    ``inputs`` JSON of the row's request features or ``None``.
+    """
+
+    row: npt.NDArray[np.int64]
+    keys: list[str]
+    ids: list[str]
+    at: npt.NDArray[np.int64]
+    inputs: list[str | None]
+
+
+def roles_of(plan: ReadPlan, schema: pa.Schema, entity: str | None, timestamp: str) -> Roles:
+    """Say what each column is.
+
+    Args:
+        plan: of the featureset.
+        schema: of the spine.
+        entity: the column of ids; ``None``: ``entity_id``, or the one named like the featureset's entity.
+        timestamp: the column of instants.
+
+    Raises:
+        InvalidRequest: one is missing or of a type that cannot be it, or a label is named like a feature.
+    """
+    names: list[str] = schema.names
+    entity = entity or next((name for name in (ENTITY_ID, plan.entity_name) if name in names), ENTITY_ID)
+    for name, what, option in ((entity, "ids", "--entity-column"), (timestamp, "instants", "--timestamp-column")):
+        if name not in names:
+            has = ", ".join(map(repr, names)) or "none"
+            raise InvalidRequest(f"spine: no column {name!r} of {what} (name it with {option}); its columns are {has}")
+    if entity == timestamp:
+        raise InvalidRequest(f"spine: {entity!r} cannot be the column of ids and of instants")
+    _check_types(schema, entity, timestamp)
+    requested = tuple(name for name in names if name in plan.request_names and name not in (entity, timestamp))
+    labels = tuple(name for name in names if name not in (entity, timestamp, *requested))
+    # The ids may stand under the name of the entity feature, which is the same; no other feature is.
+    unlike = (timestamp, *labels) if entity == plan.entity_name else (entity, timestamp, *labels)
+    clash = [name for name in unlike if name in plan.feature_names]
+    if clash:
+        raise InvalidRequest(f"spine: the column {clash[0]!r} is named like a feature of {plan.featureset}; rename it")
+    return Roles(entity, timestamp, requested, labels)
+
+
+def _check_types(schema: pa.Schema, entity: str, timestamp: str) -> None:
+    kind = schema.field(timestamp).type
+    fits = (pa.types.is_timestamp, pa.types.is_date, pa.types.is_integer, pa.types.is_floating, _is_text)
+    if not any(each(kind) for each in (*fits, pa.types.is_null)):
+        message = f"spine: the column {timestamp!r} is {kind}; instants are timestamps, ISO 8601 text or epoch seconds"
+        raise InvalidRequest(message)
+    kind = schema.field(entity).type
+    if pa.types.is_binary(kind) or pa.types.is_struct(kind) or pa.types.is_map(kind):
+        raise InvalidRequest(f"spine: the column {entity!r} is {kind}; ids are text, numbers, booleans or instants")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    text = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(text) or pa.types.is_large_string(text) or pa.types.is_string_view(text))
+
+
+class SpineColumns:
+    """Reads a spine, batch by batch and in order.
+
+    Args:
+        plan: of the featureset.
+        roles: what the columns are.
+        until: no row may be of a later instant: what will have been by then is not known yet.
+    """
+
+    def __init__(self, plan: ReadPlan, roles: Roles, until: Instant) -> None:
+        self._plan = plan
+        self._roles = roles
+        self._until = until
+        self._zones: dict[bool, int] = {}
+        self._first = 0
+
+    def read(self, batch: pa.RecordBatch) -> SpineRows:
+        """The rows of the next batch.
+
+        Raises:
+            RequestError: an id, an instant or a request feature does not fit; names the row.
+        """
+        first, self._first = self._first, self._first + len(batch)
+        ids, keys = self._ids(batch.column(self._roles.entity), first)
+        instants, known = self._instants(batch.column(self._roles.timestamp), first)
+        place = np.flatnonzero(np.array([key is not None for key in keys], dtype=np.bool_) & known)
+        inputs = self._inputs(batch.take(pa.array(place)), place + first)
+        rows = place.tolist()
+        return SpineRows(
+            place + first, [keys[row] or "" for row in rows], [ids[row] or "" for row in rows], instants[place], inputs
+        )
+
+    def _ids(self, column: pa.Array, first: int) -> tuple[list[str | None], list[str | None]]:
+        """The ids as JSON, and their key texts."""
+        form, field = self._plan.key_form, f"spine, {self._roles.entity!r}"
+
+        def read(value: Any) -> tuple[str, str]:
+            sent = _sent(value)
+            return json.dumps(sent), form.read(sent, field).key
+
+        found = _each_distinct(column, first, read)
+        return [None if pair is None else pair[0] for pair in found], [
+            None if pair is None else pair[1] for pair in found
+        ]
+
+    def _instants(self, column: pa.Array, first: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Instants, and where there are any."""
+        if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+            micros = self._cast(column)
+        else:
+            read = _each_distinct(column, first, lambda value: parse_instant(value, self._field))
+            self._note_zones(column, first)
+            micros = pa.array(read, pa.int64())
+        known = micros.is_valid().to_numpy(zero_copy_only=False)
+        instants = micros.fill_null(0).to_numpy()
+        later = np.flatnonzero(known & (instants > self._until))
+        if len(later):
+            row, at = int(later[0]), format_instant(int(instants[later[0]]))
+            raise InvalidRequest(
+                f"{self._field}, row {row + first}: {at} is later than this read, of {format_instant(self._until)}; "
+                "what is known by then is not known yet"
+            )
+        return instants, known
+
+    @property
+    def _field(self) -> str:
+        return f"spine, {self._roles.timestamp!r}"
+
+    def _cast(self, column: pa.Array) -> pa.Array:
+        # A zone says how an instant is shown and not which it is; one without is UTC (decision 1).
+        try:
+            naive = pa.types.is_timestamp(column.type) and column.type.tz is None
+            moments = pc.assume_timezone(column, "UTC") if naive else column
+            return moments.cast(_US).cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise InvalidRequest(f"{self._field}: {error}; instants have microseconds") from None
+
+    def _note_zones(self, column: pa.Array, first: int) -> None:
+        """Refuse text of which some names a zone and some does not: one of both is not meant as it is read."""
+        if not _is_text(column.type):
+            return
+        text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        zoned = pc.match_substring_regex(text, _ZONE)
+        plain = pc.and_not(pc.invert(zoned), pc.match_substring_regex(text, _NUMBER))
+        for named, found in ((True, zoned), (False, plain)):
+            row = pc.index(found, True).as_py()
+            if row >= 0:
+                self._zones.setdefault(named, first + row)
+        if len(self._zones) > 1:
+            raise InvalidRequest(
+                f"{self._field}: row {self._zones[True]} names a zone and row {self._zones[False]} does not; "
+                "give all of them one, or none of them, which means UTC"
+            )
+
+    def _inputs(self, rows: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> list[str | None]:
+        """The request features of each row, checked, as JSON; a null one counts as not given."""
+        columns = {name: rows.column(name).to_pylist() for name in self._roles.requested}
+        if not columns:
+            if len(rows):
+                self._check_inputs({}, int(numbers[0]))
+            return [None] * len(rows)
+        given = [
+            {name: _sent(value) for name, value in zip(columns, values, strict=True) if value is not None}
+            for values in zip(*columns.values(), strict=True)
+        ]
+        for number, inputs in zip(numbers.tolist(), given, strict=True):
+            self._check_inputs(inputs, number)
+        return [json.dumps(inputs) if inputs else None for inputs in given]
+
+    def _check_inputs(self, inputs: Mapping[str, Any], number: int) -> None:
+        try:
+            self._plan.requested(inputs)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"spine, row {number}: {error}") from None
+
+
+def _each_distinct(column: pa.Array, first: int, read: Callable[[Any], _T]) -> list[_T | None]:
+    """What every value reads as, ``None`` for null; each distinct one is read once.
+
+    Raises:
+        RequestError: one does not fit; with its row.
+    """
+    if pa.types.is_nested(column.type):  # an id of several parts; Arrow has no dictionary of lists
+        return [None if value is None else _read(read, value, first + row) for row, value in enumerate(_values(column))]
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    codes: list[int | None] = encoded.indices.to_pylist()
+    row_of: dict[int, int] = {}
+    for row, code in enumerate(codes):
+        if code is not None:
+            row_of.setdefault(code, row)
+    values = _values(encoded.dictionary)
+    found: dict[int | None, _T | None] = {None: None}
+    for code, row in row_of.items():
+        found[code] = None if values[code] is None else _read(read, values[code], first + row)
+    return [found[code] for code in codes]
+
+
+def _values(column: pa.Array) -> Sequence[Any]:
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":  # Python's instants have microseconds
+        column = column.cast(pa.timestamp("us", column.type.tz))
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _read(read: Callable[[Any], _T], value: Any, row: int) -> _T:
+    try:
+        return read(value)
+    except RequestError as error:
+        raise type(error)(f"{error} (row {row})") from None
+
+
+def _sent(value: Any) -> Any:
+    """A value as a request would carry it."""
+    if isinstance(value, datetime):
+        return format_instant(parse_instant(value))
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, list):
+        return [_sent(each) for each in value]
+    return str(value) if isinstance(value, Decimal) else value

@@ -1,0 +1,288 @@
+"""The spine of a training set where its owner keeps it: Parquet, CSV, Arrow or Delta, in a folder or an object store.
+
+Rows come in the order they have there, some at a time: of a folder of Parquet files by file name, of a Delta table by
+the names of its files. A CSV file is read whole, since only all of it says what its columns are. What a spine *is* for
+a training set is said by :attr:`SpineSource.identity`: the same bytes, or the same version of a Delta table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+from pyarrow import fs
+
+from featurelib.definitions import Record
+from featurelib.errors import InvalidRequest, StoreUnavailable
+
+Form = Literal["parquet", "csv", "arrow", "delta"]
+_FORMS: dict[str, Form] = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".arrow": "arrow",
+    ".arrows": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+_ARROW_FILE = b"ARROW1"
+_READ_BYTES = 1 << 20
+_COUNTED_ROWS = 65_536
+
+
+class SpineIdentity(Record):
+    """Which rows a spine has.
+
+    Attributes:
+        url: where they are; without what a URL says of credentials.
+        form: how they are stored.
+        sha256: of the bytes of its file, or of the names and digests of its files; empty for a Delta table.
+        version: of a Delta table.
+    """
+
+    url: str
+    form: Form
+    sha256: str = ""
+    version: int | None = None
+
+    def is_same(self, other: SpineIdentity) -> bool:
+        """Whether both name the same rows, wherever they lie."""
+        return (self.form, self.sha256, self.version) == (other.form, other.sha256, other.version) and (
+            self.form != "delta" or self.url == other.url
+        )
+
+
+class SpineSource(ABC):
+    """A spine that can be read. Make one with :func:`open_spine`.
+
+    Attributes:
+        identity: which rows it has.
+        schema: its columns.
+    """
+
+    identity: SpineIdentity
+    schema: pa.Schema
+
+    @abstractmethod
+    def count_rows(self) -> int:
+        """How many rows there are.
+
+        Raises:
+            InvalidRequest: a file cannot be read to its end.
+            StoreUnavailable: the object store does not answer.
+        """
+
+    @abstractmethod
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """All rows, in order, at most so many at a time.
+
+        Raises:
+            InvalidRequest: a file cannot be read to its end.
+            StoreUnavailable: the object store does not answer.
+        """
+
+
+def opened(url: str, what: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a folder or an object-store URL, and the path there.
+
+    Raises:
+        InvalidRequest: it is no URL of a store known here; ``what`` names it.
+    """
+    if "://" not in url:
+        return fs.LocalFileSystem(), str(Path(url).expanduser().resolve())
+    try:
+        files, path = fs.FileSystem.from_uri(url)
+    except (OSError, pa.ArrowException):  # whose text repeats the URL, which may hold a key of the object store
+        raise InvalidRequest(f"{what}: it is no folder, and no URL of a store known here") from None
+    return files, path.rstrip("/")
+
+
+def shown_url(url: str) -> str:
+    """A path or URL without user, password and parameters."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{(parts.netloc.rpartition('@')[2])}{parts.path}"
+
+
+def open_spine(url: str, text: Sequence[str] = (), version: int | None = None) -> SpineSource:
+    """Open a spine.
+
+    Args:
+        url: a file, a folder of Parquet files or a Delta table, as a path or an object-store URL.
+        text: columns that stay text in a CSV file, whatever they look like: an id ``007`` is not 7.
+        version: of a Delta table; left out: the newest.
+
+    Raises:
+        InvalidRequest: there is none, it has another form, two columns of one name, or cannot be read.
+        StoreUnavailable: the object store does not answer.
+    """
+    files, path = opened(url, "spine")
+    name = shown_url(url)
+    with telling(name, files):
+        source = _source(url, name, files, path, text, version)
+    twice = sorted({each for each in source.schema.names if source.schema.names.count(each) > 1})
+    if twice:
+        raise InvalidRequest(f"spine: {name} has more than one column {twice[0]!r}; rename all but one")
+    return source
+
+
+def _source(
+    url: str, name: str, files: fs.FileSystem, path: str, text: Sequence[str], version: int | None
+) -> SpineSource:
+    kind = files.get_file_info(path).type
+    if kind == fs.FileType.NotFound:
+        raise InvalidRequest(f"spine: there is nothing at {name}")
+    if kind == fs.FileType.Directory:
+        if files.get_file_info(f"{path}/_delta_log").type == fs.FileType.Directory:
+            return _DeltaSpine(path if isinstance(files, fs.LocalFileSystem) else url, name, files, version)
+        return _ParquetSpine(name, files, _parquet_files(name, files, path))
+    form = _FORMS.get(PurePosixPath(path).suffix.lower())
+    if form is None:
+        raise InvalidRequest(f"spine: {name} has none of the endings {', '.join(_FORMS)}, and is no Delta table")
+    if form == "parquet":
+        return _ParquetSpine(name, files, [path])
+    return _ArrowSpine(name, files, path) if form == "arrow" else _CsvSpine(name, files, path, text)
+
+
+def _parquet_files(name: str, files: fs.FileSystem, path: str) -> list[str]:
+    found = sorted(
+        each.path
+        for each in files.get_file_info(fs.FileSelector(path))
+        if each.type == fs.FileType.File and each.base_name.endswith(".parquet")
+    )
+    if not found:
+        raise InvalidRequest(f"spine: the folder {name} holds no Parquet files, and is no Delta table")
+    return found
+
+
+class _ParquetSpine(SpineSource):
+    def __init__(self, name: str, files: fs.FileSystem, paths: Sequence[str]) -> None:
+        self._name, self._files, self._paths = name, files, paths
+        schemas = [pq.read_schema(path, filesystem=files).remove_metadata() for path in paths]
+        self.schema = schemas[0]
+        for path, schema in zip(paths, schemas, strict=True):
+            if schema != self.schema:
+                raise InvalidRequest(f"spine: {PurePosixPath(path).name} has other columns than the first file")
+        self.identity = SpineIdentity(url=name, form="parquet", sha256=_digest(files, paths))
+
+    def count_rows(self) -> int:
+        """As the files say of themselves."""
+        with telling(self._name, self._files):
+            return sum(int(pq.read_metadata(path, filesystem=self._files).num_rows) for path in self._paths)
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """All rows, file by file."""
+        for path in self._paths:
+            with telling(self._name, self._files), pq.ParquetFile(path, filesystem=self._files) as file:
+                yield from file.iter_batches(rows)
+
+
+class _ArrowSpine(SpineSource):
+    def __init__(self, name: str, files: fs.FileSystem, path: str) -> None:
+        self._name, self._files, self._path = name, files, path
+        with files.open_input_file(path) as file:
+            self._is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
+        with files.open_input_file(path) as file:
+            self.schema = (pa.ipc.open_file if self._is_file else pa.ipc.open_stream)(file).schema.remove_metadata()
+        self.identity = SpineIdentity(url=name, form="arrow", sha256=_digest(files, [path]))
+
+    def count_rows(self) -> int:
+        """By reading it: neither form says."""
+        return sum(map(len, self.batches(_COUNTED_ROWS)))
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """All rows, batch by batch."""
+        with telling(self._name, self._files), self._files.open_input_file(self._path) as file:
+            for batch in self._stored(file):
+                yield from (batch.slice(start, rows) for start in range(0, len(batch), rows))
+
+    def _stored(self, file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+        if not self._is_file:
+            yield from pa.ipc.open_stream(file)
+            return
+        reader = pa.ipc.open_file(file)
+        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+
+
+class _CsvSpine(SpineSource):
+    def __init__(self, name: str, files: fs.FileSystem, path: str, text: Sequence[str]) -> None:
+        self._name, self._files = name, files
+        # An empty cell is no value, CSV has no other form of one; "NA" is a country.
+        convert = pc.ConvertOptions(
+            column_types=dict.fromkeys(text, pa.string()), strings_can_be_null=True, null_values=[""]
+        )
+        delimiter = "\t" if path.lower().endswith(".tsv") else ","
+        parse = pc.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        with files.open_input_stream(path) as stream:
+            self._table = pc.read_csv(stream, parse_options=parse, convert_options=convert)
+        self.schema = self._table.schema
+        self.identity = SpineIdentity(url=name, form="csv", sha256=_digest(files, [path]))
+
+    def count_rows(self) -> int:
+        """As they were read."""
+        return len(self._table)
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """All rows."""
+        yield from self._table.to_batches(rows)
+
+
+class _DeltaSpine(SpineSource):
+    def __init__(self, url: str, name: str, files: fs.FileSystem, version: int | None) -> None:
+        self._name, self._files = name, files
+        table = DeltaTable(url, version=version)
+        self._stored = table.to_pyarrow_dataset()
+        self.schema = self._stored.schema.remove_metadata()
+        self.identity = SpineIdentity(url=name, form="delta", version=table.version())
+
+    def count_rows(self) -> int:
+        """As the table's files say."""
+        with telling(self._name, self._files):
+            return int(self._stored.count_rows())
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """All rows, in the order of the names of the table's files."""
+        with telling(self._name, self._files):
+            for part in sorted(self._stored.get_fragments(), key=lambda part: str(part.path)):
+                yield from part.to_batches(schema=self._stored.schema, batch_size=rows)
+
+
+def _digest(files: fs.FileSystem, paths: Sequence[str]) -> str:
+    found = [file_digest(files, path) for path in paths]
+    if len(found) == 1:
+        return found[0]
+    named = zip((PurePosixPath(path).name for path in paths), found, strict=True)
+    return hashlib.sha256(repr(list(named)).encode()).hexdigest()
+
+
+def file_digest(files: fs.FileSystem, path: str) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with files.open_input_stream(path) as stream:
+        while part := stream.read(_READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+@contextmanager
+def telling(name: str, files: fs.FileSystem) -> Iterator[None]:
+    """Say of whatever goes wrong with a spine's files what it is about: a broken file, or a store that is away."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+        raise InvalidRequest(f"spine: {name} cannot be read: {error}") from None
+    except (OSError, pa.ArrowException, DeltaError) as error:
+        if isinstance(files, fs.LocalFileSystem):
+            raise InvalidRequest(f"spine: {name} cannot be read: {error}") from None
+        raise StoreUnavailable(f"the spine {name} cannot be read: {error}") from error
