@@ -157,6 +157,30 @@ DASHBOARDS = (
         ),
     ),
     Dashboard(
+        "thyme-consistency",
+        "Thyme: consistency and drift",
+        (
+            Panel(
+                1,
+                "Served values that nothing explains",
+                "short",
+                {"{{target}} {{feature}}": 'thyme_consistency_mismatches{cause="unknown"}'},
+            ),
+            Panel(
+                2,
+                "Share of served values that differ from history",
+                "percentunit",
+                {"{{target}} {{feature}}": "thyme_consistency_mismatch_rate"},
+            ),
+            Panel(
+                3, "Differing values by cause", "short", {"{{cause}}": "sum by (cause) (thyme_consistency_mismatches)"}
+            ),
+            Panel(4, "Values compared", "short", {"{{target}}": "sum by (target) (thyme_consistency_compared)"}),
+            Panel(5, "Drift from the days before", "short", {"{{target}} {{feature}}": "thyme_feature_drift_psi"}),
+            Panel(6, "Nulls", "percentunit", {"{{target}} {{feature}}": "thyme_feature_null_rate"}),
+        ),
+    ),
+    Dashboard(
         "thyme-load-test",
         "Thyme: load test",
         (
