@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.training_set import training_set
 from featurelib.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def register(app: typer.Typer) -> None:
     app.command("up")(up)
     app.command("down")(down)
     app.command("ray-env")(ray_env)
+    app.command("training-set")(training_set)
 
 
 def up() -> None:

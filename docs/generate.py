@@ -199,7 +199,10 @@ def metrics() -> str:
     """One row per metric of a replica."""
     from prometheus_client.parser import text_string_to_metric_families
 
+    from featurelib.stores.checks import Tally
     from featurelib.stores.registry import DatasetStatus, JobRecord, WorkerStatus
+    from featurelib.stores.statistics import Figures
+    from serve_apps.findings import Found
     from serve_apps.freshness import Shown
     from serve_apps.metrics import Metrics
 
@@ -208,6 +211,9 @@ def metrics() -> str:
     workers = (WorkerStatus(partition=0, state="running"),)
     job = JobRecord(pipeline="p@1", partition_count=1, state="running", applied_us=0, workers=workers)
     shown.freshness.shown = Shown([job], [DatasetStatus(dataset="D@1", newest_us=0, archive_lag=0)], 0, 0)
+    tally = Tally(kind="featureset", target="F", feature="f", hour=0, compared=1, different=1, causes={"unknown": 1})
+    day = Figures(kind="featureset", subject="F", name="f", day=0, definition="", rows=1, psi=0.0, made_at=0)
+    shown.findings.found = Found([tally], [day], 0, 0, 0)
     rows = []
     for family in text_string_to_metric_families(shown.text().decode()):
         labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})

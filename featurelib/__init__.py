@@ -31,6 +31,7 @@ from featurelib.expectations import (
     expectations,
 )
 from featurelib.expr import coalesce, col, concat, greatest, least, lit, when
+from featurelib.feature_services import FeatureService, Slice, Wildcard
 from featurelib.featuresets import extractor, extractor_inputs, extractor_outputs, feature, featureset
 from featurelib.pipelines import Backfill, PipelineNode, inputs, pipeline
 from featurelib.secrets import Secret
@@ -73,6 +74,7 @@ __all__ = [
     "Count",
     "Distinct",
     "ExpDecaySum",
+    "FeatureService",
     "Field",
     "FileSource",
     "First",
@@ -92,6 +94,7 @@ __all__ = [
     "S3JsonSource",
     "Secret",
     "Session",
+    "Slice",
     "SnowflakeSource",
     "Stddev",
     "Sum",
@@ -101,6 +104,7 @@ __all__ = [
     "Tumbling",
     "Variance",
     "WebhookSource",
+    "Wildcard",
     "clear_registry",
     "coalesce",
     "col",

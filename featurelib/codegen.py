@@ -295,9 +295,9 @@ def _query_batch(featureset: FeaturesetDef, commit: Commit, imports: _Imports) -
 
 
 def _query_offline(featureset: FeaturesetDef, imports: _Imports) -> str:
-    text, number = imports.name("builtins", "str"), imports.name("builtins", "int")
+    text, number, flag = (imports.name("builtins", name) for name in ("str", "int", "bool"))
     columns = f'*, entity_column: {text} = "entity_id", timestamp_column: {text} = "timestamp"'
-    how = f"batch_size: {number} = 5000, knowledge: {text} | None = None"
+    how = f"batch_size: {number} = 5000, knowledge: {text} | None = None, labels: {flag} = False"
     parameters = f"entities: {imports.typing('Any')}, {columns}, {how}"
     return _method("query_offline", featureset, parameters, imports, "Offline")
 

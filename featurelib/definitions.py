@@ -33,6 +33,9 @@ Version = Annotated[PositiveInt, Field(le=LARGEST_VERSION)]
 WholeSeconds = Annotated[PositiveInt, Field(multiple_of=SECOND)]
 """A duration in microseconds that the duration grammar can spell."""
 Cdc = Literal["append", "upsert", "debezium"]
+ServiceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,78}$")]
+"""Of a feature service: with its workspace and a slash it fits where a definition's name is kept."""
+WorkspaceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,47}$")]
 
 
 class Record(BaseModel):
@@ -254,10 +257,18 @@ UnionStep.model_rebuild()
 
 
 class BackfillDef(Record):
-    """Whether a new pipeline folds history, and from which instant on (``None``: all of it)."""
+    """Which records count for a pipeline, however late they come and by whichever path.
+
+    Attributes:
+        enabled: whether records count that were accepted before the pipeline was committed.
+        since_us: only records dated at or after it; ``None``: all.
+        from_us: only records accepted at or after it. The platform writes it when a pipeline that is not ``enabled``
+            is first committed; what a commit says of it is not heeded.
+    """
 
     enabled: bool = True
     since_us: int | None = None
+    from_us: int | None = None
 
 
 class PipelineDef(Record):
@@ -353,6 +364,12 @@ class FeaturesetDef(Record):
             None,
         )
 
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The names of the features that a caller does not know already: not the entity id, nor what they send."""
+        entity = self.entity
+        return tuple(f.name for f in self.features if not f.request and f is not entity)
+
 
 class ConnectorDef(Record):
     """An outside system: its type and settings. Secret settings are :class:`SecretRef` values."""
@@ -374,7 +391,72 @@ class SourceDef(Record):
     metadata: Metadata = Metadata()
 
 
-Definition = DatasetDef | PipelineDef | FeaturesetDef | SourceDef
+class ParameterDef(Record):
+    """A value a caller of a feature service sends: a join key, or part of the request context."""
+
+    name: Name
+    type: TypeName
+
+
+class ServedViewDef(Record):
+    """Features of one featureset as a feature service gives them, each under the name ``name.feature``.
+
+    ``features`` are in the order of the answer. ``join_keys`` are those of the service whose values make the
+    featureset's entity id: one, or, where several group keys make it, one for each in their order.
+    """
+
+    name: Name
+    featureset: Name
+    features: Annotated[tuple[Name, ...], Field(min_length=1)]
+    join_keys: Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+class WildcardDef(Record):
+    """A join key a caller leaves out: its values are the elements of a list feature of another featureset.
+
+    ``join_keys`` are those of the service whose values make the entity id of ``featureset``.
+    """
+
+    join_key: Name
+    featureset: Name
+    feature: Name
+    join_keys: Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+class FeatureServiceDef(Record):
+    """Features of several featuresets that are read together, by join keys, in one order.
+
+    A name means something within its workspace alone. ``version`` tells forms of a service apart for callers that ask
+    for one; others get the newest.
+    """
+
+    kind: Literal["feature_service"] = "feature_service"
+    name: ServiceName
+    workspace: WorkspaceName = "prod"
+    version: Version = 1
+    views: Annotated[tuple[ServedViewDef, ...], Field(min_length=1)]
+    join_keys: Annotated[tuple[ParameterDef, ...], Field(min_length=1)]
+    request_context: tuple[ParameterDef, ...] = ()
+    wildcard: WildcardDef | None = None
+    metadata: Metadata = Metadata()
+
+    @property
+    def qualified_name(self) -> str:
+        """``workspace/name``: what names it in the registry."""
+        return f"{self.workspace}/{self.name}"
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits that stand for its qualified name, whatever its version."""
+        return hashlib.sha256(self.qualified_name.encode()).hexdigest()[:32]
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """``view.feature`` of every feature, in the order of the answer."""
+        return tuple(f"{view.name}.{feature}" for view in self.views for feature in view.features)
+
+
+Definition = DatasetDef | PipelineDef | FeaturesetDef | SourceDef | FeatureServiceDef
 
 
 class Location(Record):
@@ -391,11 +473,13 @@ class Definitions(Record):
     pipelines: tuple[PipelineDef, ...] = ()
     featuresets: tuple[FeaturesetDef, ...] = ()
     sources: tuple[SourceDef, ...] = ()
+    # Left out where there are none: the bytes, and so the id, of a commit without services are what they always were.
+    feature_services: tuple[FeatureServiceDef, ...] = Field(default=(), exclude_if=lambda services: not services)
 
     @property
     def all(self) -> tuple[Definition, ...]:
         """Every definition, datasets first."""
-        return (*self.datasets, *self.pipelines, *self.featuresets, *self.sources)
+        return (*self.datasets, *self.pipelines, *self.featuresets, *self.sources, *self.feature_services)
 
     def dataset(self, name: str) -> DatasetDef | None:
         """The newest version of the dataset of that name."""
@@ -412,6 +496,12 @@ class Definitions(Record):
     def source(self, dataset: str) -> SourceDef | None:
         """The source that feeds the dataset."""
         return next((s for s in self.sources if s.dataset == dataset), None)
+
+    def feature_service(self, workspace: str, name: str, version: int | None = None) -> FeatureServiceDef | None:
+        """The feature service of that name in a workspace; its newest version unless one is given."""
+        named = (s for s in self.feature_services if (s.workspace, s.name) == (workspace, name))
+        wanted = (s for s in named if version in (None, s.version))
+        return max(wanted, key=lambda s: s.version, default=None)
 
     def cdc(self, dataset: str) -> Cdc:
         """How the records of a dataset follow each other; ``append`` when no source says otherwise."""

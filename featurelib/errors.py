@@ -10,6 +10,7 @@
     ├── RequestError               the caller's request is wrong
     │   ├── InvalidRequest         400
     │   ├── InvalidTimestamp       400, names the field
+    │   ├── FailedPrecondition     400: what is asked for needs something else to be done first
     │   ├── Unauthenticated        401
     │   ├── Forbidden              403
     │   ├── NotFound               404: unknown dataset, featureset, query run, …
@@ -17,7 +18,9 @@
     │   ├── Conflict               409: what is asked for does not go together with what is under way
     │   ├── IdempotencyConflict    409: an idempotency key came again with another body
     │   ├── PayloadTooLarge        413
+    │   ├── ReadTooLarge           400: a read would take more bytes from the online store than it may
     │   └── RateLimited            429, retryable: the key has sent more requests than it may
+    ├── TimedOut                   504, retryable: a read took longer than it may
     ├── RecordError                one record cannot be accepted; it goes to the dead letters
     ├── UserCodeError              an exception raised inside an extractor or a transform
     ├── BrokenFeatureset           a committed featureset cannot be compiled for reading
@@ -156,6 +159,13 @@ class InvalidTimestamp(RequestError):
     remedy = "Send ISO 8601 (UTC when no zone is given) or epoch seconds."
 
 
+class FailedPrecondition(RequestError):
+    """What the caller asks for needs something else to be done first."""
+
+    code = "failed_precondition"
+    remedy = "The detail names what is to be done first."
+
+
 class Unauthenticated(RequestError):
     """The bearer key is missing, unknown, expired or revoked."""
 
@@ -212,6 +222,12 @@ class PayloadTooLarge(RequestError):
     remedy = "Send less at once."
 
 
+class ReadTooLarge(FailedPrecondition):
+    """A read would take more bytes from the online store than it may."""
+
+    remedy = "Ask for fewer features, allow partial results, or raise the limit in the settings."
+
+
 class RateLimited(RequestError):
     """The key has sent more requests than its rate limit allows; the second argument says when it may again."""
 
@@ -227,6 +243,15 @@ class RateLimited(RequestError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class TimedOut(ThymeError):
+    """A read took longer than it may."""
+
+    code = "timed_out"
+    status = 504
+    retryable = True
+    remedy = "Ask again, for less at once or with a latency budget; a setting says how long a read may take."
 
 
 class RecordError(ThymeError):

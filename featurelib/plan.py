@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from featurelib.clock import format_duration
+from featurelib.clock import Instant, format_duration, format_instant
 from featurelib.definitions import (
     AggregateStep,
     BackfillDef,
@@ -18,6 +18,7 @@ from featurelib.definitions import (
     DatasetDef,
     Definition,
     Definitions,
+    FeatureServiceDef,
     FeaturesetDef,
     FirstStep,
     LatestStep,
@@ -108,6 +109,7 @@ class CommitReceipt(Record):
     pipelines: int
     featuresets: int
     sources: int
+    feature_services: int = Field(default=0, exclude_if=lambda count: not count)
     jobs_created: int
     topics_created: tuple[str, ...]
     changes: Changes
@@ -172,11 +174,32 @@ def commit_id(commit: Commit) -> str:
     """Names the content of a commit, whatever the order of its definitions."""
     content = Definitions(
         datasets=tuple(sorted(commit.datasets, key=definition_key)),
-        pipelines=tuple(sorted(commit.pipelines, key=definition_key)),
+        # When it came is not part of what it says.
+        pipelines=tuple(sorted(map(_undated, commit.pipelines), key=definition_key)),
         featuresets=tuple(sorted(commit.featuresets, key=definition_key)),
         sources=tuple(sorted(commit.sources, key=definition_key)),
+        feature_services=tuple(sorted(commit.feature_services, key=definition_key)),
     )
     return digest(content)[:32]
+
+
+def dated(commit: Commit, current: Definitions, now: Instant) -> Commit:
+    """The commit with the instant written down from which pipelines without history count records.
+
+    One that is committed already keeps the instant of its first commit.
+    """
+    known = {ref(pipeline): pipeline.backfill.from_us for pipeline in current.pipelines}
+
+    def marked(pipeline: PipelineDef) -> PipelineDef:
+        since = None if pipeline.backfill.enabled else known.get(ref(pipeline)) or now
+        backfill = pipeline.backfill.model_copy(update={"from_us": since})
+        return pipeline.model_copy(update={"backfill": backfill})
+
+    return commit.model_copy(update={"pipelines": tuple(map(marked, commit.pipelines))})
+
+
+def _undated(pipeline: PipelineDef) -> PipelineDef:
+    return pipeline.model_copy(update={"backfill": pipeline.backfill.model_copy(update={"from_us": None})})
 
 
 def breaking_changes(before: Definition, after: Definition) -> list[Break]:
@@ -190,6 +213,8 @@ def breaking_changes(before: Definition, after: Definition) -> list[Break]:
             return list(_featureset_breaks(before, after))
         case SourceDef(), SourceDef() if before.cdc != after.cdc:
             return [Break("cdc_changed", "", f"cdc changes from {before.cdc} to {after.cdc}")]
+        case FeatureServiceDef(), FeatureServiceDef():
+            return list(_service_breaks(before, after))
     return []
 
 
@@ -239,7 +264,16 @@ def _pipeline_breaks(before: PipelineDef, after: PipelineDef) -> Iterator[Break]
     if before.keys != after.keys:
         text = f"the group keys change from {', '.join(before.keys)} to {', '.join(after.keys)}"
         yield Break("rekeyed", "", text)
+    if before.backfill != after.backfill:
+        yield Break("backfill_changed", "", f"it counts {_counts(after)}, and counted {_counts(before)}")
     yield from _last_step_breaks(before.last_step, after.last_step)
+
+
+def _counts(pipeline: PipelineDef) -> str:
+    told = pipeline.backfill
+    dated_since = "" if told.since_us is None else f" dated since {format_instant(told.since_us)}"
+    accepted = "" if told.enabled else " accepted after its commit"
+    return f"records{dated_since}{accepted}" if dated_since or accepted else "all records"
 
 
 def _meanings(steps: Iterable[Record]) -> list[str]:
@@ -308,12 +342,30 @@ def _featureset_breaks(before: FeaturesetDef, after: FeaturesetDef) -> Iterator[
         yield Break("rekeyed", "", text)
 
 
+def _service_breaks(before: FeatureServiceDef, after: FeatureServiceDef) -> Iterator[Break]:
+    given = set(after.feature_names)
+    for name in before.feature_names:
+        if name not in given:
+            yield Break("feature_removed", name, f"the feature `{name}` is removed")
+    old = {key.name: key.type for key in before.join_keys}
+    new = {key.name: key.type for key in after.join_keys}
+    if old != new:
+        keys = (", ".join(f"{name}: {kind}" for name, kind in sorted(each.items())) for each in (old, new))
+        yield Break("rekeyed", "", f"the join keys change from {' to '.join(keys)}")
+    accepted = {parameter.name: parameter.type for parameter in after.request_context}
+    for parameter in before.request_context:
+        if accepted.get(parameter.name) != parameter.type:
+            text = f"the request context no longer takes `{parameter.name}` as {parameter.type}"
+            yield Break("request_changed", parameter.name, text)
+
+
 _REMEDIES = {
     "dataset": "Give the dataset a new version.",
     "retention": "Commit with allow_retention_narrowing, or give the dataset a new version.",
     "pipeline": "Give the pipeline a new version.",
     "featureset": "Declare it under a new name.",
     "source": "Give the dataset a new version.",
+    "feature_service": "Give the feature service a new version.",
 }
 
 
@@ -323,7 +375,7 @@ def _breaks(
     before = known.get(definition_key(definition)) or _without_source(definition, current)
     if before is None or (isinstance(definition, SourceDef) and _version_rises(definition.dataset, current, commit)):
         return
-    name = definition.dataset if isinstance(definition, SourceDef) else definition.name
+    name = _named(definition)
     for broken in breaking_changes(before, definition):
         if broken.code == "retention_narrowed" and commit.allow_retention_narrowing:
             continue
@@ -336,6 +388,15 @@ def _breaks(
             file=where.file if where else None,
             line=where.line if where else None,
         )
+
+
+def _named(definition: Definition) -> str:
+    match definition:
+        case SourceDef():
+            return definition.dataset
+        case FeatureServiceDef():
+            return definition.qualified_name
+    return definition.name
 
 
 def _without_source(definition: Definition, current: Definitions) -> SourceDef | None:

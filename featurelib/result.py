@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurelib.clock import format_instant, parse_instant, to_datetime
-from featurelib.errors import InvalidTimestamp, MissingDriver
+from featurelib.errors import InvalidRequest, InvalidTimestamp, MissingDriver
 from featurelib.types import decimal_scale, element_type
 
 if TYPE_CHECKING:
@@ -87,6 +87,27 @@ class ThymeResult:
     def explained(self) -> dict[str, Any]:
         """Where each value came from, by feature; empty unless the read was asked to explain."""
         return dict(self.metadata.get("explain") or {})
+
+    def with_columns(self, columns: Mapping[str, Sequence[Any]], *, after: int) -> ThymeResult:
+        """The rows with more columns, put behind the first ``after`` ones; a value per row.
+
+        Raises:
+            InvalidRequest: there is a column of that name.
+        """
+        taken = next((name for name in columns if name in self.columns), None)
+        if taken is not None:
+            raise InvalidRequest(f"{taken!r} is a column of the result already; rename yours")
+        if not columns:
+            return self
+        if self._table is not None:
+            table = self._table
+            for place, (name, values) in enumerate(columns.items()):
+                table = table.add_column(after + place, name, _load("pyarrow").array(values))
+            return ThymeResult.of_table(table, self.metadata, self.query_run_id)
+        names = [*self.columns[:after], *columns, *self.columns[after:]]
+        added = list(zip(*columns.values(), strict=True)) or [()] * len(self)
+        rows = [(*row[:after], *more, *row[after:]) for row, more in zip(self._rows, added, strict=True)]
+        return ThymeResult(names, rows, self.metadata, self.query_run_id, self._types)
 
     def to_dict(self) -> list[dict[str, Any]]:
         """One dictionary per row."""

@@ -55,6 +55,18 @@ class RegistrySettings(_Group):
     start, in the data directory. Where replicas have data directories of their own, give all of them one key."""
 
 
+class SecretsSettings(_Group):
+    """The store of secrets, in the registry's database."""
+
+    key: SecretStr = SecretStr("")
+    """64 hexadecimal digits: the key under which values are encrypted. Several, separated by commas: the first
+    encrypts, the others decrypt what is older, until `thyme secrets rotate` has encrypted it anew. Empty: one made at
+    first use, in the data directory. Where replicas have data directories of their own, give all of them the same."""
+
+    refresh_s: PositiveInt = Field(default=30, le=120)
+    """How often readers of sources and webhooks look whether a secret they use has changed."""
+
+
 class ArchiveSettings(_Group):
     """The offline store: Delta tables."""
 
@@ -89,8 +101,13 @@ class PipelineSettings(_Group):
     poll_interval_ms: PositiveInt = 200
     """How long an idle worker blocks on its log before it looks round; records wake it at once."""
 
-    gather_ms: NonNegativeInt = 20
-    """How long a worker that was idle lets records gather before it folds them: fewer, larger commits."""
+    gather_ms: NonNegativeInt = 200
+    """Longest a worker that caught up lets records gather before it folds them: fewer, larger commits. It gathers
+    twenty times as long as its last step took, some 40 ms where little comes."""
+
+    niceness: int = Field(default=10, ge=0, le=19)
+    """How far workers, source readers and the archiver give way to reads where the processor is short: at 10 one has a
+    tenth of a replica's weight. 0: not at all."""
 
     lease_ms: PositiveInt = 10_000
     """A worker that gives no answer for this long is ended and another one started in its place."""
@@ -108,12 +125,19 @@ class PipelineSettings(_Group):
     catch_up_rows: PositiveInt = 2_000_000
     """A pipeline this far behind its input catches up as a bounded Ray Data job first."""
 
+    keep_generation_s: NonNegativeInt = 3_600
+    """How long after a backfill the state that was served before is kept up to date, so that it can be rolled back to.
+    It takes as much memory as the new one, and workers of its own; 0: it is dropped at once."""
+
 
 class IngestSettings(_Group):
     """How sources are read and records appended."""
 
     batch_rows: PositiveInt = 8_192
     """Most records appended at once."""
+
+    stream_bytes: PositiveInt = 16 * 1024 * 1024 * 1024
+    """Largest body of ``POST /api/v1/log`` in a form that is taken while it comes: lines of JSON, an Arrow stream."""
 
     max_clock_skew_ms: PositiveInt = 300_000
     """A record dated further ahead than this never moves the watermark (decision 6)."""
@@ -195,6 +219,51 @@ class ServingSettings(_Group):
     """Whether a bearer key is required. Turn it off only on a machine nobody else reaches."""
 
 
+class SnowflakeSettings(_Group):
+    """The routes that speak the API of Snowflake's online feature store."""
+
+    max_body_bytes: PositiveInt = 1024 * 1024
+    """Largest body of an ingest request or a query (413 beyond); `serving.max_body_bytes` holds as well."""
+
+    max_record_bytes: PositiveInt = 64 * 1024
+    """Largest record of an ingest request, as JSON without spaces; a larger one is refused by itself
+    (``RECORD_TOO_LARGE``)."""
+
+    apply_wait_ms: PositiveInt = 2_000
+    """How long an ingest request waits for the feature views to apply its records; those that have not by then are
+    answered with ``UNAVAILABLE``, to be sent again."""
+
+    remember_s: PositiveInt = 3_600
+    """How long a record that is sent again is known to be held; each record takes some 350 bytes of the online store
+    for so long."""
+
+    query_budget_ms: PositiveInt = 1_000
+    """How long a query waits for each of its feature views; features that are not there by then are ``TIME_OUT``."""
+
+    workspace: str = "prod"
+    """The workspace whose feature services are the feature groups."""
+
+
+class TectonSettings(_Group):
+    """Reads of feature services by Tecton's HTTP API."""
+
+    batch_rows: PositiveInt = 10
+    """Most rows of one get-features-batch; more are refused (400)."""
+
+    read_limit_bytes: PositiveInt = 2 * 1024 * 1024
+    """Most bytes one read takes from the online store; beyond it the read fails (400), or, where the caller allows
+    partial results, leaves out the views that do not fit."""
+
+    time_limit_ms: PositiveInt = 2_000
+    """A read that takes longer is ended (504)."""
+
+    concurrent_reads: PositiveInt = 256
+    """Most reads under way at once in a replica; more are refused (429)."""
+
+    slo_latency_ms: PositiveInt = 25
+    """A read is reported as not eligible for the latency objective when a trip to the online store took longer."""
+
+
 class TracingSettings(_Group):
     """Traces of requests, sent to an OpenTelemetry collector; needs the extra ``tracing``."""
 
@@ -203,6 +272,47 @@ class TracingSettings(_Group):
 
     sample_ratio: float = Field(default=1.0, ge=0.0, le=1.0)
     """Share of the requests traced that come without a trace of their own; the caller decides for the others."""
+
+
+class MonitorSettings(_Group):
+    """The monitor: compares what was served with what is true, and counts what features are like, day by day."""
+
+    consistency_every_s: NonNegativeInt = 60
+    """How often a sample of the query runs since the last time is read again point-in-time; 0: never."""
+
+    consistency_runs: PositiveInt = 50
+    """Most runs of one sample."""
+
+    consistency_settle_s: NonNegativeInt = 30
+    """How old a run is before it is read again: its record is written behind the answer."""
+
+    mismatch_rate: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Share of the values compared of a featureset above which differences with a known cause are told of (warn); a
+    difference without one is always told of (error)."""
+
+    statistics_every_s: NonNegativeInt = 3_600
+    """How often the statistics of the day that is not over are made anew; 0: there are none at all."""
+
+    statistics_days: PositiveInt = 30
+    """How many days back statistics are made and kept."""
+
+    statistics_rows: PositiveInt = 10_000
+    """Most entities of a featureset whose values a day's statistics are of; more are sampled by key."""
+
+    drift_days: PositiveInt = 7
+    """The days before a day that it is compared with."""
+
+    drift_psi: float = Field(default=0.25, gt=0.0)
+    """Population stability index from which a feature is told of as drifting."""
+
+    drift_rows: PositiveInt = 500
+    """Fewest values, of the day and of the days before it, with which drift is told of: below, chance alone gives a
+    stability index near the usual threshold."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything for a monitor to do."""
+        return bool(self.consistency_every_s or self.statistics_every_s)
 
 
 class ClusterSettings(_Group):
@@ -233,11 +343,15 @@ class Settings(BaseSettings):
 
     online: OnlineSettings = OnlineSettings()
     registry: RegistrySettings = RegistrySettings()
+    secrets: SecretsSettings = SecretsSettings()
     archive: ArchiveSettings = ArchiveSettings()
     pipeline: PipelineSettings = PipelineSettings()
     ingest: IngestSettings = IngestSettings()
     serving: ServingSettings = ServingSettings()
+    snowflake: SnowflakeSettings = SnowflakeSettings()
+    tecton: TectonSettings = TectonSettings()
     tracing: TracingSettings = TracingSettings()
+    monitor: MonitorSettings = MonitorSettings()
     cluster: ClusterSettings = ClusterSettings()
 
     @property

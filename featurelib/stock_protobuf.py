@@ -91,7 +91,7 @@ _SCHEMA: dict[str, str] = {
 }
 _TYPES = {"bool_type": "bool", "int_type": "int", "float_type": "float", "string_type": "str"}
 _TYPES |= {"timestamp_type": "datetime"}
-_SECRET_KINDS = ("literal", "env", "arn", "name")
+_SECRET_KINDS = ("literal", "env", "arn", "name", "scope")
 _EXTRACTOR_KINDS = {1: "PY_FUNC", 2: "LOOKUP"}
 _UNKNOWN = "of a kind this schema does not have"
 

@@ -21,11 +21,14 @@ from featurelib.settings import IngestSettings, Settings
 from featurelib.sources import STREAMING
 from featurelib.stores.budget import Budget
 from featurelib.stores.dead_letters import DeadLetter
+from featurelib.stores.encryption import key_source
 from featurelib.stores.intake import Intake, Taken, lateness_of
 from featurelib.stores.intake_events import drift_event, dropped_event
 from featurelib.stores.log import Head, Identity, Log
 from featurelib.stores.registry import NewEvent, Registry, Severity
+from featurelib.stores.secret_values import SecretReader
 from featurelib.stores.shapes import Shapes
+from featurelib.stores.source_secrets import SourceSecrets
 
 _log = structlog.get_logger(__name__)
 _PAUSE_AFTER_FAILURE_US = SECOND
@@ -62,6 +65,8 @@ class SourceIngest:
         self._dataset = dataset
         self._partitions = partitions
         self._log = log
+        self._settings = settings
+        self._clock = clock
         self._source = connect(source, settings.batch_rows, clock)
         self._intake = Intake(
             log,
@@ -106,6 +111,17 @@ class SourceIngest:
             self._tally.say(notice)
         rows = len(batch.records) + len(batch.malformed)
         return StepReport(rows, taken.accepted, taken.duplicates, taken.late, taken.dead, False, self._cursor)
+
+    def reconnect(self, source: SourceDef) -> None:
+        """Go on with the same source under other settings, from the log's position.
+
+        Raises:
+            SourceError: there is something wrong with them; what was stays.
+        """
+        fresh = connect(source, self._settings.batch_rows, self._clock)
+        self._batches = self._untaken = None
+        self._source.close()
+        self._source = fresh
 
     def close(self) -> None:
         """Give the source's connections back."""
@@ -255,8 +271,17 @@ class SourceTask:
         self._log = Log(settings.online.redis_url.get_secret_value(), clock, Budget.of(settings.online))
         self._registry = Registry(settings.registry_url, clock)
         self._partitions = self._log.create(ref(dataset), settings.pipeline.partition_count)
+        reader = SecretReader(self._registry.database, key_source(settings))
+        self._secrets = SourceSecrets(source, reader, settings.secrets.refresh_s, clock)
+        self._connected = self._secrets.look() or source
         self._ingest = SourceIngest(
-            source, dataset, self._partitions, self._log, report=self._record, settings=settings.ingest, clock=clock
+            self._connected,
+            dataset,
+            self._partitions,
+            self._log,
+            report=self._record,
+            settings=settings.ingest,
+            clock=clock,
         )
         self._is_waiting = False
         self._facts: dict[str, Any] = {"caught_up": False, "error": ""}
@@ -269,6 +294,7 @@ class SourceTask:
         """Take one batch; False when the source has no more for now, failed, or the log has no room."""
         self._pace.begin()
         try:
+            self._follow_secrets()
             done = self._ingest.step()
         except SourceError as error:
             self._failed(self._event("source_error", "error", str(error)))
@@ -302,6 +328,18 @@ class SourceTask:
         self._ingest.close()
         self._log.close()
         self._registry.close()
+
+    def _follow_secrets(self) -> None:
+        """Read on with the secrets of now. A source that failed may have been refused because of them."""
+        try:
+            found = self._secrets.look(at_once=bool(self._facts["error"]))
+        except StoreUnavailable as error:
+            _log.warning("secrets_not_looked_at", dataset=self._dataset.name, detail=str(error))
+            return
+        if found is not None and found != self._connected:
+            self._ingest.reconnect(found)
+            self._connected = found
+            _log.info("source_reconnected", dataset=self._dataset.name, why="a secret changed")
 
     def _totals(self) -> dict[str, Any]:
         heads = self._log.heads(ref(self._dataset), self._partitions)

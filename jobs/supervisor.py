@@ -24,11 +24,13 @@ import structlog
 from ray.actor import ActorHandle
 
 from cluster.launcher import connect
-from cluster.processes import Owned
+from cluster.processes import Owned, begin_session
 from featurelib.clock import SystemClock
 from featurelib.definitions import Definitions, ref
+from featurelib.engine.program import pipelines_of
 from featurelib.errors import ClusterError, StoreUnavailable, ThymeError
 from featurelib.settings import Settings, load_settings
+from featurelib.stores.generations import Generations, Stand
 from featurelib.stores.log import Log
 from featurelib.stores.online import OnlineStore
 from featurelib.stores.orders import JobOrder, Orders
@@ -60,6 +62,7 @@ class TaskActor:
         # third of the time of folding.
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
+        begin_session(load_settings().pipeline.niceness)
         self._process = Owned.of(os.getpid())
         self._driver = Driver(spec.name, spec.digest, lambda: _make_task(spec, load_settings()))
         self._driver.begin()
@@ -77,6 +80,7 @@ class TaskActor:
 def _make_task(spec: TaskSpec, settings: Settings) -> Task:
     from jobs.ingest import SourceTask
     from jobs.maintain import ArchiveTask
+    from jobs.monitor import MonitorTask
     from jobs.pipeline import PipelineTask
 
     if spec.kind == "pipeline":
@@ -92,6 +96,8 @@ def _make_task(spec: TaskSpec, settings: Settings) -> Task:
     if spec.kind == "source":
         assert spec.source is not None
         return SourceTask(spec.source, spec.definitions.datasets[0], settings)
+    if spec.kind == "monitor":
+        return MonitorTask(settings)
     return ArchiveTask(spec.definitions.datasets, settings)
 
 
@@ -144,6 +150,8 @@ class Supervisor:
         self._holds = Holds(registry, log, store, limits.catch_up_rows)
         self._order_book = Orders(registry.database, SystemClock())
         self._orders: dict[str, JobOrder] = {}
+        self._generations = Generations(settings.online.redis_url.get_secret_value())
+        self._stands: dict[str, Stand] = {}
         self._board = Board(settings, registry, log)
         self._version: int | None = None
         self._definitions = Definitions()
@@ -155,19 +163,19 @@ class Supervisor:
         """One comparison. Stores that do not answer leave everything as it is until the next round."""
         try:
             wanted = self._wanted()
-            held = self._holds.of(wanted, self._orders, self._actors)
+            served = {name: spec for name, spec in wanted.items() if self._is_served(spec)}
+            held = self._holds.of(served, self._orders, self._actors)
         except StoreUnavailable as error:
             _log.warning("store_unavailable", detail=str(error))
             return
-        running = {
-            name: spec for name, spec in wanted.items() if spec.pipeline is None or ref(spec.pipeline) not in held
-        }
+        running = {name: spec for name, spec in wanted.items() if self._runs(spec, held)}
         self._find_others()
         self._collect()
         self._act(running, held)
         try:
             shown = self._holds.shown(held, self._actors)
-            self._board.publish(self._definitions, running, self._answers(), shown)
+            published = {name: spec for name, spec in running.items() if name in served}
+            self._board.publish(self._definitions, published, self._answers(), shown)
         except StoreUnavailable as error:
             _log.warning("store_unavailable", detail=str(error))
 
@@ -192,7 +200,26 @@ class Supervisor:
                 self._log.create(ref(dataset), self._settings.pipeline.partition_count)
             self._version = version
         self._orders = self._order_book.all()
-        return wanted_tasks(self._definitions, self._workers_of, self._store.generation, self._restarts_of)
+        self._stands = self._generations.of([ref(pipeline) for pipeline in pipelines_of(self._definitions)])
+        return wanted_tasks(
+            self._definitions,
+            self._workers_of,
+            self._generations_of,
+            self._restarts_of,
+            monitored=self._settings.monitor.is_on,
+        )
+
+    def _generations_of(self, pipeline: str) -> tuple[int, ...]:
+        return self._stands[pipeline].all
+
+    def _runs(self, spec: TaskSpec, held: Mapping[str, Hold]) -> bool:
+        """Whether nothing holds the task: the shadow of what a bounded job has built runs before it is served."""
+        hold = held.get(ref(spec.pipeline)) if spec.pipeline is not None else None
+        return hold is None or (hold.why == "catching_up" and not self._is_served(spec))
+
+    def _is_served(self, spec: TaskSpec) -> bool:
+        """Whether it is not the worker of a state that is only kept."""
+        return spec.pipeline is None or spec.generation == self._stands[ref(spec.pipeline)].served
 
     def _workers_of(self, pipeline: str) -> int:
         return self._counts.get(pipeline, self._settings.pipeline.partition_count)
@@ -309,7 +336,7 @@ class Supervisor:
 
 def _actor_class(kind: Kind) -> Any:
     # The dashboard shows the class: one name per kind of task.
-    title = {"pipeline": "PipelineWorker", "source": "SourceReader", "archive": "Archiver"}[kind]
+    title = {"pipeline": "PipelineWorker", "source": "SourceReader", "archive": "Archiver", "monitor": "Monitor"}[kind]
     return ray.remote(type(title, (TaskActor,), {}))
 
 

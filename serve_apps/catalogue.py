@@ -6,7 +6,7 @@ Knows no HTTP. Methods block (SQL): the routes call them in threads.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -120,6 +120,24 @@ class Catalogue:
         """Every featureset."""
         read = self.read()
         return [shapes.featureset_record(each, read.about(each)) for each in read.definitions.featuresets]
+
+    def feature_services(self, may_read: Callable[[str], bool]) -> list[Json]:
+        """Every feature service of the workspaces that ``may_read`` lets through, all versions."""
+        read = self.read()
+        services = [each for each in read.definitions.feature_services if may_read(each.workspace)]
+        return [shapes.feature_service_record(each, read.about(each)) for each in services]
+
+    def feature_service(self, workspace: str, name: str, version: int | None) -> Json:
+        """One feature service, its newest version unless one is given.
+
+        Raises:
+            NotFound: it is not committed.
+        """
+        read = self.read()
+        found = read.definitions.feature_service(workspace, name, version)
+        if found is None:
+            raise NotFound(f"feature service {name[:128]!r} is not committed in workspace {workspace[:128]!r}")
+        return shapes.feature_service_record(found, read.about(found))
 
     def datasets(self) -> list[Json]:
         """Every dataset, all versions."""

@@ -5,22 +5,25 @@ Knows no HTTP. Methods block (SQL, user code): the routes call them in threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, NoReturn
 
+from featurelib.clock import Clock, SystemClock
 from featurelib.connectors import missing_driver
-from featurelib.definitions import Commit, DatasetDef, Definitions, SourceDef, ref
+from featurelib.definitions import Commit, DatasetDef, Definitions, SourceDef, digest, ref
 from featurelib.engine.extractor import INLINE, Runner
 from featurelib.engine.forecast import forecasts
 from featurelib.engine.program import needed_by
 from featurelib.engine.sizing import Load
-from featurelib.errors import BreakingChange, DefinitionError, InvalidRequest, Problem
-from featurelib.plan import CommitReceipt, Plan, StartIndex, StartJob, consider, plan
+from featurelib.errors import BreakingChange, DefinitionError, Forbidden, InvalidRequest, Problem
+from featurelib.plan import CommitReceipt, Plan, StartIndex, StartJob, consider, dated, plan
 from featurelib.settings import Settings
 from featurelib.stock import check_values, from_stock, read_commit
 from featurelib.stock_protobuf import tree_of
 from featurelib.stores.log import Log
 from featurelib.stores.registry import Registry
+from featurelib.stores.secret_values import Place
+from featurelib.stores.source_secrets import places_of
 from featurelib.validation import merged
 from serve_apps.current import compile_all
 from serve_apps.planning import PlanAnswer, answer_of, warnings_of
@@ -36,6 +39,15 @@ class SentCommit(NamedTuple):
     is_protobuf: bool = False
 
 
+class Rights(NamedTuple):
+    """What is open to who commits."""
+
+    may_read: Callable[[Place], bool] = lambda _: True
+    """Whether they may read a secret of the platform."""
+    may_edit: Callable[[str], bool] = lambda _: True
+    """Whether they may change a workspace."""
+
+
 class CommitService:
     """What the commit routes answer with.
 
@@ -44,13 +56,25 @@ class CommitService:
         log: says whether a dataset has records already.
         settings: the memory budget that a plan is compared with.
         runner: where a commit's extractors are tried.
+        rights: what is open to the committer; left out, everything.
+        clock: from when on pipelines without history count records.
     """
 
-    def __init__(self, registry: Registry, log: Log, settings: Settings, runner: Runner = INLINE) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        log: Log,
+        settings: Settings,
+        runner: Runner = INLINE,
+        rights: Rights | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
         self._registry = registry
         self._log = log
         self._settings = settings
         self._runner = runner
+        self._rights = rights or Rights()
 
     def commit(self, sent: SentCommit, committed_by: str | None) -> CommitReceipt:
         """Store a commit whole or not at all.
@@ -59,8 +83,10 @@ class CommitService:
             InvalidRequest: the body is neither JSON nor the protobuf message.
             DefinitionError: listing every problem; nothing was committed.
             BreakingChange: listing every break; nothing was committed.
+            Forbidden: it uses a secret or changes a workspace that is closed to the committer.
         """
-        commit = read(sent, self._registry.definitions())
+        current = self._registry.definitions()
+        commit = dated(read(sent, current), current, self._clock.now())
         return self._registry.commit(commit, self._decide, committed_by)
 
     def plan(self, sent: SentCommit, load: Load) -> PlanAnswer:
@@ -73,9 +99,11 @@ class CommitService:
         Raises:
             InvalidRequest: the body is neither JSON nor the protobuf message.
             DefinitionError: listing every problem.
+            Forbidden: it uses a secret or changes a workspace that is closed to the committer.
         """
         current, latest = self._registry.definitions(), self._registry.latest_commit()
-        commit = read(sent, current)
+        commit = dated(read(sent, current), current, self._clock.now())
+        check_rights(current, commit, self._rights)
         considered = consider(current, commit)
         check_drivers(current, commit)
         refused = self._backfills(current, commit, considered.plan)
@@ -90,6 +118,7 @@ class CommitService:
         return answer.model_copy(update={"warnings": warnings_of(commit, current, answer, budget)})
 
     def _decide(self, current: Definitions, commit: Commit) -> Plan:
+        check_rights(current, commit, self._rights)
         decided = decide(current, commit, self._runner)
         refused = self._backfills(current, commit, decided)
         if refused:
@@ -107,6 +136,33 @@ class CommitService:
     def _has_records(self, dataset: DatasetDef) -> bool:
         partitions = self._log.partitions(ref(dataset))
         return any(head.next_offset for head in self._log.heads(ref(dataset), partitions)) if partitions else False
+
+
+def check_rights(current: Definitions, commit: Commit, rights: Rights) -> None:
+    """Refuse what is new or changed and uses secrets, or belongs to workspaces, that are closed to the committer.
+
+    Whoever names the host that a password is sent to can have the password; so that takes the right to read it.
+
+    Raises:
+        Forbidden: names each secret or workspace.
+    """
+    sources = [source for source in commit.sources if not _is_connected_so(current.source(source.dataset), source)]
+    secrets = {str(place) for source in sources for place in places_of(source).values() if not rights.may_read(place)}
+    if secrets:
+        _refuse("a source takes read_scope_role on the scopes of its secrets", secrets)
+    known = {digest(service) for service in current.feature_services}
+    changed = {service.workspace for service in commit.feature_services if digest(service) not in known}
+    closed = {workspace for workspace in changed if not rights.may_edit(workspace)}
+    if closed:
+        _refuse("feature services takes the role editor on their workspaces", closed)
+
+
+def _refuse(what: str, closed: set[str]) -> NoReturn:
+    raise Forbidden(f"committing {what}; the key has none for {', '.join(sorted(closed))}")
+
+
+def _is_connected_so(before: SourceDef | None, after: SourceDef) -> bool:
+    return before is not None and before.connector == after.connector
 
 
 def read(sent: SentCommit, context: Definitions) -> Commit:
@@ -171,7 +227,7 @@ def _started(planned: Plan, world: Definitions) -> Iterator[tuple[str, set[str]]
     pipelines = {ref(pipeline): pipeline for pipeline in world.pipelines}
     for step in planned.steps:
         match step:
-            case StartJob():
+            case StartJob() if step.backfill.enabled:
                 needed = needed_by(pipelines[step.pipeline], world)
                 yield step.pipeline, {ref(dataset) for dataset in needed.datasets}
             case StartIndex():

@@ -9,10 +9,14 @@ from collections.abc import Callable
 
 from featurelib.clock import Clock, Instant, format_instant
 from featurelib.definitions import Definitions, PipelineDef, ref
-from featurelib.engine.program import pipelines_of
+from featurelib.engine.program import compiled, pipelines_of
 from featurelib.errors import InvalidRequest, NotFound
 from featurelib.settings import Settings
+from featurelib.stores.archive import Archive
+from featurelib.stores.backfill_price import BackfillAsked, Pricing
 from featurelib.stores.backfill_requests import Asked, BackfillRequest, BackfillRequests
+from featurelib.stores.history import History
+from featurelib.stores.log import Log
 from featurelib.stores.orders import JobOrder, Orders
 from featurelib.stores.registry import Registry
 from serve_apps import shapes
@@ -133,10 +137,57 @@ class BackfillControl:
             Conflict: a backfill of the pipeline is not over.
         """
         pipeline = job_named(name, self._registry.definitions())
+        self._check_span(since, until)
+        return shown(self._requests.request(ref(pipeline), since=since, until=until, asked=asked))
+
+    def price(
+        self, name: str, since: Instant | None, until: Instant | None, log: Log, settings: Settings
+    ) -> shapes.Json:
+        """What a backfill would read, write and take; nothing is asked for.
+
+        Args:
+            name: of the pipeline or its job, with ``@2`` where there are several versions.
+            since: the earliest; ``None``: no end.
+            until: the latest; ``None``: no end.
+            log: where its records are, those that are not archived yet.
+            settings: where the others are, and how many actors it would have.
+
+        Raises:
+            NotFound: no such pipeline.
+            InvalidRequest: as for :meth:`request`.
+            StoreUnavailable: log or archive does not answer.
+            UserCodeError: a function of the pipeline cannot be run.
+        """
+        definitions = self._registry.definitions()
+        pipeline = job_named(name, definitions)
+        self._check_span(since, until)
+        program = compiled(pipeline, definitions)
+        asked = BackfillAsked.now(program, log, settings.pipeline.partition_count, since, until)
+        price = Pricing(program, History(Archive(settings.archive_url), log)).price(asked)
+        return {"pipeline": ref(pipeline), **price._asdict()}
+
+    def roll_back(self, backfill_id: str, by: str | None) -> shapes.Json:
+        """Have what was served before a backfill served again. ``by``: fingerprint of the key that asks.
+
+        Raises:
+            NotFound: there is none of that id.
+            Conflict: it is not complete, or what was served before is not kept any more.
+        """
+        return shown(self._requests.roll_back(backfill_id, by))
+
+    def drop(self, backfill_id: str) -> shapes.Json:
+        """Have the state dropped that a backfill keeps to go back to.
+
+        Raises:
+            NotFound: there is none of that id.
+            Conflict: it is not over, or is being rolled back.
+        """
+        return shown(self._requests.drop_kept(backfill_id))
+
+    def _check_span(self, since: Instant | None, until: Instant | None) -> None:
         _check_past({"since": since, "until": until}, self._clock.now())
         if since is not None and until is not None and since > until:
             raise InvalidRequest("since: lies after until; no record is dated within both")
-        return shown(self._requests.request(ref(pipeline), since=since, until=until, asked=asked))
 
     def latest(self, limit: int, pipeline: str | None) -> list[shapes.Json]:
         """The latest backfills, newest first; of one pipeline when it is named.
@@ -168,8 +219,8 @@ class BackfillControl:
 
 def shown(request: BackfillRequest) -> shapes.Json:
     """A backfill on the wire."""
-    instants = ("since", "until", "created_at", "updated_at")
-    tree = request.model_dump()
+    instants = ("since", "until", "created_at", "updated_at", "kept_until")
+    tree = request.model_dump(exclude={"cut"})
     return {
         **tree,
         **{name: None if tree[name] is None else format_instant(tree[name]) for name in instants},

@@ -20,6 +20,7 @@ from featurelib.engine.read_plan import ReadPlan, View, compile_plan, compile_vi
 from featurelib.errors import BrokenFeatureset, NotFound, ThymeError
 from featurelib.stores.keys import KeyRecord
 from featurelib.stores.registry import CommitRecord
+from featurelib.stores.standings import Standing
 from serve_apps.auth import KeyRing
 
 _log = structlog.get_logger("thyme.serve")
@@ -38,6 +39,10 @@ class Source(Protocol):
 
     def keys(self) -> list[KeyRecord]:
         """Every API key."""
+        ...
+
+    def standings(self) -> dict[str, Standing]:
+        """By a principal's id, what it may do."""
         ...
 
     def latest_commit(self) -> CommitRecord | None:
@@ -167,7 +172,7 @@ class Current:
         before = self.snapshot
         definitions = self._source.definitions()
         commit = self._source.latest_commit()
-        keys = KeyRing(self._source.keys(), required=self._auth)
+        keys = KeyRing(self._source.keys(), self._source.standings(), required=self._auth)
         if definitions == before.definitions:
             plans, views, broken = before.plans, before.views, before.broken
         else:

@@ -14,6 +14,7 @@ from featurelib.definitions import (
     Definition,
     ExtractorDef,
     FeatureDef,
+    FeatureServiceDef,
     FeaturesetDef,
     PipelineDef,
     SourceDef,
@@ -91,6 +92,8 @@ def _tree(definition: Definition) -> Json:
             tree = shapes.pipeline_record(definition, about)
         case FeaturesetDef():
             tree = {**shapes.featureset_spec(definition), "metadata": shapes.metadata_block(about)}
+        case FeatureServiceDef():
+            tree = shapes.feature_service_record(definition, about)
         case SourceDef():
             record = shapes.source_record(definition, None, about)
             tree = {name: value for name, value in record.items() if name not in _PROGRESS}

@@ -19,11 +19,11 @@ from featurelib.engine.extract import Slot
 from featurelib.engine.read_plan import ReadPlan, View
 from featurelib.engine.values import shown
 from featurelib.stores.online_reader import Lookup
+from featurelib.stores.questions import Question, Seen
 from featurelib.stores.spine_reader import Evidence
 from featurelib.types import Value
 from serve_apps.current import Snapshot
 from serve_apps.offline import Spines
-from serve_apps.questions import Question, Seen
 
 Status = Literal["present", "default", "missing", "null"]
 """``missing``: no row of the key is known at the instant; ``default``: the feature's default stands in for a value."""

@@ -17,11 +17,11 @@ Direction = Literal["upstream", "downstream", "both"]
 class Node(NamedTuple):
     """A thing that data comes from or goes to. ``parent`` is the definition that a column or feature belongs to.
 
-    ``versions`` are those of a dataset or pipeline; ``dtype`` is the type of a column or feature.
+    ``versions`` are those of a dataset, pipeline or feature service; ``dtype`` is the type of a column or feature.
     """
 
     id: str
-    kind: Literal["source", "dataset", "pipeline", "featureset", "field", "feature"]
+    kind: Literal["source", "dataset", "pipeline", "featureset", "feature_service", "field", "feature"]
     name: str
     parent: str | None = None
     dtype: str | None = None
@@ -81,6 +81,8 @@ def _definition_nodes(definitions: Definitions) -> Iterator[Node]:
         yield Node(f"pipeline:{name}", "pipeline", name, versions=versions)
     for featureset in definitions.featuresets:
         yield Node(f"featureset:{featureset.name}", "featureset", featureset.name)
+    for name, versions in _versions((each.qualified_name, each.version) for each in definitions.feature_services):
+        yield Node(f"feature_service:{name}", "feature_service", name, versions=versions)
 
 
 def _versions(named: Iterable[tuple[str, int]]) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -22,11 +22,11 @@ from featurelib.engine.read_plan import ReadPlan
 from featurelib.engine.table import Table, feature_types, in_engine_form, with_rows_named
 from featurelib.errors import ClusterError
 from featurelib.settings import Settings
+from featurelib.stores.questions import Question
 from featurelib.stores.spine_files import AT, KEY, ROW, Asked, Order, Outcome, SpineFolder
 from featurelib.stores.spine_reader import programs_of
 from serve_apps.current import Snapshot
 from serve_apps.offline import Spines, readings_of
-from serve_apps.questions import Question
 from serve_apps.tabular import result_rows
 
 _T = TypeVar("_T")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from serve_apps.findings import Findings
 from serve_apps.freshness import Freshness
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -58,6 +59,8 @@ class Metrics:
         )
         self.freshness = Freshness()
         self._registry.register(self.freshness)
+        self.findings = Findings()
+        self._registry.register(self.findings)
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._read_children: dict[tuple[str, str], Histogram] = {}
 

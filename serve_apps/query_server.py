@@ -7,24 +7,28 @@ a replay asks it again.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from featurelib.clock import Clock, Instant
 from featurelib.engine.extractor import Row, Wanted
 from featurelib.engine.read_plan import Entity, KeyForm, ReadPlan, View
 from featurelib.engine.table import Table
 from featurelib.stores.online_reader import Lookup
+from featurelib.stores.questions import Question, Seen
 from featurelib.types import Value
-from serve_apps.current import Current, Snapshot
+from serve_apps.current import Snapshot
 from serve_apps.explain import Explained, Explainer, Walked
 from serve_apps.offline import OfflineReads, readings_of
-from serve_apps.questions import Question, Seen
 from serve_apps.reading import Live, Moment, Online, Past, Reader, Served, Sources
 from serve_apps.tabular import Form, as_json
+from serve_apps.watching import Watch, Watched
 
 _T = TypeVar("_T")
+Requested = Sequence[tuple[int, Value]]
+"""Request-time values of one entity, by slot."""
 
 # Finishing and extracting 64 entities takes some 10 ms; between two chunks other requests get their turn.
 _ENTITIES_PER_CHUNK = 64
@@ -56,11 +60,12 @@ class Reply(NamedTuple):
 
 
 class _Request(NamedTuple):
-    """A question, the definitions it is read by, and, of a replay, where its rows come from."""
+    """A question, the definitions it is read by, of a replay where its rows come from, and who watches."""
 
     question: Question
     snapshot: Snapshot
     served: Served | None = None
+    watch: Watch | None = None
 
 
 async def _reply(table: Table, request: _Request, seen: Seen, *, as_table: bool) -> Reply:
@@ -74,6 +79,15 @@ class Threads(NamedTuple):
 
     history: Executor
     extractors: Executor | None = None
+
+
+class Committed(Protocol):
+    """What a query server reads by: :class:`serve_apps.current.Current`, or definitions that do not move."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The definitions, compiled."""
+        ...
 
 
 class QueryServer:
@@ -90,7 +104,7 @@ class QueryServer:
         sources: the stores that rows are read from.
     """
 
-    def __init__(self, current: Current, online: Online, history: Past, clock: Clock, threads: Threads) -> None:
+    def __init__(self, current: Committed, online: Online, history: Past, clock: Clock, threads: Threads) -> None:
         self.sources = Sources(online, history, threads.history)
         self._current = current
         self._clock = clock
@@ -98,8 +112,21 @@ class QueryServer:
         self._offline_reads = OfflineReads(history, threads.history, threads.extractors)
         self._explainer = Explainer(history, threads.history)
 
-    async def answer(self, question: Question, *, as_table: bool = False) -> Reply:
-        """Answer a question; ``as_table``: of many rows, make no JSON of them.
+    async def answer(
+        self,
+        question: Question,
+        *,
+        as_table: bool = False,
+        watch: Watch | None = None,
+        by: Snapshot | None = None,
+    ) -> Reply:
+        """Answer a question.
+
+        Args:
+            question: what is asked.
+            as_table: of many rows, make no JSON of them.
+            watch: is filled on the way.
+            by: the definitions to read by; those of now, unless the caller has compiled something of others.
 
         Raises:
             NotFound: unknown featureset.
@@ -107,7 +134,7 @@ class QueryServer:
             UserCodeError: an extractor failed.
             StoreUnavailable: the store does not answer.
         """
-        return await self._answered(_Request(question, self._current.snapshot), as_table=as_table)
+        return await self._answered(_Request(question, by or self._current.snapshot, None, watch), as_table=as_table)
 
     async def replay(self, question: Question, snapshot: Snapshot, served: Served) -> Reply:
         """Answer a question as it was answered before: by these definitions, of what was read then.
@@ -146,8 +173,11 @@ class QueryServer:
         entity = plan.key_form.read(question.entity_ids[0])
         requested = plan.requested(question.inputs)
         reader = await self._reader(request, plan)
-        (slots,) = await self._filled(plan, [entity], requested, reader)
+        (slots,) = await self._filled(plan, [entity], [requested], reader)
+        started = time.perf_counter()
         await self._extract(plan, slots, reader)
+        if request.watch is not None:
+            request.watch.ran(started)
         values = plan.answer(slots)
         body = {
             "entity_type": plan.entity_type,
@@ -162,12 +192,16 @@ class QueryServer:
     async def _batch(self, request: _Request, plan: ReadPlan) -> tuple[Table, Seen]:
         question = request.question
         entities = [plan.key_form.read(given, f"entity_ids[{i}]") for i, given in enumerate(question.entity_ids)]
-        requested = plan.requested(question.inputs)
+        inputs = question.row_inputs or [question.inputs] * len(entities)
+        requested = [plan.requested(each or {}) for each in inputs]
         reader = await self._reader(request, plan)
         slots: list[list[Value]] = []
-        for chunk in _chunks(entities):
-            slots += await self._filled(plan, chunk, requested, reader)
+        for chunk, chosen in zip(_chunks(entities), _chunks(requested), strict=True):
+            slots += await self._filled(plan, chunk, chosen, reader)
+        started = time.perf_counter()
         columns = await self._extract_all(plan, slots, reader)
+        if request.watch is not None:
+            request.watch.ran(started)
         return Table.of(plan, [entity.key for entity in entities], columns), reader.seen
 
     async def _offline(self, request: _Request, plan: ReadPlan) -> tuple[Table, Seen]:
@@ -201,30 +235,36 @@ class QueryServer:
         if request.served is not None:
             return request.served
         question = request.question
-        moment = await self._moment(question.at, read) if isinstance(read, ReadPlan) else self._wall(question.at)
+        now = None if request.watch is None else request.watch.now
+        if isinstance(read, ReadPlan):
+            moment = await self._moment(question, read, now)
+        else:
+            moment = self._wall(question.at, now)
         pipelines = read.pipelines if isinstance(read, ReadPlan) else () if read is None else (read.pipeline,)
         seen = Seen(request.snapshot.version, moment.at, moment.clock, pipelines, [], [], {})
-        return Live(self.sources, moment, question.knowledge, seen)
+        reader = Live(self.sources, moment, question.knowledge, seen)
+        return reader if request.watch is None else Watched(reader, request.watch)
 
-    async def _moment(self, at: Instant | None, plan: ReadPlan) -> Moment:
-        if at is not None or plan.clock == "wall":
-            return self._wall(at)
+    async def _moment(self, question: Question, plan: ReadPlan, now: Instant | None) -> Moment:
+        at = question.at
+        if at is not None or (question.clock or plan.clock) == "wall":
+            return self._wall(at, now)
         newest = await self.sources.online.clocks(plan.clock_pipelines)
         # A pipeline that has applied nothing has no clock of its own and nothing to read: the others decide. Where
         # none has applied anything there is no event clock, and the answer names the one that was read instead.
         known = [instant for instant in newest.values() if instant is not None]
-        return Moment(min(known), "event", is_past=False) if known else self._wall(None)
+        return Moment(min(known), "event", is_past=False) if known else self._wall(None, now)
 
-    def _wall(self, at: Instant | None) -> Moment:
+    def _wall(self, at: Instant | None, now: Instant | None) -> Moment:
         if at is not None:
             return Moment(at, "request", is_past=True)
-        return Moment(self._clock.now(), "wall", is_past=False)
+        return Moment(self._clock.now() if now is None else now, "wall", is_past=False)
 
     async def _filled(
-        self, plan: ReadPlan, entities: Sequence[Entity], requested: Sequence[tuple[int, Value]], reader: Reader
+        self, plan: ReadPlan, entities: Sequence[Entity], requested: Sequence[Requested], reader: Reader
     ) -> list[list[Value]]:
-        """The slots of each entity with everything in them that needs no extractor."""
-        slots = [plan.values(entity, requested) for entity in entities]
+        """The slots of each entity, given what was sent for it, with everything in them that needs no extractor."""
+        slots = [plan.values(entity, sent) for entity, sent in zip(entities, requested, strict=True)]
         at = reader.moment.at
         rows = await reader.rows([Lookup(v.program, e.key, at) for e in entities for v in plan.views])
         width = len(plan.views)

@@ -17,9 +17,9 @@ from featurelib.definitions import ref
 from featurelib.engine.asof import Knowledge
 from featurelib.engine.extractor import Row, Wanted
 from featurelib.engine.program import Program
-from featurelib.stores.online_reader import SEALED, Found, Lookup
+from featurelib.stores.online_reader import SEALED, Found, Lookup, SealedRow
+from featurelib.stores.questions import Applied, Seen
 from serve_apps.offline import Spines
-from serve_apps.questions import Applied, Seen
 
 _T = TypeVar("_T")
 
@@ -33,6 +33,10 @@ class Online(Protocol):
 
     async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:
         """Newest applied event time of each pipeline."""
+        ...
+
+    async def newest(self, lookups: Sequence[Lookup]) -> list[Instant | SealedRow | None]:
+        """Of each key the newest event at or before the instant; ``SEALED`` where only history knows."""
         ...
 
 
@@ -52,6 +56,10 @@ class Past(Spines, Protocol):
             ends: per dataset where its log stops; what is not there yet is put there, as it is now.
             known_by: only what was accepted at or before this instant.
         """
+        ...
+
+    def newest(self, lookups: Sequence[Lookup]) -> list[Instant | None]:
+        """Of each key the newest event at or before the instant."""
         ...
 
     def rows_below(self, lookups: Sequence[Lookup], applied: Sequence[Sequence[int]]) -> list[Row]:
@@ -108,6 +116,18 @@ class Sources(NamedTuple):
     async def in_thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
         """Call something that blocks."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
+
+    async def newest(self, lookups: Sequence[Lookup], *, is_past: bool) -> list[Instant | None]:
+        """Of each key the newest event at or before the instant, of what is applied; ``is_past``: of history."""
+        if is_past:
+            return await self.in_thread(self.past.newest, lookups)
+        found = await self.online.newest(lookups)
+        sealed = [place for place, each in enumerate(found) if isinstance(each, SealedRow)]
+        if sealed:
+            past = await self.in_thread(self.past.newest, [lookups[place] for place in sealed])
+            for place, instant in zip(sealed, past, strict=True):
+                found[place] = instant
+        return cast("list[Instant | None]", found)
 
 
 class Live:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 _ID = "5f0f5cbb-7f3e-5c0f-9a55-0e1f8a0e9a3c"
 _AT = "2026-03-01T12:00:00Z"
 _COMMIT = "9b1c6f0d2a7e4c5b8d3f1a0e6c7b5d42"
-Kind = Literal["featureset", "dataset", "pipeline", "source"]
+Kind = Literal["featureset", "dataset", "pipeline", "source", "feature_service"]
 
 
 class Shown(BaseModel):
@@ -121,6 +121,53 @@ class FeaturesetSpec(Shown):
     """Its features, the entity's id among them."""
     extractors: list[ExtractorRecord]
     """What fills them: look-ups, then code."""
+
+
+class ParameterRecord(Shown):
+    """A value that callers of a feature service send."""
+
+    name: str = Field(examples=["user_id"])
+    """Its name."""
+    dtype: str = Field(examples=["str"])
+    """Its type."""
+
+
+class ServedViewRecord(Shown):
+    """Features of one featureset as a feature service gives them."""
+
+    name: str = Field(examples=["UserPayments"])
+    """What stands before the dot in the names of the features."""
+    featureset: str = Field(examples=["UserPayments"])
+    """The featureset."""
+    features: list[str] = Field(examples=[["payments_24h"]])
+    """Which features of it, in the order of the answer."""
+    join_keys: list[str] = Field(examples=[["user_id"]])
+    """The join keys that make the entity's id."""
+
+
+class FeatureServiceRecord(Shown):
+    """A feature service."""
+
+    id: str = Field(examples=["0c8f1d2e3b4a5968778695a4b3c2d1e0"])
+    """The same in every answer, and of every version."""
+    name: str = Field(examples=["fraud_detection_feature_service"])
+    """Its name within the workspace."""
+    workspace: str = Field(examples=["prod"])
+    """The namespace of its name."""
+    version: int = Field(examples=[1])
+    """As declared."""
+    join_keys: list[ParameterRecord]
+    """What callers name an entity by."""
+    request_context: list[ParameterRecord]
+    """What callers send with a request."""
+    views: list[ServedViewRecord]
+    """What it is made of."""
+    features: list[str] = Field(examples=[["UserPayments.payments_24h"]])
+    """The names of its features, in the order of the answer."""
+    free_join_key: str | None = Field(examples=[None])
+    """The join key that callers may leave out; null where there is none."""
+    metadata: MetadataBlock
+    """What is said of it."""
 
 
 class FeaturesetRecord(Shown):
@@ -370,7 +417,9 @@ class Dependent(Shown):
     """What it is."""
     name: str = Field(examples=["Rider"])
     """Its name."""
-    edge_type: Literal["source_feeds", "pipeline_input", "pipeline_output", "featureset_lookup", "featureset_dep"]
+    edge_type: Literal[
+        "source_feeds", "pipeline_input", "pipeline_output", "featureset_lookup", "featureset_dep", "service_view"
+    ]
     """How it takes it."""
 
 
@@ -483,7 +532,7 @@ class Node(Shown):
 
     id: str = Field(examples=["field:RiderStats.trips_24h"])
     """Kind and name."""
-    kind: Literal["source", "dataset", "pipeline", "featureset", "field", "feature"]
+    kind: Literal["source", "dataset", "pipeline", "featureset", "feature_service", "field", "feature"]
     """What it is; a field is a dataset's column."""
     name: str = Field(examples=["RiderStats.trips_24h"])
     """Its name; that of a column or feature begins with what it belongs to."""
@@ -492,7 +541,7 @@ class Node(Shown):
     dtype: str | None = Field(examples=["int"])
     """The type of a column or feature."""
     versions: list[int]
-    """The versions of a dataset or pipeline."""
+    """The versions of a dataset, pipeline or feature service."""
 
 
 class LineageEdge(Shown):
@@ -508,6 +557,7 @@ class LineageEdge(Shown):
         "pipeline_output",
         "featureset_lookup",
         "featureset_dep",
+        "service_view",
         "field_input",
         "feature_lookup",
         "feature_input",

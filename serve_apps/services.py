@@ -16,18 +16,23 @@ from featurelib.settings import Settings
 from featurelib.stores.archive import Archive
 from featurelib.stores.audit import Audit
 from featurelib.stores.budget import Budget
+from featurelib.stores.digests import Digests, digest_key
+from featurelib.stores.encryption import key_source
 from featurelib.stores.feed import Feed
 from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.online_reader import OnlineReader
+from featurelib.stores.owned_keys import OwnedKeys
 from featurelib.stores.point_in_time import PointInTime
+from featurelib.stores.principals import Principals
 from featurelib.stores.registry import Registry
+from featurelib.stores.role_assignments import RoleAssignments
+from featurelib.stores.secret_values import SecretValues
 from featurelib.stores.shapes import Shapes
 from featurelib.stores.usage import Usage
 from serve_apps.audit import AuditWriter, Carrier, InProcess, InThread
 from serve_apps.audit_process import Hello
 from serve_apps.current import Current, Generations
-from serve_apps.digests import Digests, digest_key
 from serve_apps.isolation import Isolation
 from serve_apps.live_feed import LiveFeed
 from serve_apps.metrics import Metrics
@@ -44,6 +49,10 @@ _HISTORY_THREADS = 4
 
 class OnlineStore(Online, Generations, Protocol):
     """The online store as the services use it."""
+
+    async def positions(self, pipeline: str) -> dict[int, list[int]]:
+        """Per key group of a pipeline that has begun: up to where it has applied each input partition."""
+        ...
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the store answers."""
@@ -64,6 +73,26 @@ class Stores(NamedTuple):
     usage: Usage
 
 
+class AccessStores(NamedTuple):
+    """Who may do what, and the secrets they keep."""
+
+    principals: Principals
+    roles: RoleAssignments
+    keys: OwnedKeys
+    secrets: SecretValues
+
+    @classmethod
+    def over(cls, registry: Registry, settings: Settings, clock: Clock) -> AccessStores:
+        """In the registry's database."""
+        database = registry.database
+        return cls(
+            principals=Principals(database, clock),
+            roles=RoleAssignments(database, clock),
+            keys=OwnedKeys(database, clock),
+            secrets=SecretValues(database, clock, key_source(settings)),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything a request may need."""
@@ -71,6 +100,7 @@ class Services:
     settings: Settings
     clock: Clock
     stores: Stores
+    access: AccessStores
     audit: Audit
     writer: AuditWriter
     digests: Digests
@@ -99,6 +129,7 @@ class Services:
             settings=settings,
             clock=clock,
             stores=stores,
+            access=AccessStores.over(stores.registry, settings, clock),
             audit=audit,
             writer=AuditWriter(_carrier(stores.registry, audit, settings), metrics),
             digests=Digests(digest_key(settings)),

@@ -22,6 +22,7 @@ from featurelib.definitions import (
     Definitions,
     ExtractorDef,
     FeatureDef,
+    FeatureServiceDef,
     FeaturesetDef,
     FilterStep,
     JoinStep,
@@ -159,6 +160,22 @@ def featureset_spec(featureset: FeaturesetDef) -> Json:
     }
 
 
+def feature_service_record(service: FeatureServiceDef, about: About) -> Json:
+    """A feature service with what it takes and gives."""
+    return {
+        "id": service.id,
+        "name": service.name,
+        "workspace": service.workspace,
+        "version": service.version,
+        "join_keys": [{"name": key.name, "dtype": key.type} for key in service.join_keys],
+        "request_context": [{"name": each.name, "dtype": each.type} for each in service.request_context],
+        "views": [view.model_dump(mode="json") for view in service.views],
+        "features": list(service.feature_names),
+        "free_join_key": service.wildcard.join_key if service.wildcard else None,
+        "metadata": metadata_block(about),
+    }
+
+
 def dataset_record(dataset: DatasetDef, about: About) -> Json:
     """A dataset with its columns."""
     return {
@@ -287,6 +304,10 @@ def status(
             for p in definitions.pipelines
         ],
         "featuresets": [_featureset_status(featureset) for featureset in definitions.featuresets],
+        "feature_services": [
+            {"name": s.name, "workspace": s.workspace, "version": s.version, "feature_count": len(s.feature_names)}
+            for s in definitions.feature_services
+        ],
         "sources": sources,
         "jobs": jobs,
         "backfills": [b.model_dump(exclude={"updated_at"}) for b in backfills],

@@ -17,9 +17,14 @@ from fastapi import FastAPI
 from featurelib.errors import ThymeError, Unauthenticated
 from serve_apps.api import build_api
 from serve_apps.auth import STRANGER, Caller
+from serve_apps.dialects import told
 from serve_apps.exchange import Disconnected, Exchange, Receive, Scope, Send, ServedByAsgi
+from serve_apps.key_pair import caller_of, is_token
 from serve_apps.messages import Answer, Call, Handler, internal_error, refuse, refuse_status
 from serve_apps.routes.features import FeatureRoutes
+from serve_apps.routes.intake import LogRoutes
+from serve_apps.routes.snowflake import SnowflakeRoutes
+from serve_apps.routes.tecton import TectonRoutes
 from serve_apps.services import Services
 from serve_apps.tracing import Answered
 
@@ -49,6 +54,7 @@ class Application:
         self._open_services = open_services
         self._services: Services | None = None
         self._hot: Mapping[str, Mapping[str, Handler]] = {}
+        self._log_routes: LogRoutes | None = None
         self._body_limit = 0
         self.api: FastAPI = build_api()
 
@@ -58,7 +64,9 @@ class Application:
         async with self._open_services() as services:
             self._services = services
             self.api.state.services = services
-            self._hot = FeatureRoutes(services).table
+            self._log_routes = LogRoutes(services)
+            surfaces = (FeatureRoutes(services), TectonRoutes(services), SnowflakeRoutes(services), self._log_routes)
+            self._hot = {path: methods for each in surfaces for path, methods in each.table.items()}
             self._body_limit = services.settings.serving.max_body_bytes
             yield services
 
@@ -109,7 +117,10 @@ class Application:
             caller = _caller(exchange, services)
             services.limits.check(services.current.snapshot.keys, caller.fingerprint, exchange.started)
         if exchange.body is None:
-            exchange.check_declared(self.body_limit)
+            is_streamed = self._log_routes is not None and self._log_routes.streams(exchange)
+            exchange.body_limit = services.settings.ingest.stream_bytes if is_streamed else self.body_limit
+            exchange.check_declared(exchange.body_limit)
+            exchange.is_streamed = is_streamed
         exchange.caller = caller
 
     @property
@@ -133,12 +144,12 @@ class Application:
         except ThymeError as error:
             if error.status >= _SERVER_ERROR:
                 _log.error("request_failed", **exchange.context, code=error.code, error=str(error))
-            await exchange.answer(refuse(error, exchange.correlation_id))
+            await exchange.answer(told(exchange.path, refuse(error, exchange.correlation_id)))
         except Exception as error:  # noqa: BLE001  # the request boundary: what nobody foresaw is a 500 and a log entry
             # Formatted here: a renderer of its own might print local variables, which hold keys and values.
             trace = "".join(traceback.format_exception(error))
             _log.error("request_failed", **exchange.context, traceback=trace)
-            await exchange.answer(internal_error(exchange.correlation_id))
+            await exchange.answer(told(exchange.path, internal_error(exchange.correlation_id)))
         seconds = time.perf_counter() - exchange.started
         services.metrics.answered(exchange.route, exchange.method, exchange.status, seconds)
         if services.traces is not None:
@@ -149,6 +160,11 @@ class Application:
             raise refusal
         if exchange.caller is None:
             self.admit(exchange)
+        if exchange.is_streamed:
+            assert self._log_routes is not None  # which said so
+            exchange.route = exchange.path
+            await exchange.answer(await self._log_routes.stream(exchange))
+            return
         if exchange.body is None:
             exchange.body = await exchange.read_body(self._body_limit)
         methods = self._hot.get(exchange.path)
@@ -179,10 +195,12 @@ class Application:
 
 
 def _caller(exchange: Exchange, services: Services) -> Caller:
-    keys = services.current.snapshot.keys
+    keys, authorization = services.current.snapshot.keys, exchange.headers.get(b"authorization")
     try:
-        return keys.caller(exchange.headers.get(b"authorization"), services.clock.now())
+        return keys.caller(authorization, services.clock.now())
     except Unauthenticated:
+        if authorization is not None and is_token(authorization):
+            return caller_of(authorization, keys, services.clock.now())
         # A delivery is signed instead, where its webhook has a secret; the route finds out.
         if not exchange.path.startswith(DELIVERIES):
             raise
@@ -194,6 +212,7 @@ async def _hot_answer(methods: Mapping[str, Handler], exchange: Exchange) -> Ans
     if handler is None:
         allowed = ", ".join(methods)
         refusal = refuse_status(405, f"{exchange.method} is not one of {allowed}", exchange.correlation_id)
+        refusal = told(exchange.path, refusal)
         return refusal._replace(headers=(*refusal.headers, (b"allow", allowed.encode())))
     assert exchange.caller is not None and exchange.body is not None  # noqa: PT018  # admitted, and read
     call = Call(
@@ -204,6 +223,7 @@ async def _hot_answer(methods: Mapping[str, Handler], exchange: Exchange) -> Ans
         exchange.correlation_id,
         exchange.started,
         exchange.headers,
+        exchange.given_headers,
     )
     return await handler(call)
 

@@ -68,6 +68,9 @@ def show(found: Status) -> None:
     print(f"latest commit: {newest['id']} at {newest['created_at']}" if newest else "latest commit: none")
     names = [entry["name"] for entry in found.status.get("featuresets", [])]
     print(f"featuresets: {', '.join(names) or 'none'}")
+    served = [f"{each['workspace']}/{each['name']}" for each in found.status.get("feature_services") or []]
+    if served:
+        print(f"feature services: {', '.join(dict.fromkeys(served))}")
     if found.status.get("jobs"):
         print("\njobs")
         jobs.show(found.status["jobs"])

@@ -18,9 +18,11 @@ from featurelib.client.config import Config, base_of, credentials_path, forget_c
 from featurelib.client.control import Control
 from featurelib.client.definitions import Definitions
 from featurelib.client.feed import Feed
+from featurelib.client.monitoring import Monitoring
 from featurelib.client.operations import Endpoints
 from featurelib.client.reads import Reads
 from featurelib.client.records import Records
+from featurelib.client.secrets import Secrets
 from featurelib.client.transport import Awaiting, Blocking
 from featurelib.errors import ThymeError
 
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 
-class ThymeClient(Reads, Records, Definitions, Catalogue, Control, Access, Blocking):
+class ThymeClient(Reads, Records, Definitions, Catalogue, Control, Access, Secrets, Monitoring, Blocking):
     """A client of the definition service and the query server; use it as a context manager, or close it.
 
     Calls that may be repeated are, up to ``config.attempts`` times, where no answer comes or the service says that it
@@ -76,7 +78,7 @@ class ThymeClient(Reads, Records, Definitions, Catalogue, Control, Access, Block
             time.sleep(feed.pause_s)
 
 
-class AsyncThymeClient(Reads, Records, Definitions, Catalogue, Control, Access, Awaiting):
+class AsyncThymeClient(Reads, Records, Definitions, Catalogue, Control, Access, Secrets, Monitoring, Awaiting):
     """:class:`ThymeClient` for programs that await: the same operations, each a coroutine.
 
     Args:

@@ -94,6 +94,36 @@ class Control(Endpoints):
         return (yield self.post(f"/api/v1/backfills/{named(backfill_id)}/cancel", repeatable=True)).read(dict)
 
     @Operation
+    def price_backfill(self, pipeline: Any, *, since: Any = None, until: Any = None) -> Steps[dict[str, Any]]:
+        """What :meth:`start_backfill` would read, write and take; nothing is begun.
+
+        Raises:
+            NotFound: there is no such pipeline.
+        """
+        given = {"since": since, "until": until}
+        moments = {name: instant_text(value, name) for name, value in given.items() if value is not None}
+        body, options = {"pipeline": name_of(pipeline), **moments}, {"dry_run": True}
+        return (yield self.post("/api/v1/backfills", body, parameters=options, repeatable=True)).read(dict)
+
+    @Operation
+    def roll_back_backfill(self, backfill_id: str) -> Steps[dict[str, Any]]:
+        """Serve again what was served before a backfill, as up to date as what is served now.
+
+        Raises:
+            Conflict: it is not complete, or what was served before is not kept any more.
+        """
+        return (yield self.post(f"/api/v1/backfills/{named(backfill_id)}/rollback", repeatable=True)).read(dict)
+
+    @Operation
+    def drop_backfill(self, backfill_id: str) -> Steps[dict[str, Any]]:
+        """Free the state that a backfill keeps to go back to.
+
+        Raises:
+            Conflict: it is not over.
+        """
+        return (yield self.post(f"/api/v1/backfills/{named(backfill_id)}/drop", repeatable=True)).read(dict)
+
+    @Operation
     def sources(self) -> Steps[list[dict[str, Any]]]:
         """What feeds the datasets, and how far each has got."""
         return (yield self.get("/api/v1/sources")).read(listed)

@@ -102,6 +102,11 @@ class Definitions(Endpoints):
         return (yield self.get("/api/v1/featuresets")).read(listed)
 
     @Operation
+    def feature_services(self) -> Steps[list[dict[str, Any]]]:
+        """Every feature service of the workspaces that the key may read, with what it takes and gives."""
+        return (yield self.get("/api/v1/feature-services")).read(listed)
+
+    @Operation
     def names(self, path: str) -> Steps[list[str]]:
         """The names in a list of the definition service, such as ``/api/v1/datasets``."""
         return (yield self.get(path)).read(lambda tree: [str(each["name"]) for each in tree])

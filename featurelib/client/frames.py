@@ -7,10 +7,13 @@ from dataclasses import asdict, is_dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from importlib.util import find_spec
+from os import PathLike, fspath
 from typing import Any
 
 from featurelib.clock import format_instant, parse_instant
-from featurelib.errors import InvalidRequest
+from featurelib.errors import InvalidRequest, MissingDriver
+
+_ROWS_READ = 65_536
 
 
 def rows_of(given: Any) -> list[Mapping[str, Any]]:
@@ -31,6 +34,26 @@ def rows_of(given: Any) -> list[Mapping[str, Any]]:
         message = f"rows are a table or a list of mappings, not {type(given).__name__}"
         raise InvalidRequest(message)
     return [record(row, number) for number, row in enumerate(given)]
+
+
+def spine_rows(given: Any, text: Sequence[str] = ()) -> list[Mapping[str, Any]]:
+    """Like :func:`rows_of`, and the rows of a file, a folder of Parquet files or a Delta table, at a path or URL.
+
+    Args:
+        given: rows, or where they are.
+        text: columns that stay text in a CSV file: an id ``007`` is not 7.
+
+    Raises:
+        InvalidRequest: it is none of these, or cannot be read.
+        MissingDriver: a package that reads files is not installed.
+    """
+    if not isinstance(given, str | PathLike):
+        return rows_of(given)
+    try:
+        from featurelib.stores.spine_sources import open_spine
+    except ImportError:
+        raise MissingDriver("deltalake", "platform") from None
+    return [row for batch in open_spine(fspath(given), text).batches(_ROWS_READ) for row in batch.to_pylist()]
 
 
 def record(row: Any, number: int = 0) -> Mapping[str, Any]:

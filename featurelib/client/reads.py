@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from featurelib.client.frames import chunks, has_arrow, instant_text, plain, rows_of
+from featurelib.client.frames import chunks, has_arrow, instant_text, plain, spine_rows
 from featurelib.client.operations import Endpoints, Operation, name_of, named
 from featurelib.client.wire import ARROW, JSON, Answer, Request, Steps, listed
 from featurelib.declarations import declared_on
@@ -91,35 +91,41 @@ class Reads(Endpoints):
         timestamp_column: str = "timestamp",
         batch_size: int = _ROWS_PER_CALL,
         knowledge: str | None = None,
+        labels: bool = False,
     ) -> Steps[ThymeResult]:
         """Features of many entities, each at its own instant, in the order asked: what a model is trained on.
 
         Args:
             featureset: its class or name.
-            entities: a Polars, pandas or Arrow table, or a list of mappings. Columns named like requested features
-                are their values; others are ignored.
+            entities: a Polars, pandas or Arrow table, a list of mappings, or the path or URL of a Parquet, CSV or
+                Arrow file, a folder of Parquet files or a Delta table. Columns named like requested features are
+                their values; others are labels.
             entity_column: the column of ids.
             timestamp_column: the column of instants.
             batch_size: rows of one call.
             knowledge: ``as_served`` counts of each row only what had been accepted by its instant.
+            labels: whether the result has the labels, between the instants and the features.
 
         Returns:
-            ``entity_id``, ``timestamp`` and the features.
+            ``entity_id``, ``timestamp``, the labels if they are asked for, and the features.
 
         Raises:
             NotFound: there is no such featureset.
-            InvalidRequest: a row has no id or no instant.
+            InvalidRequest: a row has no id or no instant, a file cannot be read, or a label is named like a feature.
         """
-        name, rows = name_of(featureset), rows_of(entities)
-        extra = _columns(rows) - {entity_column, timestamp_column}
-        requested = sorted(extra & set((yield from _input_types(self, name)))) if extra else []
+        name = name_of(featureset)
+        rows = spine_rows(entities, (entity_column, timestamp_column))
+        extra = [column for column in _columns(rows) if column not in (entity_column, timestamp_column)]
+        requested = sorted(set(extra) & set((yield from _input_types(self, name)))) if extra else []
         queries = [_asked(row, number, (entity_column, timestamp_column), requested) for number, row in enumerate(rows)]
         parts = []
         for some in chunks(queries, batch_size):
             body = {"featureset": name, "queries": some, **({"knowledge": knowledge} if knowledge else {})}
             answer = yield _tabular(self.query_url("/features/offline"), body, _OFFLINE_TIMEOUT_S)
             parts.append(_table_of(answer, _dated))
-        return joined(parts, {"featureset": name})
+        result = joined(parts, {"featureset": name})
+        kept = [name for name in extra if name not in requested] if labels else []
+        return result.with_columns({name: [row.get(name) for row in rows] for name in kept}, after=2)
 
     @Operation
     def lookup(
@@ -261,9 +267,9 @@ def _dated(tree: Any) -> tuple[list[str], list[list[Any]]]:
     return ["entity_id", "timestamp", *names], rows
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Those of any row: a list of mappings need not be even."""
-    return {name for row in rows for name in row}
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those of any row, in order: a list of mappings need not be even."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _asked(row: Mapping[str, Any], number: int, columns: tuple[str, str], requested: Sequence[str]) -> dict[str, Any]:

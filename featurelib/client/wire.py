@@ -14,21 +14,38 @@ from typing import Any, TypeAlias, TypeVar
 
 from featurelib.errors import (
     BreakingChange,
+    Conflict,
     DefinitionError,
+    FailedPrecondition,
+    Forbidden,
     InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
     Problem,
     RateLimited,
     ServiceUnavailable,
     StoreUnavailable,
     ThymeError,
+    Unauthenticated,
 )
 
 T = TypeVar("T")
 ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
+LINES = "application/x-ndjson"
 _CLIENT_ERRORS = range(400, 500)
 _TOO_MANY = 429
 _UNAVAILABLE = frozenset({502, 503, 504})
+_FAILED_PRECONDITION = 9
+_CODES_BY_STATUS = {
+    400: InvalidRequest.code,
+    401: Unauthenticated.code,
+    403: Forbidden.code,
+    404: NotFound.code,
+    409: Conflict.code,
+    413: PayloadTooLarge.code,
+    429: RateLimited.code,
+}
 # A service that asks for more patience than this is not waited for: the caller learns it now.
 _LONGEST_PAUSE_S = 30.0
 
@@ -131,12 +148,19 @@ def error_of(answer: Answer) -> ThymeError:
         body = {}
     body = body if isinstance(body, dict) else {}
     text = str(body.get("message") or body.get("detail") or answer.text[:500] or _phrase(answer.status))
-    error = _rebuilt(str(body.get("error", "")), answer.status, text, body.get("details"))
+    error = _rebuilt(_code_of(body, answer.status), answer.status, text, body.get("details"))
     if isinstance(error, RateLimited):
         error = RateLimited(text, _pause(answer.headers.get("Retry-After", "")) or 1.0)
     if body.get("correlation_id"):
         error.add_note(f"correlation id: {body['correlation_id']}")
     return error
+
+
+def _code_of(body: Mapping[str, Any], status: int) -> str:
+    """The code of an error body. Where secrets and roles are, it has another platform's form, with a gRPC code."""
+    if not isinstance(body.get("code"), int):
+        return str(body.get("error", ""))
+    return FailedPrecondition.code if body["code"] == _FAILED_PRECONDITION else _CODES_BY_STATUS.get(status, "")
 
 
 def _phrase(status: int) -> str:

@@ -12,6 +12,7 @@ from featurelib.definitions import (
     DedupStep,
     Definitions,
     FilterCodeStep,
+    FilterStep,
     FirstStep,
     JoinStep,
     LatestStep,
@@ -21,6 +22,7 @@ from featurelib.definitions import (
     TransformStep,
     UnionStep,
 )
+from featurelib.engine.counting import counting
 from featurelib.engine.emissions import CHOSEN, EmitNode
 from featurelib.engine.nodes import (
     CodeNode,
@@ -70,7 +72,10 @@ class Graph:
         producer = self._definitions.producer(name)
         if producer is None:
             return self._source(dataset)
-        return DatasetNode(self._steps(producer.input_datasets[0], producer.steps), producer, dataset)
+        limits = counting(producer.backfill)
+        counted = () if limits is None else (FilterStep(predicate=limits),)
+        steps = (*producer.steps[:-1], *counted, producer.steps[-1])
+        return DatasetNode(self._steps(producer.input_datasets[0], steps), producer, dataset)
 
     def _source(self, dataset: DatasetDef) -> Node:
         cdc = self._definitions.cdc(dataset.name)

@@ -343,6 +343,10 @@ class KeyState:
         stays = {row[:_IDENTITY] for row in added}
         return oldest is not None and any(row[0] <= oldest and row[:_IDENTITY] not in stays for row in removed)
 
+    def newest(self, at: Instant) -> Instant | None:
+        """The newest row at or before an instant, of a state that is whole; ``None``: there is none."""
+        return max((row[0] for row in self._rows() if row[0] <= at), default=None)
+
     def _rows(self) -> Iterator[Row]:
         yield from self.buffer
         for node in self.nodes.values():

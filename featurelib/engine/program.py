@@ -41,7 +41,9 @@ from featurelib.definitions import (
     canonical_bytes,
     ref,
 )
+from featurelib.engine.batch import condition
 from featurelib.engine.column_types import column_types
+from featurelib.engine.counting import counting
 from featurelib.engine.flow import Graph
 from featurelib.engine.fold import KEY, Fold, KeyRows
 from featurelib.engine.nodes import Batch, Delta
@@ -173,19 +175,21 @@ class Program:
         Returns:
             One line per surviving record, as :meth:`Fold.shape` gives them.
         """
-        return self.fold.shape(run_steps(self.rows(records), self.pipeline.steps[:-1], rights, failures))
+        return self.shape(run_steps(self.rows(records), self.pipeline.steps[:-1], rights, failures))
 
     def rows(self, records: pa.Table) -> pl.DataFrame:
         """Left records of a plain pipeline as rows."""
         return source_rows(records) if self._tombstones else left_rows(records)
 
     def shape(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The columns a row is made of."""
-        return self.fold.shape(frame)
+        """The columns a row is made of, of the rows that count for the pipeline."""
+        shaped = self.fold.shape(frame)
+        limits = counting(self.pipeline.backfill)
+        return shaped if limits is None else shaped.filter(condition(limits, shaped))
 
     def shape_delta(self, delta: Delta) -> Delta:
         """A change of the graph's top, as the rows that state is made of."""
-        return Delta(self.fold.shape(delta.removed), self.fold.shape(delta.added))
+        return Delta(self.shape(delta.removed), self.shape(delta.added))
 
     def shape_all(self, records: Batch, failures: list[UserFailure] | None = None) -> pl.DataFrame:
         """The rows that all of these records make, by dataset name: as if they came in one batch.
@@ -196,7 +200,7 @@ class Program:
         """
         if not self.plain:
             graph = self.new_graph()
-            shaped = self.fold.shape(graph.top.apply(records).added)
+            shaped = self.shape(graph.top.apply(records).added)
             if failures is not None:
                 failures += graph.failures
             return shaped

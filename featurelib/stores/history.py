@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -99,6 +100,63 @@ class History:
             if tail is not None:
                 old = snapshot.read(keys=keys, groups=groups, since=since, until=until, below=stop)
                 return in_order(without_erased(dataset, pa.concat_tables([old, *tail]), erased))
+        raise StoreUnavailable(f"the log of {ref(dataset)} is trimmed faster than its archive can be read")
+
+    def batches(
+        self,
+        dataset: DatasetDef,
+        *,
+        cut: Mapping[int, int],
+        groups: Sequence[int] | None = None,
+        since: Instant | None = None,
+        until: Instant | None = None,
+        columns: Collection[str] | None = None,
+    ) -> Iterator[pa.Table]:
+        """Like :meth:`read`, a piece at a time and in no order, so that memory does not grow with what there is.
+
+        Args:
+            dataset: whose records.
+            cut: per log partition the offset at which to stop; partitions not named are left out.
+            groups: key groups to keep; ``None``: all.
+            since: earliest event time, included.
+            until: latest event time, included.
+            columns: those wanted, the system's among them; ``None``: all. The dataset's key comes in any case.
+
+        Raises:
+            StoreUnavailable: log or archive does not answer; what was given so far is not to be relied on.
+        """
+        partitions = max(cut, default=-1) + 1
+        selection = _Selection(None, groups, since, until)
+        wanted = None if columns is None else {*columns, dataset.key.name, OFFSET, ERASED}
+        erased = self._erased(dataset, partitions, cut)
+        for _ in range(_ATTEMPTS):
+            snapshot = self._archive.snapshot(dataset)
+            # The log first: once a piece was given there is no beginning again.
+            tail = self._tail(dataset, {part: snapshot.archived_offset(part) for part in cut}, cut, selection)
+            if tail is None:
+                continue
+            pieces = snapshot.batches(groups=groups, since=since, until=until, below=cut, columns=wanted)
+            for piece in chain(tail, pieces):
+                mine = piece if wanted is None else piece.select([n for n in piece.column_names if n in wanted])
+                yield without_erased(dataset, mine, erased)
+            return
+        raise StoreUnavailable(f"the log of {ref(dataset)} is trimmed faster than its archive can be read")
+
+    def count(
+        self, dataset: DatasetDef, cut: Mapping[int, int], since: Instant | None = None, until: Instant | None = None
+    ) -> tuple[int, int]:
+        """How many records lie below a cut and within both instants, erased ones included, and the archive's bytes.
+
+        Raises:
+            StoreUnavailable: log or archive does not answer.
+        """
+        for _ in range(_ATTEMPTS):
+            snapshot = self._archive.snapshot(dataset)
+            start = {part: snapshot.archived_offset(part) for part in cut}
+            tail = self._tail(dataset, start, cut, _Selection(None, None, since, until))
+            if tail is not None:
+                rows = snapshot.count(since=since, until=until, below=cut) + sum(map(len, tail))
+                return rows, snapshot.size_bytes(since, until)
         raise StoreUnavailable(f"the log of {ref(dataset)} is trimmed faster than its archive can be read")
 
     def archived(self, dataset: DatasetDef, partition: int, offset: int, max_rows: int) -> Archived:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 
 from featurelib.clock import Instant
 from featurelib.engine.keys import KEY_GROUPS
+from featurelib.engine.newest import first_fields, newest_event
 from featurelib.engine.panes import BUFFER, HEADER, Header, Pane, PanesMissing, Sealed, pane_field
 from featurelib.engine.program import Program
 from featurelib.stores.online import StateName, generation_key
@@ -157,6 +160,31 @@ class OnlineReader:
                 found[each.place] = await self._finished(each, values)
         return found
 
+    async def newest(self, lookups: Sequence[Lookup]) -> list[Instant | SealedRow | None]:
+        """Of each key the newest event at or before the instant; ``None`` for an unknown key, ``SEALED`` as in rows.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        return await asyncio.gather(*(self._newest(lookup) for lookup in lookups))
+
+    async def _newest(self, lookup: Lookup) -> Instant | SealedRow | None:
+        root = lookup.program.root
+        panes, fields = first_fields(lookup.at, root)
+        while True:
+            (values,) = await self._redis.trip(self._asked(self._name(lookup), fields), 1)
+            if values[0] is None:
+                return None
+            stored = dict(zip(panes, values[2:], strict=True))
+            try:
+                return newest_event(Header.decode(values[0]), values[1], stored, lookup.at, root)
+            except Sealed:
+                return SEALED
+            except PanesMissing as missing:
+                # All is read again with what is missing, since the key may have changed meanwhile.
+                panes = [*panes, *missing.panes]
+                fields = [*fields, *map(pane_field, missing.panes)]
+
     def _sorted_out(self, lookups: Sequence[Lookup]) -> tuple[list[tuple[int, _Kept]], list[_Whole]]:
         """Look-ups whose row is at hand, or nearly, if the tree is still the same; and the others."""
         looked: list[tuple[int, _Kept]] = []
@@ -273,6 +301,13 @@ class OnlineReader:
             pipeline: max((n for n in newest[i * KEY_GROUPS : (i + 1) * KEY_GROUPS] if n is not None), default=None)
             for i, pipeline in enumerate(pipelines)
         }
+
+    async def positions(self, pipeline: str) -> dict[int, list[int]]:
+        """Per key group of a pipeline that has begun: up to where it has applied each input partition."""
+        state = self._state(pipeline)
+        asked = b"".join(pack(("HGET", state.position(group), "positions")) for group in range(KEY_GROUPS))
+        replies = await self._redis.trip(asked, KEY_GROUPS)
+        return {group: json.loads(reply) for group, reply in enumerate(replies) if reply is not None}
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the store answers."""

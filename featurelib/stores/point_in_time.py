@@ -76,6 +76,17 @@ class PointInTime:
         self._look(ends, {lookup.program.ref: lookup.program for lookup in lookups}.values())
         return self._rows([_Asked(lookup, ends, known_by) for lookup in lookups])
 
+    def newest(self, lookups: Sequence[Lookup]) -> list[Instant | None]:
+        """Of each key the event time of its newest record at or before the instant; ``None`` where it had none.
+
+        Raises:
+            StoreUnavailable: the log or the archive does not answer.
+        """
+        ends: dict[str, Offsets] = {}
+        self._look(ends, {lookup.program.ref: lookup.program for lookup in lookups}.values())
+        records = _Records(self._history, asked := [_Asked(lookup, ends, None) for lookup in lookups])
+        return [_newest(each, records) for each in asked]
+
     def rows_below(self, lookups: Sequence[Lookup], applied: Sequence[Sequence[int]]) -> list[Row]:
         """Output rows, in order, each of the records below offsets of its own.
 
@@ -118,12 +129,22 @@ class PointInTime:
         """
         return SpineReader(self._history, self._ends(lookup.program, applied))
 
+    def ends_of(self, datasets: Iterable[DatasetDef]) -> dict[str, Offsets]:
+        """Where the logs of some datasets end now, per ``Name@version``.
+
+        Raises:
+            StoreUnavailable: the log does not answer.
+        """
+        found: dict[str, Offsets] = {}
+        for name in sorted({ref(dataset) for dataset in datasets}):
+            heads = self._log.heads(name, self._partitions_of(name))
+            found[name] = tuple(head.next_offset for head in heads)
+        return found
+
     def _look(self, ends: dict[str, Offsets], programs: Iterable[Program]) -> None:
         """Put the present end of every dataset's log where none is."""
-        for name in sorted({ref(dataset) for program in programs for dataset in program.sources}):
-            if name not in ends:
-                heads = self._log.heads(name, self._partitions_of(name))
-                ends[name] = tuple(head.next_offset for head in heads)
+        sources = [dataset for program in programs for dataset in program.sources]
+        ends |= self.ends_of(dataset for dataset in sources if ref(dataset) not in ends)
 
     def _ends(self, program: Program, offsets: Sequence[int]) -> dict[str, Offsets]:
         ends: dict[str, Offsets] = {}
@@ -237,6 +258,20 @@ def _folded(program: Program, asked: Sequence[_Asked], records: _Records, *, rec
         shaped = program.prepare(_known(left, these[0]), rights)
         found |= zip(places, _finished(program, shaped, these), strict=True)
     return [found[place] for place in range(len(asked))]
+
+
+def _newest(asked: _Asked, records: _Records) -> Instant | None:
+    """The newest of the rows that a key's row is made of."""
+    program, key, at = asked.lookup
+    if not program.plain:
+        below = {dataset.name: _below(records.whole(dataset), dataset, asked) for dataset in program.sources}
+        state = states_of(program, below, {key}).get(key)
+        return None if state is None else state.newest(at)
+    left = records.left(program, recent=False).select(program.left_columns())
+    rights = _joined(program, {d.name: records.whole(d) for d in program.rights}, asked)
+    rows = program.prepare(left, rights).filter((pl.col(KEY) == key) & (pl.col(TIME) <= at))
+    newest: Instant | None = rows[TIME].max()  # type: ignore[assignment]  # a column of integers
+    return newest
 
 
 def _furthest(dataset: DatasetDef, asked: Sequence[_Asked]) -> dict[int, int]:

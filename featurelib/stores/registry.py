@@ -21,6 +21,7 @@ from featurelib.definitions import (
     DatasetDef,
     Definition,
     Definitions,
+    FeatureServiceDef,
     FeaturesetDef,
     PipelineDef,
     Record,
@@ -33,6 +34,7 @@ from featurelib.stores import keys, metadata_edits, schema
 from featurelib.stores.database import Database, newest, record_of, upsert
 from featurelib.stores.event_log import insert_event
 from featurelib.stores.keys import ROLES, KeyRecord, NewKey, Role
+from featurelib.stores.standings import Standing, standings
 
 Severity = Literal["info", "warn", "error"]
 JobType = Literal["pipeline", "backfill"]
@@ -44,12 +46,13 @@ _SEVERITIES: dict[str, Severity] = {"info": "info", "warn": "warn", "warning": "
 # Each round lost means that another commit or key change got through; nobody makes so many in a row by hand.
 _MOST_DECISIONS = 20
 
-DefinitionModel = type[DatasetDef] | type[PipelineDef] | type[FeaturesetDef] | type[SourceDef]
+DefinitionModel = type[DatasetDef] | type[PipelineDef] | type[FeaturesetDef] | type[SourceDef] | type[FeatureServiceDef]
 _MODELS: dict[str, DefinitionModel] = {
     "dataset": DatasetDef,
     "pipeline": PipelineDef,
     "featureset": FeaturesetDef,
     "source": SourceDef,
+    "feature_service": FeatureServiceDef,
 }
 _D = TypeVar("_D", bound=Definition)
 
@@ -370,7 +373,7 @@ class Registry:
         with self.database.exclusive() as connection:
             now = self._clock.now()
             key, secret = keys.insert(connection, keys.checked(asked, now), now)
-            _bump(connection)
+            moved(connection)
             message = f"{role} key {label!r} created"
             self._insert_event(connection, _key_event("api_key_created", key.fingerprint, message, created_by))
         return key, secret
@@ -379,6 +382,11 @@ class Registry:
         """Every key ever made, oldest first, expired and revoked ones included."""
         with self.database.read() as connection:
             return keys.every(connection)
+
+    def standings(self) -> dict[str, Standing]:
+        """By a principal's id, what it may do, the roles of its groups included."""
+        with self.database.read() as connection:
+            return standings(connection)
 
     def revoke_key(self, fingerprint: str, revoked_by: str | None = None) -> bool:
         """Make a key invalid from now on; ``False`` when there is no such key, or it was revoked before.
@@ -389,7 +397,7 @@ class Registry:
         with self.database.exclusive() as connection:
             revoked = keys.revoke(connection, fingerprint, self._clock.now())
             if revoked:
-                _bump(connection)
+                moved(connection)
                 message = f"key {fingerprint} revoked"
                 self._insert_event(connection, _key_event("api_key_revoked", fingerprint, message, revoked_by))
         return revoked
@@ -445,7 +453,7 @@ class Registry:
                 return
             row = {"pipeline": pipeline, "partition_count": partition_count, "updated_at": self._clock.now()}
             upsert(connection, table, row)
-            _bump(connection)
+            moved(connection)
             self._insert_event(connection, _scale_event(pipeline, partition_count))
 
     def partition_counts(self) -> dict[str, int]:
@@ -497,7 +505,7 @@ class Registry:
         now = self._clock.now()
         row = {
             "commit_id": receipt.commit_id,
-            "version": _bump(connection),
+            "version": moved(connection),
             "message": commit.message,
             "committed_by": committed_by,
             "receipt": receipt.model_dump(mode="json"),
@@ -521,6 +529,8 @@ def identity_of(definition: Definition) -> Identity:
             return Identity(definition.kind, definition.name)
         case SourceDef():
             return Identity(definition.kind, definition.dataset)
+        case FeatureServiceDef():
+            return Identity(definition.kind, definition.qualified_name, definition.version)
 
 
 def _stored(connection: Connection) -> dict[Identity, Row[Any]]:
@@ -540,6 +550,7 @@ def _parsed(rows: Iterable[Row[Any]]) -> Definitions:
         pipelines=those(PipelineDef),
         featuresets=those(FeaturesetDef),
         sources=those(SourceDef),
+        feature_services=those(FeatureServiceDef),
     )
 
 
@@ -611,6 +622,7 @@ def _receipt(current: Definitions, commit: Commit, plan: Plan) -> CommitReceipt:
         pipelines=len(commit.pipelines),
         featuresets=len(commit.featuresets),
         sources=len(commit.sources),
+        feature_services=len(commit.feature_services),
         jobs_created=len({identity_of(pipeline) for pipeline in commit.pipelines} - known),
         topics_created=tuple(sorted(topics)),
         changes=plan.changes,
@@ -622,10 +634,11 @@ def _version(connection: Connection) -> int:
     return version
 
 
-def _bump(connection: Connection) -> int:
+def moved(connection: Connection) -> int:
+    """Move the registry's version within a transaction, so that whoever polls it looks; the new one."""
     table = schema.registry_version
-    moved = update(table).values(version=table.c.version + 1).returning(table.c.version)
-    version: int = connection.execute(moved).scalar_one()
+    higher = update(table).values(version=table.c.version + 1).returning(table.c.version)
+    version: int = connection.execute(higher).scalar_one()
     return version
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, select, tuple_
+from sqlalchemy import Row, Select, func, select, tuple_
 
 from featurelib.clock import Instant
 from featurelib.definitions import Definition, Record
@@ -71,6 +71,14 @@ class Revisions:
         with self._database.read() as connection:
             rows = connection.execute(_revisions_of([identity], *_REVISION_COLUMNS)).all()
         return [record_of(Revision, row) for row in rows]
+
+    def newest(self, kind: str) -> dict[str, int]:
+        """By name, the number of the newest revision of every definition of a kind that has no versions."""
+        table = schema.definition_revisions
+        query = select(table.c.name, func.max(table.c.revision).label("revision")).where(table.c.kind == kind)
+        with self._database.read() as connection:
+            rows = connection.execute(query.group_by(table.c.name)).all()
+        return {row.name: row.revision for row in rows}
 
     def at(self, identity: Identity, revision: int) -> Definition | None:
         """A definition as that revision had it.

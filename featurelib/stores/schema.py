@@ -17,6 +17,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -30,6 +31,7 @@ from sqlalchemy import (
 
 _NUL = "\x00"
 _REPLACEMENT = "\ufffd"
+_as_json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder each time
 
 
 class Prose(TypeDecorator[str]):
@@ -53,7 +55,7 @@ class JsonText(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002  # fixed signature
         """SQL NULL for ``None``; ASCII JSON for the rest."""
-        return None if value is None else json.dumps(value, separators=(",", ":"))
+        return None if value is None else _as_json(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002  # fixed signature
         """The value that was stored."""
@@ -106,7 +108,7 @@ definitions = Table(
     Column("commit_sequence", _SEQUENCE, ForeignKey("commits.sequence"), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
-    CheckConstraint("kind IN ('dataset', 'pipeline', 'featureset', 'source')", name="kind"),
+    CheckConstraint("kind IN ('dataset', 'pipeline', 'featureset', 'source', 'feature_service')", name="kind"),
 )
 
 definition_revisions = Table(
@@ -165,7 +167,59 @@ api_keys = Table(
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
     Column("rate_limit", Integer),
+    Column("principal", String(36)),
+    Column("public_key", Text),
     CheckConstraint("role IN ('reader', 'writer', 'admin')", name="role"),
+)
+
+principals = Table(
+    "principals",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("about", JsonText, nullable=False),
+    Column("is_active", Boolean, nullable=False),
+    Column("creator", String(36)),
+    Column("created_at", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('user', 'service_account', 'group', 'workspace')", name="kind"),
+    UniqueConstraint("kind", "name"),
+)
+
+group_members = Table(
+    "group_members",
+    metadata,
+    Column("group_id", String(36), ForeignKey("principals.id"), primary_key=True),
+    Column("member_id", String(36), ForeignKey("principals.id"), primary_key=True),
+)
+
+role_assignments = Table(
+    "role_assignments",
+    metadata,
+    Column("principal", String(36), ForeignKey("principals.id"), primary_key=True),
+    Column("resource_type", String(16), primary_key=True),
+    Column("resource_id", String(128), primary_key=True),
+    Column("role", String(24), primary_key=True),
+    CheckConstraint("resource_type IN ('organization', 'workspace', 'secret_scope')", name="resource_type"),
+    Index(None, "resource_type", "resource_id"),
+)
+
+secret_scopes = Table(
+    "secret_scopes",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+secret_values = Table(
+    "secret_values",
+    metadata,
+    Column("scope", String(128), ForeignKey("secret_scopes.name"), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("key_id", String(16), nullable=False),
+    Column("sealed", Text, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
 )
 
 jobs = Table(
@@ -262,8 +316,14 @@ backfill_requests = Table(
     Column("correlation_id", Prose),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default="1"),
+    Column("cut", JsonText),
+    Column("previous", Integer),
+    Column("kept_until", BigInteger),
     CheckConstraint(
-        "state IN ('requested', 'running', 'switching', 'cancelling', 'cancelled', 'complete', 'failed')", name="state"
+        "state IN ('requested', 'running', 'switching', 'cancelling', 'cancelled', 'complete', 'failed',"
+        " 'rolling_back', 'rolled_back')",
+        name="state",
     ),
     Index(None, "pipeline", "created_at"),
 )
@@ -313,4 +373,47 @@ query_runs = Table(
     Index(None, "created_at"),
     Index(None, "featureset", "created_at"),
     Index(None, "api_key_fingerprint", "created_at"),
+)
+
+consistency_checks = Table(
+    "consistency_checks",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("target", String(128), primary_key=True),
+    Column("feature", String(128), primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("compared", BigInteger, nullable=False),
+    Column("different", BigInteger, nullable=False),
+    Column("causes", JsonText, nullable=False),
+    Column("worst", JsonText, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('dataset', 'featureset')", name="kind"),
+    Index(None, "hour"),
+)
+
+column_statistics = Table(
+    "column_statistics",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("subject", String(160), primary_key=True),
+    Column("name", String(128), primary_key=True),
+    Column("day", BigInteger, primary_key=True, autoincrement=False),
+    Column("definition", String(64), nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("nulls", BigInteger, nullable=False),
+    Column("psi", Float(53)),
+    Column("js", Float(53)),
+    Column("reference_rows", BigInteger),
+    Column("summary", JsonText, nullable=False),
+    Column("made_at", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('dataset', 'featureset')", name="kind"),
+    Index(None, "day"),
+)
+
+monitor_marks = Table(
+    "monitor_marks",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
 )

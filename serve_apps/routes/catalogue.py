@@ -15,7 +15,7 @@ from serve_apps.definition_service import DefinitionService
 from serve_apps.editing import MetadataService
 from serve_apps.graph import Direction, Level
 from serve_apps.past_definitions import PastDefinitions
-from serve_apps.routes.access import ServicesOf, Writer, definition_service
+from serve_apps.routes.access import Anybody, ServicesOf, Writer, definition_service
 
 router = APIRouter(prefix="/api/v1", tags=["catalogue"])
 
@@ -111,6 +111,21 @@ def featuresets(catalogue: CatalogueOf) -> list[Json]:
 def featureset(name: Name, catalogue: CatalogueOf) -> Json:
     """One featureset with its features and extractors."""
     return catalogue.featureset(name)
+
+
+@router.get("/feature-services", response_model=list[records.FeatureServiceRecord])
+def feature_services(catalogue: CatalogueOf, caller: Anybody) -> list[Json]:
+    """Every committed feature service of the workspaces that the key may read, all versions."""
+    return catalogue.feature_services(caller.may_read_workspace)
+
+
+@router.get("/feature-services/{workspace}/{name}", response_model=records.FeatureServiceRecord)
+def feature_service(
+    workspace: Name, name: Name, catalogue: CatalogueOf, caller: Anybody, version: Version = None
+) -> Json:
+    """One feature service: its newest version, or the one asked for."""
+    caller.require_workspace(workspace)
+    return catalogue.feature_service(workspace, name, version)
 
 
 @router.get("/datasets", response_model=list[records.DatasetRecord])

@@ -14,8 +14,11 @@ from featurelib.engine.sizing import Load
 from featurelib.errors import InvalidRequest, ThymeError
 from featurelib.plan import CommitReceipt
 from featurelib.stock_protobuf import response_of
+from featurelib.stores.secret_values import Place
+from featurelib.stores.standings import Resource
 from serve_apps.accepting import preference
-from serve_apps.committing import PROTOBUF, CommitService, SentCommit
+from serve_apps.auth import Caller
+from serve_apps.committing import PROTOBUF, CommitService, Rights, SentCommit
 from serve_apps.messages import ErrorBody
 from serve_apps.planning import PlanAnswer
 from serve_apps.routes.access import ServicesOf, Writer
@@ -98,9 +101,16 @@ _COMMITTED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _service(services: Services) -> CommitService:
+def _service(services: Services, caller: Caller) -> CommitService:
     stores = services.stores
-    return CommitService(stores.registry, stores.log, services.settings, services.isolation.runner)
+
+    def may_read(place: Place) -> bool:
+        return caller.holds("read_scope_role", Resource("secret_scope", place.scope))
+
+    rights = Rights(may_read, caller.may_edit_workspace)
+    return CommitService(
+        stores.registry, stores.log, services.settings, services.isolation.runner, rights, services.clock
+    )
 
 
 def _load(
@@ -137,8 +147,8 @@ async def commit(
     sent = await _sent(request)
     # Not in asyncio's own threads: user code may take long, and what keeps this replica current runs there.
     if dry_run:
-        return await anyio.to_thread.run_sync(_service(services).plan, sent, Load())
-    receipt = await anyio.to_thread.run_sync(_service(services).commit, sent, caller.fingerprint)
+        return await anyio.to_thread.run_sync(_service(services, caller).plan, sent, Load())
+    receipt = await anyio.to_thread.run_sync(_service(services, caller).commit, sent, caller.fingerprint)
     try:
         # This replica serves the commit before it is acknowledged; the others follow within one poll.
         await services.current.refresh()
@@ -154,11 +164,11 @@ async def commit(
 async def plan(
     request: Request,
     services: ServicesOf,
-    caller: Writer,  # noqa: ARG001  # planning runs the commit's extractors, so the role is the point
+    caller: Writer,  # planning runs the commit's extractors
     load: Annotated[Load, Depends(_load)],
 ) -> PlanAnswer:
     """What committing this would do, break and take; stores nothing. Breaks are listed, and the status is 200."""
-    return await anyio.to_thread.run_sync(_service(services).plan, await _sent(request), load)
+    return await anyio.to_thread.run_sync(_service(services, caller).plan, await _sent(request), load)
 
 
 def describe(document: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from serve_apps.records import CommitEntry, ExtractorRecord, FeatureRecord, Shown, SourceRecord
-from serve_apps.routes.access import ServicesOf, definition_service
+from serve_apps.routes.access import Anybody, ServicesOf, definition_service
 from serve_apps.routes.feed import EventView
 from serve_apps.routes.jobs import JobView
 
@@ -101,6 +101,19 @@ class FeaturesetStatus(Shown):
     """What fills them."""
 
 
+class FeatureServiceStatus(Shown):
+    """A feature service at a glance."""
+
+    name: str = Field(examples=["fraud_detection_feature_service"])
+    """Its name within the workspace."""
+    workspace: str = Field(examples=["prod"])
+    """The namespace of its name."""
+    version: int
+    """As declared."""
+    feature_count: int
+    """How many features it gives."""
+
+
 class BackfillStatus(Shown):
     """A backfill at a glance."""
 
@@ -136,6 +149,8 @@ class Status(Shown):
     """Pipelines, all versions."""
     featuresets: list[FeaturesetStatus]
     """Featuresets."""
+    feature_services: list[FeatureServiceStatus]
+    """Feature services, all versions."""
     sources: list[SourceRecord]
     """Sources."""
     jobs: list[JobView]
@@ -151,6 +166,8 @@ class Status(Shown):
 
 
 @router.get("/api/v1/status", response_model=Status)
-def status(services: ServicesOf) -> dict[str, Any]:
-    """Everything at a glance."""
-    return definition_service(services).status(services.clock.now())
+def status(services: ServicesOf, caller: Anybody) -> dict[str, Any]:
+    """Everything at a glance; of feature services those of workspaces that the caller may read."""
+    found = definition_service(services).status(services.clock.now())
+    shown = [each for each in found["feature_services"] if caller.may_read_workspace(each["workspace"])]
+    return {**found, "feature_services": shown}

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, cast, get_args
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar, cast, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -18,12 +17,13 @@ import msgspec
 from featurelib.clock import Instant, parse_instant
 from featurelib.engine.asof import Knowledge
 from featurelib.errors import InvalidRequest, ThymeError
+from featurelib.stores.questions import Question
 from serve_apps.exchange import new_run_id
 from serve_apps.feature_shapes import BatchRequest, FeaturesRequest, OfflineRequest
 from serve_apps.large_reads import LargeReads
-from serve_apps.messages import Answer, Call, Handler, json_answer, writable
+from serve_apps.messages import Answer, Call, Handler, json_answer
 from serve_apps.query_server import MOST_ENTITIES, Reply
-from serve_apps.questions import Entry, Question, Seen
+from serve_apps.run_log import Outcome, RunLog, refused
 from serve_apps.services import Services
 from serve_apps.tabular import ARROW, JSON, arrow_stream, wants_arrow
 
@@ -31,26 +31,11 @@ _MOST_PARAMETERS = 32
 _KNOWN = frozenset({"featureset", "entity_id", "entity_type", "timestamp", "ts", "knowledge", "explain"})
 # An unescaped `+` of a zone in a query string arrives as a space.
 _BLANK_ZONE = re.compile(r" (\d\d:?\d\d)$")
-# What a query run keeps: ids and inputs of requests up to this size, and of larger or refused ones the first ids.
-_MOST_KEPT_BYTES = 256 * 1024
 _IDS_OF_REFUSED = 100
-_LONGEST_ERROR = 2_000
 _PROBE = {"status": "ok"}
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-
-
-class _Outcome(NamedTuple):
-    """What a query run says became of a question; ``ids`` may be the first of ``entities``."""
-
-    ids: tuple[str, ...]
-    entities: int
-    hits: int = 0
-    commit_id: str | None = None
-    error: str | None = None
-    seen: Seen | None = None
-    values: Sequence[Any] | None = None
 
 
 class FeatureRoutes:
@@ -58,6 +43,7 @@ class FeatureRoutes:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._runs = RunLog(services)
         self._features_body = msgspec.json.Decoder(FeaturesRequest)
         self._batch_body = msgspec.json.Decoder(BatchRequest)
         self._offline_body = msgspec.json.Decoder(OfflineRequest)
@@ -108,7 +94,7 @@ class FeatureRoutes:
         if count > MOST_ENTITIES:
             refusal = InvalidRequest(f"entity_ids: {count} ids; at most {MOST_ENTITIES} at once")
             asked = Question("batch", body.featureset, tuple(body.entity_ids[:_IDS_OF_REFUSED]), body.entity_type)
-            self._record(call, asked, new_run_id(), _refused(asked, refusal)._replace(entities=count))
+            self._runs.record(call, asked, new_run_id(), refused(asked, refusal)._replace(entities=count))
             raise refusal
         asked = Question("batch", body.featureset, tuple(body.entity_ids), body.entity_type, None, body.inputs or {})
         return await self._answer(call, asked, arrow=arrow)
@@ -127,9 +113,11 @@ class FeatureRoutes:
         try:
             rows = await self._large_reads.read(question, snapshot, call.correlation_id)
         except ThymeError as error:
-            self._record(call, question, run_id, _refused(question, error))
+            self._runs.record(call, question, run_id, refused(question, error))
             raise
-        self._record(call, question, run_id, _Outcome(rows.keys, len(rows.keys), rows.outcome.hits, snapshot.commit_id))
+        self._runs.record(
+            call, question, run_id, Outcome(rows.keys, len(rows.keys), rows.outcome.hits, snapshot.commit_id)
+        )
         headers = ((b"content-type", ARROW if arrow else JSON), (b"x-query-run-id", run_id.encode()))
         parts = self._large_reads.send(rows, arrow=arrow)
         # The first part is made here: what fails has its status, and a caller who goes leaves nothing behind, since
@@ -149,13 +137,7 @@ class FeatureRoutes:
         self, call: Call, question: Question, *, as_table: bool = False
     ) -> tuple[Reply, tuple[bytes, bytes]]:
         """The reply, recorded, and the header that names its run."""
-        run_id = new_run_id()
-        try:
-            reply = await self._services.query_server.answer(question, as_table=as_table)
-        except ThymeError as error:
-            self._record(call, question, run_id, _refused(question, error))
-            raise
-        self._record(call, question, run_id, _answered(reply))
+        reply, run_id = await self._runs.read(call, question, as_table=as_table)
         return reply, (b"x-query-run-id", run_id.encode())
 
     async def _arrow(self, reply: Reply, run_header: tuple[bytes, bytes]) -> Answer:
@@ -166,58 +148,6 @@ class FeatureRoutes:
     async def _apart(self, call: Callable[[_T], _R], argument: _T) -> _R:
         # Thousands of rows are tens of milliseconds: in a thread, other requests get their turn in between.
         return await asyncio.get_running_loop().run_in_executor(self._services.threads, call, argument)
-
-    def _record(self, call: Call, question: Question, run_id: str, outcome: _Outcome) -> None:
-        # A request bounds what its run weighs: one too large to keep is recorded without its question.
-        size = len(call.body) + len(call.query)
-        ids = outcome.ids if size <= _MOST_KEPT_BYTES else tuple(each[:64] for each in outcome.ids[:_IDS_OF_REFUSED])
-        kept = size <= _MOST_KEPT_BYTES and len(ids) == outcome.entities
-        self._measure(call, question, outcome)
-        values = outcome.values
-        # Digests are of the values: their process gets them, whatever their number.
-        weight = 0 if values is None else 10 * len(values) * outcome.entities
-        self._services.writer.put(
-            Entry(
-                id=run_id,
-                kind=question.kind,
-                target=question.target,
-                question=question if kept else None,
-                entity_ids=ids,
-                entity_count=outcome.entities,
-                hit_count=outcome.hits,
-                requested_timestamp=question.requested_timestamp,
-                latency_ms=round((time.perf_counter() - call.started) * 1_000),
-                api_key_fingerprint=call.caller.fingerprint,
-                correlation_id=call.correlation_id,
-                error=outcome.error,
-                created_at=self._services.clock.now(),
-                definition=outcome.commit_id,
-                seen=outcome.seen,
-                values=values,
-            ),
-            min(size, _MOST_KEPT_BYTES) + weight,
-        )
-
-    def _measure(self, call: Call, question: Question, outcome: _Outcome) -> None:
-        snapshot, metrics = self._services.current.snapshot, self._services.metrics
-        known = snapshot.views if question.shape == "lookup" else snapshot.plans
-        # A label per name that anybody asks for would have no end.
-        name = question.target if question.target in known else "other"
-        if outcome.error is None:
-            metrics.read(name, question.kind, time.perf_counter() - call.started)
-        else:
-            metrics.read_failed(name, outcome.error.partition(":")[0])
-
-
-def _answered(reply: Reply) -> _Outcome:
-    ids = reply.entity_ids
-    return _Outcome(ids, len(ids), reply.hits, reply.commit_id, seen=reply.seen, values=reply.values)
-
-
-def _refused(question: Question, error: ThymeError) -> _Outcome:
-    ids = tuple(str(given) for given in question.entity_ids[:_IDS_OF_REFUSED])
-    text = writable(f"{error.code}: {error}"[:_LONGEST_ERROR])
-    return _Outcome(ids, len(question.entity_ids), error=text)
 
 
 def _offline_question(body: OfflineRequest) -> Question:

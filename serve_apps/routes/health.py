@@ -9,6 +9,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 from featurelib.errors import StoreUnavailable
+from serve_apps.findings import Found, found_in
 from serve_apps.freshness import Shown
 from serve_apps.metrics import CONTENT_TYPE
 from serve_apps.routes.access import ServicesOf
@@ -53,10 +54,18 @@ def _shown(services: Services) -> Shown | None:
         return None  # the replica's own figures are wanted all the more
 
 
+def _found(services: Services) -> Found | None:
+    try:
+        return found_in(services.stores.registry, services.settings.monitor, services.clock.now())
+    except StoreUnavailable:
+        return None
+
+
 @router.head("/metrics", response_class=PlainTextResponse)
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics(services: ServicesOf) -> Response:
-    """Prometheus text: of this replica, and how fresh jobs and datasets are."""
+    """Prometheus text: of this replica, how fresh jobs and datasets are, and what the monitor found."""
     services.metrics.plan_version.set(services.current.snapshot.version)
     services.metrics.freshness.shown = _shown(services)
+    services.metrics.findings.found = _found(services)
     return Response(services.metrics.text(), media_type=CONTENT_TYPE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator
+from functools import cache
 from pathlib import Path
 
 import httpx2
@@ -33,6 +34,11 @@ CITIES = [
 ]
 
 
+@cache
+def _rides() -> str:
+    return compile_module(Path(__file__).parent / "rides.py").model_dump_json()
+
+
 class Platform:
     """Application, its stores, and a client per role."""
 
@@ -52,8 +58,7 @@ class Platform:
         return httpx2.AsyncClient(transport=transport, base_url="http://thyme", headers=headers)
 
     async def commit_rides(self, client: httpx2.AsyncClient) -> httpx2.Response:
-        commit = compile_module(Path(__file__).parent / "rides.py")
-        return await client.post("/api/v1/commit", content=commit.model_dump_json())
+        return await client.post("/api/v1/commit", content=_rides())
 
     def fold(self) -> None:
         """Apply everything in the log, as the workers of the embedded platform would."""

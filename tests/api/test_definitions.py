@@ -357,7 +357,7 @@ async def test_a_log_that_fails_in_the_middle_invites_no_second_sending(platform
         message = "the log does not answer"
         raise StoreUnavailable(message)
 
-    monkeypatch.setattr(platform.services.stores.log, "append", away)
+    monkeypatch.setattr(platform.services.stores.log, "append_shares", away)
     answer = await client.post("/api/v1/log", json={"dataset": "Ride", "events": [{}]})
     assert (answer.status_code, answer.json()["error"]) == (503, "maybe_taken")
     assert "may have been taken" in answer.json()["detail"]

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from featurelib.clock import HOUR, format_instant
+from featurelib.clock import HOUR, MINUTE, format_instant
 from featurelib.stores.backfill_requests import BackfillRequests
 from featurelib.stores.registry import JobRecord
-from serve_apps.routes.backfills import BackfillView
+from serve_apps.routes.backfills import BackfillPrice, BackfillView
 from serve_apps.routes.jobs import JobView
 from tests.api.conftest import NOON
 
@@ -72,7 +72,10 @@ async def test_orders_need_a_writer(platform, committed):
         ("POST", f"{JOB}/restart", None),
         ("PATCH", JOB, {"partition_count": 2}),
         ("POST", BACKFILLS, {"pipeline": "by_rider"}),
+        ("POST", f"{BACKFILLS}?dry_run=true", {"pipeline": "by_rider"}),
         ("POST", f"{BACKFILLS}/5b0f4a53-9a68-4d36-8a2f-4e1f2f6b6e11/cancel", None),
+        ("POST", f"{BACKFILLS}/5b0f4a53-9a68-4d36-8a2f-4e1f2f6b6e11/rollback", None),
+        ("POST", f"{BACKFILLS}/5b0f4a53-9a68-4d36-8a2f-4e1f2f6b6e11/drop", None),
     ]
     async with platform.client("reader") as reader:
         for method, path, body in orders:
@@ -153,4 +156,61 @@ async def test_a_backfill_that_is_not_there_is_not_found(committed):
     assert (await committed.get(BACKFILLS, params={"pipeline": "by_bus"})).status_code == 404
     for name in ("nothing", "%00", "5b0f4a53-9a68-4d36-8a2f-4e1f2f6b6e11", "%F0%9F%98%80" * 9):
         assert (await committed.get(f"{BACKFILLS}/{name}")).status_code == 404
-        assert (await committed.post(f"{BACKFILLS}/{name}/cancel")).status_code == 404
+        for order in ("cancel", "rollback", "drop"):
+            assert (await committed.post(f"{BACKFILLS}/{name}/{order}")).status_code == 404
+
+
+async def test_a_dry_run_prices_a_backfill_and_begins_nothing(platform, committed):
+    rides = [
+        {"ride": f"r{n}", "rider": n, "city": "x", "fare": n, "at": format_instant(NOON - (40 - n) * MINUTE)}
+        for n in range(40)
+    ]
+    assert (await committed.post("/api/v1/log", json={"dataset": "Ride", "events": rides})).status_code == 200
+    answer = await committed.post(f"{BACKFILLS}?dry_run=true", json={"pipeline": "by_rider"})
+    price = answer.json()
+    assert answer.status_code == 200
+    assert BackfillPrice.model_validate(price, extra="forbid").model_dump() == price
+    assert (price["pipeline"], price["rows"], price["keys"], price["rough"]) == ("by_rider@1", 40, 40, False)
+    assert price["state_bytes"] > 0
+    later = format_instant(NOON - 10 * MINUTE)
+    some = await committed.post(f"{BACKFILLS}?dry_run=1", json={"pipeline": "by_rider", "since": later})
+    assert some.json()["rows"] == 10
+    assert (await committed.get(BACKFILLS)).json() == []
+    ahead = await committed.post(f"{BACKFILLS}?dry_run=1", json={"pipeline": "by_rider", "to": "2026-03-01T12:00:01Z"})
+    assert (ahead.status_code, ahead.json()["error"]) == (400, "invalid_request")
+
+
+async def test_the_end_of_the_span_may_be_called_to(committed):
+    body = {"pipeline": "by_rider", "to": "2026-03-01T11:00:00Z"}
+    assert (await committed.post(BACKFILLS, json=body)).json()["until"] == "2026-03-01T11:00:00Z"
+
+
+async def test_a_complete_backfill_is_rolled_back_while_the_state_before_is_kept(platform, committed):
+    requests = BackfillRequests(platform.registry.database, platform.clock)
+    asked = (await committed.post(BACKFILLS, json={"pipeline": "by_rider"})).json()
+    one = f"{BACKFILLS}/{asked['id']}"
+    early = await committed.post(f"{one}/rollback")
+    assert (early.status_code, early.json()["error"]) == (409, "conflict")
+    assert "only a complete one" in early.json()["detail"]
+    assert (await committed.post(f"{one}/drop")).status_code == 409
+    requests.built(asked["id"])
+    requests.completed(requests.get(asked["id"]), "9 rows rebuilt", 1, platform.clock.now() + HOUR)
+    shown = (await committed.get(one)).json()
+    assert (shown["state"], shown["previous"], shown["kept_until"]) == ("complete", 1, format_instant(NOON + HOUR))
+    for _ in range(2):
+        rolling = await committed.post(f"{one}/rollback")
+        assert (rolling.status_code, rolling.json()["state"]) == (200, "rolling_back")
+    assert (await committed.post(BACKFILLS, json={"pipeline": "by_rider"})).status_code == 409
+    requests.rolled_back(requests.get(asked["id"]), "generation 1 is served again")
+    dropped = (await committed.post(f"{one}/drop")).json()
+    assert (dropped["state"], dropped["kept_until"]) == ("rolled_back", format_instant(platform.clock.now()))
+
+
+async def test_what_is_not_kept_any_more_cannot_be_gone_back_to(platform, committed):
+    requests = BackfillRequests(platform.registry.database, platform.clock)
+    asked = (await committed.post(BACKFILLS, json={"pipeline": "by_rider"})).json()
+    requests.built(asked["id"])
+    requests.completed(requests.get(asked["id"]), "9 rows rebuilt")
+    refused = await committed.post(f"{BACKFILLS}/{asked['id']}/rollback")
+    assert (refused.status_code, refused.json()["error"]) == (409, "conflict")
+    assert "is not kept any more" in refused.json()["detail"]

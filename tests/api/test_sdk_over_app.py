@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import httpx2
@@ -10,7 +11,7 @@ import pytest
 
 from featurelib.client import AsyncThymeClient, Config
 from featurelib.compile import compile_module
-from featurelib.errors import Forbidden, NotFound, Unauthenticated
+from featurelib.errors import FailedPrecondition, Forbidden, InvalidRequest, NotFound, Unauthenticated
 
 RIDES = Path(__file__).parent / "rides.py"
 
@@ -107,6 +108,32 @@ async def test_an_admin_makes_a_key_that_opens_until_it_is_revoked(platform, sdk
         await sdk.keys()
 
 
+async def test_a_principal_keeps_secrets_as_far_as_its_role_goes(platform):
+    async with client_of(platform, "admin") as admin:
+        await admin.create_principal("service_account", "load")
+        made = await admin.create_key("reader", principal="load")
+        await admin.create_scope("payments")
+        await admin.put_secret("payments", "password", "s3cret")
+        config = Config("http://thyme/api/v1/commit", "http://thyme", "http://thyme", api_key=made["key"])
+        async with AsyncThymeClient(config, transport=httpx2.ASGITransport(platform.application)) as load:
+            with pytest.raises(Forbidden):
+                await load.secret("payments", "password")
+            await admin.assign_role("read_scope_role", "load", "scope:payments")
+            assert (await load.secret_scopes(), await load.secrets("payments")) == (["payments"], ["password"])
+            assert await load.secret("payments", "password") == "s3cret"
+            with pytest.raises(Forbidden):
+                await load.delete_secret("payments", "password")
+            await admin.unassign_role("read_scope_role", "load", "scope:payments")
+            assert await load.secret_scopes() == []
+        assert (await admin.rotate_secrets())["values"] == 1
+        with pytest.raises(FailedPrecondition, match="holds 1 secret"):
+            await admin.delete_scope("payments")
+        await admin.delete_secret("payments", "password")
+        await admin.delete_scope("payments")
+        with pytest.raises(NotFound):
+            await admin.secrets("payments")
+
+
 async def test_the_catalogue_is_found_followed_and_edited(sdk):
     found = await sdk.search("rider", kinds=["featureset", "dataset"])
     assert "Rider" in {each["name"] for each in found["featuresets"]}
@@ -131,3 +158,26 @@ async def test_jobs_and_backfills_are_ordered_and_refused(sdk):
     assert (await sdk.cancel_backfill(asked["id"]))["state"] in {"cancelling", "cancelled"}
     with pytest.raises(NotFound):
         await sdk.pause_job("nothing")
+
+
+async def test_tables_and_lines_of_any_length_are_logged_once_under_their_key(platform, sdk, monkeypatch):
+    monkeypatch.setattr("featurelib.client.parts._ROWS_PER_PART", 2)
+    monkeypatch.setattr("featurelib.client.parts._BYTES_PER_PART", 200)
+    rows = [
+        {"ride": f"n{number}", "rider": number, "city": "Oslo", "fare": -number / 0.5, "at": "2026-03-01T09:00:00Z"}
+        for number in range(5)
+    ]
+    table = pl.DataFrame(rows)
+    before = sum(head.next_offset for head in platform.log.heads("Ride@1", 2))
+    for given, accepted in ((table, 5), (table.to_arrow(), 0), (table.to_arrow().to_reader(), 0)):
+        done = await sdk.log_arrow("Ride", given, idempotency_key="may")
+        assert (done["records"], done["events_sent"], done["duplicates"]) == (5, accepted, 5 - accepted)
+    assert (await sdk.log_arrow("Ride", table.to_pandas()))["events_sent"] == 5
+    texts = [json.dumps(row) for row in rows[:2]] + [json.dumps(rows[2]).encode() + b"\r\n", "nonsense\n", rows[3]]
+    for accepted in (4, 0):
+        done = await sdk.log_lines("Ride", texts, idempotency_key="june")
+        assert (done["records"], done["events_sent"], done["duplicates"]) == (5, accepted, 4 - accepted)
+        assert [(bad["row"], bad["reason"]) for bad in done["problems"]] == [(3, "malformed")]
+    assert sum(head.next_offset for head in platform.log.heads("Ride@1", 2)) == before + 14
+    with pytest.raises(InvalidRequest, match="list"):
+        await sdk.log_arrow("Ride", rows)

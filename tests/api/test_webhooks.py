@@ -57,6 +57,35 @@ async def hook(platform, client, monkeypatch):
         yield stranger
 
 
+async def test_a_secret_that_the_platform_keeps_itself_holds_from_the_moment_it_is_put(platform):
+    body = json.dumps([order(1)]).encode()
+    path = "/api/v1/secrets-service/scopes/hooks"
+    async with platform.client("admin") as admin, platform.client(None) as stranger:
+        await admin.post(path)
+        await declare(admin, secret=SecretRef(kind="scope", value="hooks/orders"))
+        assert (await stranger.post(PATH, content=body, headers=signed(body))).status_code == 503
+        for secret in (SECRET, "whsec_another"):
+            await admin.put(f"{path}/keys/orders", json={"value": secret})
+            assert (await stranger.post(PATH, content=body, headers=signed(body, secret))).status_code == 200
+        assert (await stranger.post(PATH, content=body, headers=signed(body))).status_code == 401
+
+
+async def test_who_may_not_read_a_secret_may_not_have_a_source_use_it(platform, client):
+    connector = ConnectorDef(type="webhook", config={"secret": SecretRef(kind="scope", value="hooks/orders")})
+    commit = Commit(datasets=(ORDER,), sources=(SourceDef(dataset="Order", connector=connector),))
+    body = commit.model_dump_json()
+    for path in ("/api/v1/commit", "/api/v1/plan", "/api/v1/commit?dry_run=true"):
+        refused = await client.post(path, content=body)
+        assert (refused.status_code, refused.json()["error"]) == (403, "forbidden"), path
+        assert "hooks/orders" in refused.json()["detail"]
+    async with platform.client("admin") as admin:
+        assert (await admin.post("/api/v1/commit", content=body)).status_code == 200
+        (shown,) = (await admin.get("/api/v1/sources")).json()
+    assert "hooks/orders" in json.dumps(shown), "an operator needs to know where it is kept"
+    # What is there already may be sent again by anybody who may commit.
+    assert (await client.post("/api/v1/commit", content=body)).json()["no_op"] is True
+
+
 @pytest.mark.parametrize("scheme", ["sha256=", ""])
 async def test_a_signed_delivery_needs_no_key(platform, hook, scheme):
     body = json.dumps([order(1), order(2)]).encode()
@@ -190,16 +219,14 @@ async def test_a_delivery_that_is_sent_again_counts_once(platform, hook, header)
 
 async def test_an_answer_of_success_is_given_only_when_the_log_holds_the_records(platform, hook, monkeypatch):
     body = json.dumps([order(number) for number in range(6)]).encode()
-    append, left = Log.append, [1]
+    whole = Log.append_shares
 
-    def failing(*args, **kwargs):
-        if not left.pop():
-            message = "lost"
-            raise StoreUnavailable(message)
-        left.append(0)
-        return append(*args, **kwargs)
+    def half(log, dataset, shares, *args, **kwargs):
+        whole(log, dataset, shares[:1], *args, **kwargs)
+        message = "lost"
+        raise StoreUnavailable(message)
 
-    monkeypatch.setattr(Log, "append", failing)
+    monkeypatch.setattr(Log, "append_shares", half)
     headers = {**signed(body), "Idempotency-Key": "k"}
     answer = await hook.post(PATH, content=body, headers=headers)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")

@@ -352,3 +352,11 @@ def test_a_variable_that_the_platform_does_not_pass_on_is_said_to_need_another_n
     with pytest.raises(SourceError, match=f"{variable}.*has not set") as caught:
         resolve(SecretRef(kind="env", value=variable), "postgres source of Order: password")
     assert ("choose another name" in str(caught.value)) is is_own
+
+
+@pytest.mark.parametrize("variable", ["THYME_SECRETS__KEY", "THYME_REGISTRY__URL", "THYME_SNOWFLAKE__WORKSPACE"])
+def test_a_setting_of_the_platform_is_given_to_no_connector(variable, monkeypatch):
+    monkeypatch.setenv(variable, "5ecret")
+    with pytest.raises(SourceError, match=f"{variable}.*a setting of the platform") as caught:
+        resolve(SecretRef(kind="env", value=variable), "postgres source of Order: password")
+    assert "5ecret" not in str(caught.value)

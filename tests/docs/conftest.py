@@ -11,6 +11,7 @@ import pytest
 from featurelib.clock import SystemClock
 from featurelib.definitions import ref
 from featurelib.settings import Settings
+from featurelib.stores.archive import Archive
 from featurelib.stores.log import Log
 from featurelib.stores.registry import Registry
 from jobs.pipeline import PipelineTask
@@ -19,9 +20,11 @@ from serve_apps.listener import Listener
 from serve_apps.services import open_services
 from serve_apps.web import Application
 
+_ALL = 1_000_000
+
 
 class DocsPlatform:
-    """Serves on a free port; :meth:`fold` does what the workers of a running platform do all the time."""
+    """Serves on a free port; :meth:`fold` does what the workers and the archiver of a platform do all the time."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -43,11 +46,14 @@ class DocsPlatform:
         self._registry.close()
 
     def fold(self) -> None:
-        """Apply everything that is in the log."""
+        """Apply and archive everything that is in the log."""
         definitions = self._registry.definitions()
-        log = Log(self._redis_url, SystemClock())
+        log, archive = Log(self._redis_url, SystemClock()), Archive(self._settings.archive_url)
         for dataset in log_datasets(definitions):
-            log.create(ref(dataset), self._settings.pipeline.partition_count)
+            for partition in range(log.create(ref(dataset), self._settings.pipeline.partition_count)):
+                records = log.read(ref(dataset), partition, archive.archived_offset(dataset, partition), _ALL)
+                if records is not None:
+                    archive.append(dataset, records)
         log.close()
         for pipeline in pipelines_of(definitions):
             for partition in range(self._settings.pipeline.partition_count):
@@ -73,6 +79,9 @@ def platform(tmp_path: Path, empty_redis_url: str, monkeypatch: pytest.MonkeyPat
         "THYME_API_BASE": platform.url,
         "THYME_QUERY_URL": platform.url,
         "THYME_API_KEY": platform.key,
+        # Jobs read the platform's own settings.
+        "THYME_DATA_DIR": str(data),
+        "THYME_ONLINE__REDIS_URL": empty_redis_url,
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("THYME_API_URL", raising=False)

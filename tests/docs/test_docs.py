@@ -5,7 +5,7 @@ of a running platform do. What a fence is, its first line says:
 
     ```python                    runs; the fences of a page share their names
     ```python title="name.py"    becomes a file in the reader's folder; it must compile as a module of definitions
-    ```shell run                 its `thyme` commands run
+    ```shell run                 its `thyme` and `python -m jobs.…` commands run
     ```text output               what the fence before it printed, exactly
 """
 
@@ -36,7 +36,7 @@ from featurelib.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(ROOT.glob("docs/**/*.md"))
 PACKAGES = ("featurelib", "jobs", "serve_apps", "cluster")
-HOSTS = {"127.0.0.1", "localhost", "keepachangelog.com", "semver.org"}
+HOSTS = {"127.0.0.1", "localhost", "keepachangelog.com", "semver.org", "delta.io"}
 
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -91,7 +91,7 @@ def test_the_examples_of_a_page_run_and_print_what_it_says(path: Path, platform,
             printed = run_python(fence, tmp_path / f"line_{fence.line}.py", names)
             platform.fold()
         elif fence.info == "shell run":
-            printed = "".join(run_command(line) for line in fence.body.splitlines() if line.startswith("thyme "))
+            printed = "".join(map(run_line, fence.body.replace("\\\n", "").splitlines()))
             platform.fold()
 
 
@@ -101,6 +101,20 @@ def run_python(fence: Fence, file: Path, names: ModuleType) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         exec(compile(fence.body, str(file), "exec", dont_inherit=True), vars(names))  # running it is the test
+    return output.getvalue()
+
+
+def run_line(line: str) -> str:
+    if line.startswith("python -m jobs."):
+        return run_job(shlex.split(line)[2:])
+    return run_command(line) if line.startswith("thyme ") else ""
+
+
+def run_job(arguments: list[str]) -> str:
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(output):
+        patched.setattr(sys, "argv", arguments)
+        importlib.import_module(arguments[0]).main()
     return output.getvalue()
 
 
@@ -255,6 +269,8 @@ def event_types() -> set[str]:
     makers = {"_event", "_send", "_key_event"}
     named = {text for call, _ in calls() for text in texts(call, "event_type", None)}
     named |= {text for call, name in calls() if name in makers for text in texts(call, "event_type", 0)}
+    # Beside a connection: who tells of it inside the transaction that does it.
+    named |= {text for call, name in calls() if name == "_told_within" for text in texts(call, "event_type", 1)}
     return {text for text in named if is_code(text)}
 
 

@@ -192,7 +192,7 @@ def run() -> Run:
             started = time.monotonic()
             platform.thyme("down")
             down_s = time.monotonic() - started
-        return Run(demo_s, rate(samples), answer_s, served_s, down_s, platform.left_behind(), control())
+        return Run(demo_s, rate(samples), answer_s, served_s, down_s, len(platform.left_behind()), control())
 
 
 def main() -> None:

@@ -25,11 +25,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx2
+import psutil
 import redis
 from deltalake import DeltaTable
 from rich.console import Console
@@ -317,7 +318,8 @@ class Soak:
         found = self.town.platform.processes(title, part)
         hit = [self.chosen.choice(found)] if one and found else found
         for process in hit:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it may end meanwhile, by itself
+                process.kill()
         return len(hit)
 
     def worker_killed(self) -> int:
@@ -346,9 +348,12 @@ class Soak:
         if not found:
             return 0
         frozen = self.chosen.choice(found)
-        frozen.send_signal(signal.SIGSTOP)
+        try:
+            frozen.send_signal(signal.SIGSTOP)
+        except psutil.NoSuchProcess:  # it ended meanwhile: another one is frozen
+            return 0
         threading.Event().wait(LEASE_S + 2.0)
-        if frozen.is_running():
+        with suppress(psutil.NoSuchProcess):  # replaced
             frozen.send_signal(signal.SIGCONT)
         return 1
 

@@ -81,11 +81,37 @@ OPERATIONS = {
     "backfills": (lambda c: c.backfills(), {"GET /api/v1/backfills": [{"id": "b"}]}),
     "backfill": (lambda c: c.backfill("b"), {"GET /api/v1/backfills/b": {"id": "b"}}),
     "cancel_backfill": (lambda c: c.cancel_backfill("b"), {"POST /api/v1/backfills/b/cancel": {"id": "b"}}),
+    "price_backfill": (lambda c: c.price_backfill("p", until=0), {"POST /api/v1/backfills": {"rows": 5}}),
+    "roll_back_backfill": (lambda c: c.roll_back_backfill("b"), {"POST /api/v1/backfills/b/rollback": {"id": "b"}}),
+    "drop_backfill": (lambda c: c.drop_backfill("b"), {"POST /api/v1/backfills/b/drop": {"id": "b"}}),
     "keys": (lambda c: c.keys(), {"GET /api/v1/keys": [{"fingerprint": "f"}]}),
     "create_key": (
         lambda c: c.create_key("writer", name="n", rate_limit=5),
         {"POST /api/v1/keys": (201, {"key": "t"})},
     ),
+    "register_public_key": (
+        lambda c: c.register_public_key("PEM", "USER", "writer", principal="load"),
+        {"POST /api/v1/keys/public": (201, {"label": "USER"})},
+    ),
+    "principals": (lambda c: c.principals("user"), {"GET /api/v1/principals": [{"name": "ann"}]}),
+    "create_principal": (
+        lambda c: c.create_principal("group", "crew", description="d"),
+        {"POST /api/v1/principals": (201, {"name": "crew"})},
+    ),
+    "change_members": (
+        lambda c: c.change_members("crew", ["load"]),
+        {"POST /api/v1/principals/crew/members": {"name": "crew"}},
+    ),
+    "set_active": (lambda c: c.set_active("load", False), {"PATCH /api/v1/principals/load": {"is_active": False}}),
+    "assign_role": (
+        lambda c: c.assign_role("consumer", "load", "workspace:prod"),
+        {"POST /api/v1/authorization-service/assign-roles": {}},
+    ),
+    "put_secret": (
+        lambda c: c.put_secret("a b", "k", "v"),
+        {"PUT /api/v1/secrets-service/scopes/a%20b/keys/k": {}},
+    ),
+    "secret": (lambda c: c.secret("s", "k"), {"GET /api/v1/secrets-service/scopes/s/keys/k": {"value": "v"}}),
     "revoke_key": (lambda c: c.revoke_key("f"), {"DELETE /api/v1/keys/f": {"fingerprint": "f"}}),
     "search": (lambda c: c.search("x", kinds=["dataset"], tags=["a", "b:c"]), {"GET /api/v1/search": {"datasets": []}}),
     "lineage": (lambda c: c.lineage("F", direction="upstream"), {"GET /api/v1/lineage": {"nodes": []}}),
@@ -103,6 +129,15 @@ OPERATIONS = {
         lambda c: c.edit_metadata("dataset", "D", owner="ann", tags=["raw"]),
         {"PATCH /api/v1/metadata/dataset/D": {"owner": "ann"}},
     ),
+    "consistency": (lambda c: c.consistency("F", hours=3), {"GET /api/v1/consistency": {"features": []}}),
+    "statistics": (
+        lambda c: c.statistics("F", "f", since="2026-01-01"),
+        {"GET /api/v1/featuresets/F/statistics": {"columns": []}},
+    ),
+    "dataset_statistics": (
+        lambda c: c.dataset_statistics("D", version=2, reference_since=0, reference_until=0),
+        {"GET /api/v1/datasets/D/statistics": {"columns": []}},
+    ),
     "replay": (lambda c: c.replay("r", knowledge="as_served"), {"POST /query-runs/r/replay": {"kind": "online"}}),
 }
 BODIES = {
@@ -110,15 +145,25 @@ BODIES = {
     "query_offline": {"featureset": "F", "queries": [{"entity_id": "a", "timestamp": "1970-01-01T00:00:00Z"}]},
     "start_backfill": {"pipeline": "p", "since": "1970-01-01T00:00:00Z"},
     "create_key": {"role": "writer", "label": "n", "rate_limit": 5},
+    "register_public_key": {"public_key": "PEM", "label": "USER", "role": "writer", "principal": "load"},
+    "put_secret": {"value": "v"},
     "deprecate": {"reason": "old"},
     "edit_metadata": {"owner": "ann", "tags": {"raw": ""}},
 }
 PARAMETERS = {
     "query": {"featureset": "F", "entity_id": "a", "timestamp": "1970-01-01T00:00:00Z", "explain": "true"},
     "plan": {"keys": "5"},
+    "principals": {"kind": "user"},
     "search": {"q": "x", "kinds": "dataset", "tags": "a,b:c"},
     "lineage": {"node": "F", "direction": "upstream"},
     "featureset_diff": {"from": "1", "to": "2"},
+    "consistency": {"target": "F", "hours": "3"},
+    "statistics": {"feature": "f", "since": "2026-01-01T00:00:00Z"},
+    "dataset_statistics": {
+        "version": "2",
+        "reference_since": "1970-01-01T00:00:00Z",
+        "reference_until": "1970-01-01T00:00:00Z",
+    },
     "replay": {"knowledge": "as_served"},
 }
 
@@ -355,6 +400,27 @@ def test_columns_named_like_requested_features_are_their_values(client, service)
     assert [each.get("inputs") for each in service.asked[-1].json["queries"]] == [{"price": 2.5}, None]
 
 
+@pytest.mark.parametrize("arrow", [True, False])
+def test_labels_of_a_file_stand_between_instants_and_features(client, service, tmp_path, arrow):
+    rows = pl.DataFrame({"bought": [True, None], "entity_id": ["007", "8"], "timestamp": [0, 60], "split": ["a", "b"]})
+    rows.write_csv(tmp_path / "spine.csv")
+    instants = ["1970-01-01T00:00:00Z", "1970-01-01T00:01:00Z"]
+    answer = pa.table({"entity_id": ["007", "8"], "timestamp": instants, "x": [1, 2]})
+    results = [
+        {"entity_id": a, "timestamp": b, "features": {"x": c}}
+        for a, b, c in zip(*answer.to_pydict().values(), strict=True)
+    ]
+    tabular, plain = (200, arrow_stream(answer), ARROW_TYPE), {"results": results}
+    service.answers["POST /features/offline"] = tabular if arrow else plain
+    service.answers["GET /api/v1/featuresets"] = []
+    result = client.query_offline("F", tmp_path / "spine.csv", labels=True)
+    assert [each["entity_id"] for each in service.asked[-1].json["queries"]] == ["007", "8"]
+    assert result.columns == ["entity_id", "timestamp", "bought", "split", "x"]
+    assert [(row["bought"], row["split"], row["x"]) for row in result] == [(True, "a", 1), (None, "b", 2)]
+    with pytest.raises(InvalidRequest, match="'x' is a column of the result already"):
+        client.query_offline("F", rows.with_columns(x=1), labels=True)
+
+
 @pytest.mark.parametrize(
     ("rows", "error", "text"),
     [
@@ -364,7 +430,8 @@ def test_columns_named_like_requested_features_are_their_values(client, service)
             InvalidTimestamp,
             "row 1, timestamp",
         ),
-        ("rows.parquet", InvalidRequest, "not str"),
+        ("rows.parquet", InvalidRequest, "there is nothing at rows.parquet"),
+        (5, InvalidRequest, "not int"),
         ([1], InvalidRequest, "row 0 is int"),
     ],
 )

@@ -76,6 +76,32 @@ def test_backfills_are_listed_and_cancelled(run, service):
     assert "is cancelling" in run("backfill", "cancel", BACKFILL["id"]).stdout
 
 
+def test_a_backfill_is_priced_rolled_back_and_dropped(run, service):
+    price = {
+        "pipeline": "by_shop@1",
+        "records": 1_200_000,
+        "archive_bytes": 31_000_000,
+        "rows": 1_000_000,
+        "keys": 12_000,
+        "state_bytes": 58_000_000,
+        "seconds": 21.5,
+        "rough": True,
+    }
+    service.answers["POST /api/v1/backfills"] = price
+    out = run("backfill", "start", "by_shop", "--to", "2026-01-01", "--dry-run").stdout
+    assert service.asked[0].parameters == {"dry_run": "true"}
+    assert service.asked[0].json == {"pipeline": "by_shop", "until": "2026-01-01T00:00:00Z"}
+    assert out == (
+        "a backfill of by_shop@1 would read 1,200,000 records (31.0 MB of the archive), fold roughly 1,000,000 rows"
+        " into 12,000 keys of 58.0 MB, and take roughly 22 s\n"
+    )
+    assert json.loads(run("backfill", "start", "by_shop", "--dry-run", "--json").stdout) == price
+    service.answers[f"POST {ONE}/rollback"] = {**BACKFILL, "state": "rolling_back"}
+    assert "is rolling_back" in run("backfill", "rollback", BACKFILL["id"]).stdout
+    service.answers[f"POST {ONE}/drop"] = {**BACKFILL, "state": "complete"}
+    assert "is complete" in run("backfill", "drop", BACKFILL["id"]).stdout
+
+
 def test_logs_are_followed_from_the_newest_one_shown(run, service):
     first, second = {**EVENT, "id": "1", "message": "one"}, {**EVENT, "id": "2", "message": "two"}
     third = {**EVENT, "id": "3", "message": "three"}

@@ -141,6 +141,22 @@ def test_rows_of_a_file_are_asked_with_their_inputs_in_order(run, offline, tmp_p
     ]
 
 
+def test_labels_of_a_file_are_kept_when_asked_for_and_knowledge_is_sent(run, offline, tmp_path):
+    write_rows(tmp_path / "rows.parquet")
+    table = pl.read_parquet(tmp_path / "rows.parquet").with_columns(bought=pl.Series([True, False, None]))
+    table.write_ipc(tmp_path / "rows.arrow")
+    (tmp_path / "folder").mkdir()
+    table.write_parquet(tmp_path / "folder" / "part.parquet")
+    columns = ("--entity-column", "user", "--timestamp-column", "at", "--labels", "--json", "--batch-size", 2)
+    for name in ("rows.arrow", "folder"):
+        result = run("query-offline", "F", "-i", tmp_path / name, *columns, "--knowledge", "as_served")
+        assert result.exit_code == 0, result.stderr
+        rows = json.loads(result.stdout)
+        assert list(rows[0]) == ["entity_id", "timestamp", "bought", "x"]
+        assert [(row["bought"], row["x"]) for row in rows] == [(True, "of a"), (False, "of b"), (None, "of c")]
+    assert {each.json["knowledge"] for each in offline.asked if each.method == "POST"} == {"as_served"}
+
+
 def test_pairs_of_options_are_rows_too(run, offline):
     result = run("query-offline", "F", "-e", "a", "--at", "2026-01-01", "-e", "b", "--at", "1767225600", "-f", "csv")
     assert result.stdout.splitlines()[1:] == ["a,2026-01-01T00:00:00Z,of a", "b,2026-01-01T00:00:00Z,of b"]

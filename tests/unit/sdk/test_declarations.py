@@ -510,6 +510,10 @@ def test_a_closure_as_transform_is_a_type_error_where_it_stands():
         pytest.param(lambda: Backfill(since=datetime(2026, 6, 1)), ValueError, id="naive datetime"),  # noqa: DTZ001
         pytest.param(lambda: Backfill(since="2026-06-01"), TypeError, id="text as datetime"),
         pytest.param(lambda: Secret(env="A", name="B"), ValueError, id="two secrets"),
+        pytest.param(lambda: Secret(scope="a"), ValueError, id="a scope without a key"),
+        pytest.param(lambda: Secret(key="a"), ValueError, id="a key without a scope"),
+        pytest.param(lambda: Secret(scope="a", key="b", env="C"), ValueError, id="a scope and a variable"),
+        pytest.param(lambda: Secret(scope="a/b", key="c"), ValueError, id="a scope with a slash"),
         pytest.param(lambda: LastK(of="x", k=0), ValueError, id="k below one"),
         pytest.param(lambda: Sum(of="x", window="5 m"), ValueError, id="duration with a space"),
         pytest.param(lambda: feature(2), TypeError, id="positional argument"),
@@ -567,6 +571,8 @@ def test_a_credential_is_stored_as_a_tagged_reference_and_never_shown():
     by_env = PostgresSource(table="t", password=Secret(env="PASSWORD"))
     literal = PostgresSource(table="t", password="hunter2")
     assert by_env.to_dict()["password"] == {"kind": "env", "value": "PASSWORD"}
+    kept = PostgresSource(table="t", password=Secret(scope="warehouse", key="password"))
+    assert kept.to_dict()["password"] == {"kind": "scope", "value": "warehouse/password"}
     assert literal.to_dict()["password"] == {"kind": "literal", "value": "hunter2"}
     assert "hunter2" not in repr(literal)
     assert "hunter2" not in repr(KafkaSource(topic="t", schema_registry_url="https://reader:hunter2@schemas.internal"))

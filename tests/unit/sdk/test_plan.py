@@ -2,6 +2,7 @@
 
 import pytest
 
+from featurelib.clock import parse_instant
 from featurelib.compile import compile_module
 from featurelib.definitions import BackfillDef, Definitions
 from featurelib.errors import BreakingChange, DefinitionError
@@ -13,6 +14,8 @@ from featurelib.plan import (
     StartSource,
     StoreDefinition,
     breaking_changes,
+    commit_id,
+    dated,
     plan,
 )
 from featurelib.validation import merged
@@ -410,13 +413,34 @@ def test_a_dataset_that_a_committed_pipeline_reads_keeps_its_version(compiled):
     ("before", "after", "code"),
     [
         ("by_shop", "shop_index", "reserved_name"),
-        ("@pipeline(version=1)", "@pipeline(version=1, backfill=None)", "unsupported_backfill"),
     ],
 )
 def test_what_would_not_be_obeyed_is_refused(compiled, before, after, code):
     with pytest.raises(DefinitionError) as caught:
         plan(NOTHING, compiled((before, after)))
     assert [problem.code for problem in caught.value.problems] == [code]
+
+
+def test_a_pipeline_without_history_keeps_the_instant_of_its_first_commit(compiled):
+    without = ("@pipeline(version=1)", "@pipeline(version=1, backfill=None)")
+    first = dated(compiled(without), NOTHING, 1_000)
+    assert first.pipelines[0].backfill == BackfillDef(enabled=False, from_us=1_000)
+    again = dated(compiled(without), _after(first), 2_000)
+    assert again.pipelines == first.pipelines
+    assert plan(_after(first), again).no_op
+    assert commit_id(dated(compiled(without), NOTHING, 2_000)) == commit_id(first)
+
+
+def test_where_history_begins_is_part_of_what_a_pipeline_means(compiled):
+    since = ("@pipeline(version=1)", "@pipeline(version=1, backfill=Backfill(since=datetime(2026, 1, 1, tzinfo=UTC)))")
+    head = ("from datetime import datetime", "from datetime import UTC, datetime\nfrom featurelib import Backfill")
+    limited = compiled(since, head)
+    assert limited.pipelines[0].backfill.since_us == parse_instant("2026-01-01T00:00:00Z")
+    with pytest.raises(BreakingChange) as caught:
+        plan(_after(compiled()), limited)
+    (problem,) = caught.value.problems
+    assert problem.code == "backfill_changed"
+    assert "records dated since 2026-01-01T00:00:00Z, and counted all records" in problem.message
 
 
 def test_a_rekeyed_dataset_and_pipeline_are_both_named(compiled):
