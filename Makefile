@@ -37,17 +37,21 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests of whole platforms mostly wait, so they run beside all the others, which give way to them. Platforms run in
-# sessions of their own, and where the kernel groups processes by session, niceness means nothing outside of one: the
-# others are a session of their own too, and the session is nice. Their frames are small: threads would only wake up.
-GIVING_WAY := POLARS_MAX_THREADS=1 setsid nice -n 19 sh -c '{ echo 19 >/proc/self/autogroup; } 2>/dev/null; exec "$$0" "$$@"'
+# Tests of whole platforms mostly wait, so they run beside all the others, which give way to them: one process for the
+# tests over real stores, one for the rest. Platforms run in sessions of their own, and where the kernel groups processes
+# by session, niceness means nothing outside of one: each of the others is a nice session too. Their frames are small:
+# threads would only wake up.
+GIVING_WAY := POLARS_MAX_THREADS=1 setsid nice -n 5 sh -c '{ echo 5 >/proc/self/autogroup; } 2>/dev/null; exec "$$0" "$$@"'
+OVER_STORES := tests/api tests/contract
 
 unit: install ## every test (TEST_PROFILE=soak: random tests draw all they can)
 	@mkdir -p build
-	@trap 'kill $$platforms $$rest' INT TERM; \
+	@trap 'kill $$platforms $$stores $$rest' INT TERM; \
 	$(BIN)/python -m pytest -m cluster >build/platform-tests.log 2>&1 & platforms=$$!; \
-	$(GIVING_WAY) $(BIN)/python -m pytest -m "not cluster" & rest=$$!; \
-	wait $$rest; failed=$$?; wait $$platforms; failed=$$((failed | $$?)); cat build/platform-tests.log; exit $$failed
+	$(GIVING_WAY) $(BIN)/python -m pytest -m "not cluster" $(OVER_STORES) >build/store-tests.log 2>&1 & stores=$$!; \
+	$(GIVING_WAY) $(BIN)/python -m pytest -m "not cluster" $(OVER_STORES:%=--ignore=%) & rest=$$!; \
+	failed=0; for each in $$rest $$stores $$platforms; do wait $$each || failed=1; done; \
+	cat build/store-tests.log build/platform-tests.log; exit $$failed
 
 bench: install ## BENCH=<name>: measure, print a table, write build/bench/<name>.json
 	@test -n "$(BENCH)" || { echo "usage: make bench BENCH=<name>; there are:"; ls tests/load/bench_*.py | sed -E 's/.*bench_(.*)\.py/  \1/'; exit 2; }

@@ -761,7 +761,7 @@ class Log:
         late, newest = mark_late(times, head.newest_us, lateness.max_lateness_us, now + lateness.max_clock_skew_us)
         late_count = int(late.sum())
         following = head.next_offset + len(records)
-        # Should the answer be lost, the client sends the script again: it knows its own append by this.
+        # A client that was told to retry sends the script again when its answer is lost; this tells its own append.
         nonce = f"{random.getrandbits(64):x}"  # names an attempt, guards nothing
         move: dict[str, str] = {"next": str(following), "accepted": str(now), "last": nonce}
         if newest is not None:
