@@ -199,7 +199,7 @@ class Conflict(RequestError):
 
 
 class IdempotencyConflict(RequestError):
-    """An idempotency key was used before, for a request with another body."""
+    """An idempotency key was used before, for another body, or for this one before the columns changed."""
 
     code = "idempotency_conflict"
     status = 409

@@ -7,11 +7,12 @@ columns and features is in :mod:`featurelib.column_lineage`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Literal, NamedTuple, Protocol
 
-from featurelib.definitions import Definitions, FeaturesetDef
+from featurelib.definitions import Definitions, ExtractorDef, FeatureDef, FeaturesetDef
 
 EdgeType = Literal[
     "source_feeds", "pipeline_input", "pipeline_output", "featureset_lookup", "featureset_dep", "service_view"
@@ -38,6 +39,33 @@ class Arrow(Protocol):
     def end(self) -> str:
         """Where it goes."""
         ...
+
+
+class Ingredient(NamedTuple):
+    """A feature that others are made of, the featureset it is of, and what computes it, if anything does."""
+
+    owner: FeaturesetDef
+    feature: FeatureDef
+    extractors: tuple[ExtractorDef, ...]
+
+
+def made_of(featureset: FeaturesetDef, names: Iterable[str], definitions: Definitions) -> Iterator[Ingredient]:
+    """What some features of a featureset are made of through extractors, themselves first; each once."""
+    seen: set[tuple[str, str]] = set()
+    waiting = deque((featureset, name) for name in names)
+    while waiting:
+        owner, name = waiting.popleft()
+        feature = owner.feature(name)
+        if feature is None or (owner.name, name) in seen:
+            continue
+        seen.add((owner.name, name))
+        extractors = tuple(each for each in owner.extractors if name in each.outputs)
+        yield Ingredient(owner, feature, extractors)
+        for given in (given for each in extractors for given in each.inputs):
+            other, _, local = given.rpartition(".")
+            found = definitions.featureset(other) if other else owner
+            if found is not None:
+                waiting.append((found, local))
 
 
 def edges(definitions: Definitions) -> tuple[Edge, ...]:

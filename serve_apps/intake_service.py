@@ -16,7 +16,7 @@ import structlog
 
 from featurelib.clock import SECOND
 from featurelib.connectors.credentials import resolve
-from featurelib.definitions import Cdc, DatasetDef, Definitions, SourceDef, ref
+from featurelib.definitions import Cdc, DatasetDef, Definitions, SourceDef, canonical_bytes, ref
 from featurelib.errors import IdempotencyConflict, InvalidRequest, NotFound, SourceError, StoreUnavailable
 from featurelib.settings import Settings
 from featurelib.stores.dead_letters import MALFORMED, DeadLetter, LetterId, StoredDeadLetter
@@ -164,7 +164,8 @@ class IntakeService:
         """
         # The first block claims what a body that comes whole would.
         name = f"{request_key(key)}/{block.number}" if block.number else request_key(key)
-        claim = Claim(dataset, name, block.digest, KEEP_SENT_US) if key else None
+        batch = Request(_LOG_ORIGIN, request_key(key), block.number).batch
+        claim = Claim(dataset, name, block.digest, KEEP_SENT_US, batch) if key else None
         door = self._door(self._registry.definitions(), dataset, claim)
         lines = block.read(door.dataset, door.cdc)
         malformed = [DeadLetter({"text": bad.text}, MALFORMED, "", bad.message) for bad in lines.malformed]
@@ -293,9 +294,14 @@ class IntakeService:
         if definitions.producer(name) is not None:
             raise InvalidRequest(f"dataset: {name!r} is made by a pipeline; send records to its input")
         # A log that no worker has made yet is made here: its number of partitions is fixed by whoever comes first.
+        if claim is not None:
+            claim = claim._replace(columns=_columns(found))
         entrance = self._log.enter(ref(found), self._settings.pipeline.partition_count, claim)
         if not entrance.claimed:
             raise IdempotencyConflict(f"the idempotency key was used before for another body sent to {name}")
+        if claim is not None and entrance.judged_anew:
+            # Letters of then may be records now, of a partition that took its share: they would be in neither.
+            self._require_untaken(ref(found), len(entrance.heads), claim)
         rules, cdc = self._settings.ingest, definitions.cdc(name)
         intake = Intake(
             self._log,
@@ -307,6 +313,11 @@ class IntakeService:
             dead_kept=rules.dead_letters_kept,
         )
         return _Door(found, cdc, entrance.heads, intake)
+
+    def _require_untaken(self, dataset: str, partitions: int, claim: Claim) -> None:
+        if not self._log.claim_anew(dataset, partitions, claim):
+            text = f"the columns of {claim.dataset} have changed since the idempotency key came with this body"
+            raise IdempotencyConflict(f"{text}, and some of it was taken; nothing was added now")
 
     def _authorise(
         self, hook: SourceDef | None, body: bytes, header: Callable[[str], str | None], caller: Caller
@@ -359,11 +370,16 @@ class IntakeService:
                 return
 
 
+def _columns(dataset: DatasetDef) -> str:
+    return hashlib.sha256(b"".join(canonical_bytes(column) for column in dataset.fields)).hexdigest()[:16]
+
+
 def _claim(dataset: str, sent: Sent) -> Claim | None:
     """What ties a key to the body it came with first."""
     if not sent.key:
         return None
-    return Claim(dataset, request_key(sent.key), hashlib.sha256(sent.body).hexdigest(), KEEP_SENT_US)
+    name = request_key(sent.key)
+    return Claim(dataset, name, hashlib.sha256(sent.body).hexdigest(), KEEP_SENT_US, Request("", name).batch)
 
 
 def _letter_id(text: str, member: str) -> LetterId:

@@ -17,6 +17,7 @@ from featurelib.definitions import (
 from featurelib.engine.read_plan import ReadPlan, View
 from featurelib.engine.table import feature_types
 from featurelib.errors import NotFound
+from featurelib.lineage import made_of
 from featurelib.validation.feature_services import needed_context
 from serve_apps.current import Snapshot
 
@@ -197,35 +198,17 @@ def _view(view: ServedViewDef, snapshot: Snapshot) -> ServedView:
 
 def _feature(view: str, kind: str, slot: int, featureset: FeaturesetDef, snapshot: Snapshot) -> ServedFeature:
     about, plan = featureset.features[slot], snapshot.plan(featureset.name)
-    made_of = set(_datasets_of(featureset, about.name, snapshot.definitions))
+    ingredients = made_of(featureset, [about.name], snapshot.definitions)
+    datasets = {each.feature.lookup.dataset for each in ingredients if each.feature.lookup is not None}
     return ServedFeature(
         name=f"{view}.{about.name}",
         type=kind,
         slot=slot,
-        views=tuple(place for place, each in enumerate(plan.views) if each.dataset.name in made_of),
+        views=tuple(place for place, each in enumerate(plan.views) if each.dataset.name in datasets),
         is_count=_is_count(about, plan.views),
         about=about,
         tags=featureset.metadata.tags,
     )
-
-
-def _datasets_of(featureset: FeaturesetDef, name: str, definitions: Definitions) -> Iterator[str]:
-    """The datasets whose rows a feature is made of, through extractors too."""
-    seen: set[tuple[str, str]] = set()
-    waiting = [(featureset, name)]
-    while waiting:
-        owner, feature_name = waiting.pop()
-        feature = owner.feature(feature_name)
-        if feature is None or (owner.name, feature_name) in seen:
-            continue
-        seen.add((owner.name, feature_name))
-        if feature.lookup is not None:
-            yield feature.lookup.dataset
-        for extractor in owner.extractors:
-            for given in extractor.inputs if feature_name in extractor.outputs else ():
-                other, _, local = given.rpartition(".")
-                found = definitions.featureset(other) if other else owner
-                waiting += [(found, local)] if found else []
 
 
 def _is_count(feature: FeatureDef, views: Sequence[View]) -> bool:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from featurelib.definitions import Definitions, FeatureDef, FeaturesetDef
 from featurelib.engine.extractor import Runner
 from featurelib.engine.read_plan import compile_plan
+from featurelib.lineage import made_of
 from serve_apps.current import Snapshot
 from serve_apps.snowflake_wire import ServingStatus
 
@@ -66,29 +67,8 @@ def _rest(whole: FeaturesetDef, definitions: Definitions, lost: Lost) -> Feature
 
 def _losses(featureset: FeaturesetDef, name: str, definitions: Definitions, lost: Lost) -> Iterator[ServingStatus]:
     """What is lost among everything a feature is made of, itself included."""
-    seen: set[tuple[str, str]] = set()
-    waiting = [(featureset, name)]
-    while waiting:
-        owner, local = waiting.pop()
-        feature = owner.feature(local)
-        if feature is None or (owner.name, local) in seen:
-            continue
-        seen.add((owner.name, local))
-        if feature.request and local in lost.missing:
+    for owner, feature, extractors in made_of(featureset, [name], definitions):
+        if feature.request and feature.name in lost.missing:
             yield "MISSING_INPUT"
-        for extractor in owner.extractors:
-            if local not in extractor.outputs:
-                continue
-            if f"{owner.name}.{extractor.name}" in lost.late:
-                yield "TIME_OUT"
-            waiting += _inputs(owner, extractor.inputs, definitions)
-
-
-def _inputs(
-    owner: FeaturesetDef, names: Collection[str], definitions: Definitions
-) -> Iterator[tuple[FeaturesetDef, str]]:
-    for given in names:
-        other, _, local = given.rpartition(".")
-        found = definitions.featureset(other) if other else owner
-        if found is not None:
-            yield found, local
+        if any(f"{owner.name}.{each.name}" in lost.late for each in extractors):
+            yield "TIME_OUT"

@@ -94,7 +94,7 @@ class ArchiveSnapshot:
         if self._table is None:
             return schema.empty_table()
         wanted = _condition(self._dataset, keys, groups, since, until, below)
-        with _unavailable():
+        with answering_archive():
             stored = self._table.to_pyarrow_dataset()
             names = [name for name in schema.names if name in stored.schema.names]
             table = stored.to_table(columns=names, filter=wanted)
@@ -123,7 +123,7 @@ class ArchiveSnapshot:
         whole = record_schema(self._dataset)
         schema = pa.schema([each for each in whole if columns is None or each.name in columns])
         wanted = _condition(self._dataset, None, groups, since, until, below)
-        with _unavailable():
+        with answering_archive():
             stored = self._table.to_pyarrow_dataset()
             names = [name for name in schema.names if name in stored.schema.names]
             # One file at a time: with the usual 16 the pieces in flight alone took 700 MB.
@@ -145,7 +145,7 @@ class ArchiveSnapshot:
         """How many rows :meth:`read` would give; only the columns of the bounds are looked at."""
         if self._table is None:
             return 0
-        with _unavailable():
+        with answering_archive():
             stored = self._table.to_pyarrow_dataset()
             return int(stored.count_rows(filter=_condition(self._dataset, None, groups, since, until, below)))
 
@@ -155,7 +155,7 @@ class ArchiveSnapshot:
             return 0
         first = int(months_of(np.array([since]))[0]) if since is not None else 0
         last = int(months_of(np.array([until]))[0]) if until is not None else _NO_MONTH
-        with _unavailable():
+        with answering_archive():
             by_month = _files_by_month(self._table)
         return sum(size for month, (_, size) in by_month.items() if first <= month <= last)
 
@@ -165,7 +165,7 @@ class ArchiveSnapshot:
         if self._table is None or first >= end:
             return schema.empty_table()
         wanted = (ds.field(PARTITION) == partition) & (ds.field(OFFSET) >= first) & (ds.field(OFFSET) < end)
-        with _unavailable():
+        with answering_archive():
             stored = self._table.to_pyarrow_dataset()
             names = [name for name in schema.names if name in stored.schema.names]
             table = stored.to_table(columns=names, filter=wanted)
@@ -211,7 +211,7 @@ class Archive:
             StoreUnavailable: nothing is known to be archived; append again.
         """
         for _ in range(_ATTEMPTS):
-            with _unavailable():
+            with answering_archive():
                 table = self._open(dataset) or self._create(dataset)
                 if table is None:
                     continue
@@ -238,7 +238,7 @@ class Archive:
         table = self._open(dataset)
         if table is None:
             return Compacted(0, 0)
-        with _unavailable():
+        with answering_archive():
             before = _files_by_month(table)
             newest = max(before, default=0)
             for month, (files, size) in before.items():
@@ -252,7 +252,7 @@ class Archive:
         table = self._open(dataset)
         if table is None:
             return 0
-        with _unavailable():
+        with answering_archive():
             return len(_delete_unneeded(table, retention_hours))
 
     def erase(self, dataset: DatasetDef, tombstones: Mapping[str, int]) -> int:
@@ -277,7 +277,7 @@ class Archive:
                 return removed
             table = self._open(dataset)
             assert table is not None
-            with _unavailable(), suppress(CommitFailedError):  # another writer was faster: look again
+            with answering_archive(), suppress(CommitFailedError):  # another writer was faster: look again
                 for month in sorted(set(found[MONTH].to_pylist())):
                     removed += _rewrite_without(table, month, found.filter(ds.field(MONTH) == month))
         raise ArchiveUnavailable(f"the archive of {ref(dataset)} is being written by others; try again")
@@ -295,7 +295,7 @@ class Archive:
         table = self._open(dataset)
         if table is None:
             return
-        with _unavailable():
+        with answering_archive():
             _delete_unneeded(table, 0)
             table.alter.set_table_properties({**INDEXED_COLUMNS, _LOG_RETENTION: _LOG_FORGOTTEN})
             table = DeltaTable(self.location(dataset), storage_options=self._storage_options)
@@ -311,7 +311,7 @@ class Archive:
             return schema.empty_table()
         groups = sorted({key_group(text) for text in tombstones})
         conditions = [*key_conditions(dataset, list(tombstones)), ds.field(KEY_GROUP).isin(groups)]
-        with _unavailable():
+        with answering_archive():
             found = table.to_pyarrow_dataset().to_table(
                 columns=[*schema.names, dataset.key.name], filter=reduce(and_, conditions)
             )
@@ -321,7 +321,7 @@ class Archive:
         return found.filter(pa.array(theirs)).select(schema.names)
 
     def _open(self, dataset: DatasetDef) -> DeltaTable | None:
-        with _unavailable():
+        with answering_archive():
             try:
                 return DeltaTable(self.location(dataset), storage_options=self._storage_options)
             except TableNotFoundError:
@@ -524,7 +524,12 @@ def _merge(table: DeltaTable, month: int, *, whole: bool) -> None:
 
 
 @contextmanager
-def _unavailable() -> Iterator[None]:
+def answering_archive() -> Iterator[None]:
+    """Turn what reading and writing Delta tables raises into ours.
+
+    Raises:
+        ArchiveUnavailable: the folder or the object store does not answer.
+    """
     try:
         yield
     except (DeltaError, OSError) as error:

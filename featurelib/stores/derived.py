@@ -11,21 +11,20 @@ positions are committed together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from featurelib.clock import Instant
 from featurelib.definitions import DatasetDef
 from featurelib.engine.program import Program
 from featurelib.engine.records import ACCEPTED_AT, DELETED, TIME
 from featurelib.errors import ArchiveUnavailable
-from featurelib.stores.archive import INDEXED_COLUMNS, KEY_GROUP, MONTH, WRITER, Archive
+from featurelib.stores.archive import INDEXED_COLUMNS, KEY_GROUP, MONTH, WRITER, Archive, answering_archive
 
 _MILLISECOND_US = 1_000
 
@@ -64,7 +63,7 @@ class DerivedTable:
 
     def positions(self) -> Positions | None:
         """How far the input is in; ``None`` where nothing of this pipeline is in yet."""
-        with _unavailable():
+        with answering_archive():
             try:
                 table = DeltaTable(self.location, storage_options=self._options)
             except TableNotFoundError:
@@ -79,13 +78,13 @@ class DerivedTable:
 
         Only for a table that is there.
         """
-        with _unavailable():
+        with answering_archive():
             newest = DeltaTable(self.location, storage_options=self._options).history(1)[0]
             return int(newest["timestamp"]) * _MILLISECOND_US
 
     def forget_earlier(self) -> None:
         """Delete every file that the newest version does not need: whoever reads an older one fails."""
-        with _unavailable():
+        with answering_archive():
             table = DeltaTable(self.location, storage_options=self._options)
             table.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
 
@@ -102,7 +101,7 @@ class DerivedTable:
             for name, apps in self._names.items()
             for app, offset in zip(apps, positions[name], strict=True)
         ]
-        with _unavailable(), pq.ParquetFile(rows) as file:
+        with answering_archive(), pq.ParquetFile(rows) as file:
             reader = pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches())
             try:
                 write_deltalake(
@@ -118,11 +117,3 @@ class DerivedTable:
                 )
             except CommitFailedError as error:
                 raise ArchiveUnavailable(f"{self.location} is being written by others; try again") from error
-
-
-@contextmanager
-def _unavailable() -> Iterator[None]:
-    try:
-        yield
-    except (DeltaError, OSError) as error:
-        raise ArchiveUnavailable(f"the archive does not answer: {error}") from error

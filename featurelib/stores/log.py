@@ -158,19 +158,33 @@ class Share(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A name that whoever comes first ties to a text, for ``keep_us``."""
+    """A name that whoever comes first ties to a text, for ``keep_us``.
+
+    ``batch`` is what partitions hold of it, ``columns`` a digest of the columns by which its records are judged.
+    """
 
     dataset: str
     name: str
     text: str
     keep_us: Duration
+    batch: str
+    columns: str = ""
+
+    @property
+    def note(self) -> str:
+        """What is kept."""
+        return f"{self.text} {self.columns}"
 
 
 class Entrance(NamedTuple):
-    """The partitions of a dataset; ``claimed``: what was claimed is tied to that text, now or since before."""
+    """The partitions of a dataset; ``claimed``: what was claimed is tied to that text, now or since before.
+
+    ``judged_anew``: since before, and by other columns.
+    """
 
     heads: list[Head]
     claimed: bool
+    judged_anew: bool = False
 
 
 class Lateness(NamedTuple):
@@ -417,18 +431,31 @@ class Log:
             pipe = self._redis.pipeline(transaction=False)
             if claim is not None:
                 note = _note_key(claim.dataset, claim.name)
-                pipe.set(note, claim.text, nx=True, px=claim.keep_us // 1_000)
+                pipe.set(note, claim.note, nx=True, px=claim.keep_us // 1_000)
                 pipe.get(note)
             pipe.get(_partitions_key(dataset))
             pipe.hexists(LOGS, dataset)
             for partition in range(known):
                 pipe.hgetall(partition_key(dataset, partition, "head"))
             *tied, fixed, listed = (replies := pipe.execute())[:-known]
-        claimed = claim is None or tied[-1] in {None, claim.text.encode()}
+        before = (tied[-1] or claim.note.encode()).decode() if claim is not None else ""
+        claimed = claim is None or before.partition(" ")[0] == claim.text
         count = int(fixed or 0) if listed else 0
         self._counts[dataset] = count or self.create(dataset, partitions)
         heads = [_head(fields) for fields in replies[-known:]] if count == known else None
-        return Entrance(heads or self.heads(dataset, self._counts[dataset]), claimed)
+        judged_anew = claim is not None and claimed and before != claim.note
+        return Entrance(heads or self.heads(dataset, self._counts[dataset]), claimed, judged_anew)
+
+    def claim_anew(self, dataset: str, partitions: int, claim: Claim) -> bool:
+        """Tie a claim to the columns as they are now; False, and nothing done, where a partition holds some of it."""
+        with answering():
+            pipe = self._redis.pipeline(transaction=False)
+            for partition in range(partitions):
+                pipe.zscore(partition_key(dataset, partition, "sent"), claim.batch)
+            if any(score is not None for score in pipe.execute()):
+                return False
+            self._redis.set(_note_key(claim.dataset, claim.name), claim.note, px=claim.keep_us // 1_000)
+        return True
 
     def append_shares(
         self,

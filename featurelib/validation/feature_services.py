@@ -15,6 +15,7 @@ from featurelib.definitions import (
     ServedViewDef,
     WildcardDef,
 )
+from featurelib.lineage import made_of
 from featurelib.types import element_type
 from featurelib.validation.findings import Finding
 
@@ -26,26 +27,8 @@ def check_feature_service(service: FeatureServiceDef, world: Definitions) -> lis
 
 def needed_context(featureset: FeaturesetDef, world: Definitions) -> Iterator[FeatureDef]:
     """The request features that a read of a featureset takes: its own, and those its extractors reach in others."""
-    seen: set[tuple[str, str]] = set()
-    waiting = [(featureset, feature.name) for feature in featureset.features]
-    while waiting:
-        owner, name = waiting.pop(0)
-        feature = owner.feature(name)
-        if feature is None or (owner.name, name) in seen:
-            continue
-        seen.add((owner.name, name))
-        if feature.request:
-            yield feature
-        waiting += _inputs_of(owner, name, world)
-
-
-def _inputs_of(owner: FeaturesetDef, name: str, world: Definitions) -> Iterator[tuple[FeaturesetDef, str]]:
-    for extractor in owner.extractors:
-        for given in extractor.inputs if name in extractor.outputs else ():
-            other, _, feature = given.rpartition(".")
-            found = world.featureset(other) if other else owner
-            if found is not None:
-                yield found, feature
+    names = [feature.name for feature in featureset.features]
+    return (each.feature for each in made_of(featureset, names, world) if each.feature.request)
 
 
 @dataclass

@@ -137,7 +137,7 @@ async def test_a_letter_that_fits_now_is_accepted_once_and_is_a_letter_no_more(p
     assert "2 dead letters were replayed, 1 failed again" in {event["message"] for event in events}
 
 
-async def test_letters_of_a_request_with_a_key_are_replayed_and_the_request_sent_again_adds_nothing(platform, door):
+async def test_letters_of_a_request_with_a_key_are_replayed_and_the_request_sent_again_is_refused(platform, door):
     body = {"dataset": "Ride", "events": [ride(number, fare=None) for number in range(8)]}
     headers = {"Idempotency-Key": "monday"}
     assert (await door.post("/api/v1/log", json=body, headers=headers)).json()["rejected"] == 8
@@ -146,7 +146,9 @@ async def test_letters_of_a_request_with_a_key_are_replayed_and_the_request_sent
     await make_optional(platform, door)
     assert (await ask(door, "replay", all=True))["accepted"] == 8
     assert rides_held(platform.log) == [f"r{number}" for number in range(8)]
-    assert (await door.post("/api/v1/log", json=body, headers=headers)).json()["duplicates"] == 8
+    again = await door.post("/api/v1/log", json=body, headers=headers)
+    assert (again.status_code, again.json()["error"]) == (409, "idempotency_conflict")
+    assert "columns of Ride have changed" in again.json()["detail"]
     assert rides_held(platform.log) == [f"r{number}" for number in range(8)]
 
 

@@ -10,6 +10,8 @@ from featurelib.client import Config, ThymeClient
 from featurelib.definitions import Commit
 from featurelib.errors import LogFull, MaybeTaken, StoreUnavailable
 from featurelib.stores.log import Log
+from tests.api.test_dead_letters import make_optional
+from tests.support.shares import lose_the_second_share
 
 PARTITIONS = 2
 
@@ -32,18 +34,6 @@ async def send(client, events: list[dict], key: str | None = "k1"):
 def held(log: Log) -> list[str]:
     tables = [log.read("Ride@1", part, 0, 10_000) for part in range(PARTITIONS)]
     return sorted(name for table in tables if table is not None for name in table["ride"].to_pylist())
-
-
-def lose_the_second_share(monkeypatch) -> None:
-    """Of what goes to several partitions only the first gets its share."""
-    whole = Log.append_shares
-
-    def half(log, dataset, shares, *args, **kwargs):
-        whole(log, dataset, shares[:1], *args, **kwargs)
-        message = "lost"
-        raise StoreUnavailable(message)
-
-    monkeypatch.setattr(Log, "append_shares", half)
 
 
 async def test_the_same_key_again_adds_nothing_and_counts_duplicates(platform, door):
@@ -109,6 +99,34 @@ async def test_the_second_attempt_completes_what_the_first_left_between_partitio
     assert again["events_sent"] + again["duplicates"] == 8
     assert held(platform.log) == [f"r{number}" for number in range(8)]
     assert len(platform.log.dead.newest("Ride@1", PARTITIONS)) == 1
+
+
+async def test_what_was_taken_in_part_is_refused_after_its_columns_changed(platform, door, monkeypatch):
+    events = [ride(number, fare=None if number % 2 else 1.0) for number in range(12)]
+    lose_the_second_share(monkeypatch)
+    assert (await send(door, events)).status_code == 503
+    monkeypatch.undo()
+    await make_optional(platform, door)  # letters of then would be records now
+    before = held(platform.log)
+    again = await send(door, events)
+    assert (again.status_code, again.json()["error"]) == (409, "idempotency_conflict")
+    assert held(platform.log) == before != []
+
+
+async def test_what_was_not_taken_is_taken_after_its_columns_changed(platform, door, monkeypatch):
+    events = [ride(number, fare=None if number % 2 else 1.0) for number in range(12)]
+
+    def away(*_: object, **__: object) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(Log, "append_shares", away)
+    assert (await send(door, events)).status_code == 503
+    monkeypatch.undo()
+    await make_optional(platform, door)
+    again = (await send(door, events)).json()
+    assert (again["events_sent"], again["rejected"]) == (12, 0)
+    assert (await send(door, events)).json()["duplicates"] == 12
+    assert held(platform.log) == sorted(f"r{number}" for number in range(12))
 
 
 async def test_without_a_key_an_attempt_that_died_on_the_way_must_not_be_repeated(door, monkeypatch):

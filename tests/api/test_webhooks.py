@@ -11,9 +11,10 @@ import pytest
 
 from featurelib import Secret, WebhookSource, dataset, field, source
 from featurelib.definitions import Commit, ConnectorDef, DatasetDef, FieldDef, SourceDef
-from featurelib.errors import DeclarationValueError, StoreUnavailable
+from featurelib.errors import DeclarationValueError
 from featurelib.secrets import SecretRef
 from featurelib.stores.log import Log
+from tests.support.shares import lose_the_second_share
 
 ORDER = DatasetDef(
     name="Order",
@@ -219,14 +220,7 @@ async def test_a_delivery_that_is_sent_again_counts_once(platform, hook, header)
 
 async def test_an_answer_of_success_is_given_only_when_the_log_holds_the_records(platform, hook, monkeypatch):
     body = json.dumps([order(number) for number in range(6)]).encode()
-    whole = Log.append_shares
-
-    def half(log, dataset, shares, *args, **kwargs):
-        whole(log, dataset, shares[:1], *args, **kwargs)
-        message = "lost"
-        raise StoreUnavailable(message)
-
-    monkeypatch.setattr(Log, "append_shares", half)
+    lose_the_second_share(monkeypatch)
     headers = {**signed(body), "Idempotency-Key": "k"}
     answer = await hook.post(PATH, content=body, headers=headers)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
