@@ -41,7 +41,7 @@ lint: install
 # tests over real stores, one for the rest. Platforms run in sessions of their own, and where the kernel groups processes
 # by session, niceness means nothing outside of one: each of the others is a nice session too. Their frames are small:
 # threads would only wake up.
-GIVING_WAY := POLARS_MAX_THREADS=1 setsid nice -n 8 sh -c '{ echo 8 >/proc/self/autogroup; } 2>/dev/null; exec "$$0" "$$@"'
+GIVING_WAY := POLARS_MAX_THREADS=1 setsid nice -n 12 sh -c '{ echo 12 >/proc/self/autogroup; } 2>/dev/null; exec "$$0" "$$@"'
 OVER_STORES := tests/api tests/contract
 
 unit: install ## every test (TEST_PROFILE=soak: random tests draw all they can)
