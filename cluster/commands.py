@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.training_set import training_set
+from featurelib.cli.options import AsJson
+from featurelib.cli.tables import print_json
 from featurelib.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -44,12 +46,13 @@ def register(app: typer.Typer) -> None:
     app.command("training-set")(training_set)
 
 
-def up() -> None:
+def up(as_json: AsJson = False) -> None:
     """Start the platform on this machine, or complete a start; fine when it runs already."""
     from cluster import local  # process and HTTP libraries; `thyme --help` needs none
     from featurelib.settings import load_settings
 
-    console = Console()
+    # Standard output is for the JSON; who waits looks at the other.
+    console = Console(stderr=as_json)
     settings = load_settings()
     begun = time.monotonic()
     already = local.status(settings).ready
@@ -61,30 +64,38 @@ def up() -> None:
     console.print("[green]already running[/]" if already else f"[green]up in {seconds:.1f} s[/]")
     for warning in local.warnings(settings):
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
-    _print_where(console, status)
+    if as_json:
+        print_json({"already_running": already, "seconds": round(seconds, 1), **_where(status)})
+    else:
+        _print_where(console, status)
 
 
-def down() -> None:
+def down(as_json: AsJson = False) -> None:
     """Stop the platform: every process, by id. The data stays."""
     from cluster import local
     from featurelib.settings import load_settings
 
-    console = Console()
+    console = Console(stderr=as_json)
     with _failing_plainly(console):
         stopped = local.down(load_settings())
-    if stopped.processes:
+    if as_json:
+        print_json({"processes": stopped.processes, "seconds": round(stopped.seconds, 1)})
+    elif stopped.processes:
         console.print(f"stopped {stopped.processes} processes in {stopped.seconds:.1f} s; the data stays")
     else:
         console.print("nothing was running")
 
 
-def ray_env() -> None:
+def ray_env(as_json: AsJson = False) -> None:
     """Print the variables Ray's own commands need: eval "$(thyme ray-env)", then `ray job submit …`."""
     from cluster.layout import Layout
     from featurelib.settings import load_settings
 
-    layout = Layout(load_settings())
-    for name, value in layout.ray_client_environment().items():
+    variables = Layout(load_settings()).ray_client_environment()
+    if as_json:
+        print_json(variables)
+        return
+    for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
 
 
@@ -115,6 +126,16 @@ def _seconds(part: PartStatus) -> str:
 def _remark(part: PartStatus) -> str:
     first_line = (part.error or part.detail).partition("\n")[0]
     return f"[red]{escape(first_line)}[/]" if part.error else f"[dim]{escape(first_line)}[/]"
+
+
+def _where(status: ClusterStatus) -> dict[str, str]:
+    """What a script needs; the Ray dashboard's token is in a file of the data directory."""
+    return {
+        "query_url": status.query_url,
+        "definition_url": status.definition_url,
+        "dashboard_url": status.dashboard_url,
+        "data_dir": str(status.data_dir),
+    }
 
 
 def _print_where(console: Console, status: ClusterStatus) -> None:

@@ -8,6 +8,7 @@ in a short directory of our own below the system's temporary one, because a unix
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import stat
@@ -213,6 +214,8 @@ def settings_digests(settings: Settings) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return json.dumps(value)
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 

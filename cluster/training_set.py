@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 from rich.console import Console
 
+from featurelib.cli.options import AsJson
+from featurelib.cli.tables import print_json
 from featurelib.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 # Asking the dashboard costs it some milliseconds, and a part takes seconds.
 _ASK_EVERY_S = 0.5
 _PROGRESS = re.compile(r"training_set_progress.*?parts=(\d+) parts_done=(\d+) rows=(\d+)")
+_MADE = re.compile(r"(?P<output>.*): (?P<rows>\d+) rows, sha256 (?P<digest>[0-9a-f]+)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LAST_LINES = 5
 
@@ -43,6 +46,7 @@ def training_set(  # noqa: PLR0913, PLR0917  # one parameter per option
     knowledge: Annotated[Literal["latest", "as_served"], typer.Option(help="Which records count.")] = "latest",
     like: Annotated[str | None, typer.Option(help="Manifest of the training set to make again.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the one that is there.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a training set of any size as a Ray job; the same command goes on with one that was stopped."""
     if not output:
@@ -58,10 +62,16 @@ def training_set(  # noqa: PLR0913, PLR0917  # one parameter per option
         "--like": like and _whole(like),
     }
     given = [part for name, value in options.items() if value for part in (name, value)]
-    _run(shlex.join(["python", "-m", "jobs.training_set", *given, *(["--overwrite"] if overwrite else [])]))
+    said = _run(shlex.join(["python", "-m", "jobs.training_set", *given, *(["--overwrite"] if overwrite else [])]))
+    made = _MADE.fullmatch(said)
+    if as_json and made is not None:
+        print_json({"output": made["output"], "rows": int(made["rows"]), "rows_sha256": made["digest"]})
+    else:
+        typer.echo(said)
 
 
-def _run(command: str) -> None:
+def _run(command: str) -> str:
+    """The last line that the job printed."""
     from cluster.launcher import Launcher  # an HTTP client; `thyme --help` needs none
     from featurelib.settings import load_settings
 
@@ -76,7 +86,7 @@ def _run(command: str) -> None:
     if ended.job.status != "SUCCEEDED":
         typer.echo("\n".join(lines[-_LAST_LINES:]), err=True)
         raise typer.Exit(1)
-    typer.echo(lines[-1])
+    return lines[-1]
 
 
 def _followed(launcher: Launcher, command: str, console: Console) -> Following:

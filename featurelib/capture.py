@@ -15,7 +15,7 @@ import sys
 import sysconfig
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
@@ -48,10 +48,16 @@ class ModuleText:
 
     def function(self, first_line: int) -> _Function | None:
         """The function whose first line, decorators included, is that line."""
+        return self._functions.get(first_line)
+
+    @cached_property
+    def _functions(self) -> dict[int, _Function]:
+        # Once per module: a walk for each function made 600 definitions take 9 s of CPU, of which this was 8.
+        found: dict[int, _Function] = {}
         for node in ast.walk(self.tree):
-            if isinstance(node, _Function) and _first_line(node) == first_line:
-                return node
-        return None
+            if isinstance(node, _Function):
+                found.setdefault(_first_line(node), node)
+        return found
 
     def text(self, node: ast.stmt, first: int, last: int | None = None) -> str:
         """Lines ``first`` to ``last`` of the node without its indentation; the inside of string literals stays."""

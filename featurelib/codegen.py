@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from featurelib.definitions import AggregateStep, Commit, DatasetDef, FeatureDef, FeaturesetDef, FieldDef, PipelineDef
 from featurelib.errors import DefinitionError, Problem
-from featurelib.types import decimal_scale, element_type
+from featurelib.types import decimal_scale, element_type, is_nested, value_type
 
 HEADER = "# Written by `thyme codegen python`; the next run replaces it.\n"
 # Class → how its methods begin.
@@ -73,9 +73,11 @@ class _Imports:
 
     def of_type(self, type_name: str, *, nullable: bool = False) -> str:
         """The Python type of a column type."""
-        element = element_type(type_name)
+        element, value = element_type(type_name), value_type(type_name)
         if type_name == _ANY:
             text = self.typing("Any")
+        elif value is not None or type_name.startswith("struct["):
+            text = f"{self.name('builtins', 'dict')}[{self.name('builtins', 'str')}, {self.of_type(value or _ANY)}]"
         elif element is not None:
             text = f"{self.name('builtins', 'list')}[{self.of_type(element)}]"
         else:
@@ -122,7 +124,7 @@ def _module(name: str) -> str:
 def _unspeakable(commit: Commit, made: Sequence[Named]) -> Iterator[Problem]:
     for definition in made:
         for member in _members(definition):
-            known = _scalar(element_type(member.type) or member.type) in _SCALARS
+            known = is_nested(member.type) or _scalar(element_type(member.type) or member.type) in _SCALARS
             if keyword.iskeyword(member.name):
                 text = f"`{member.name}` is a keyword of Python; no program can name it"
                 yield _problem(commit, definition, f".{member.name}", "keyword_name", text, "Give it another name.")
@@ -441,6 +443,9 @@ def _shown(type_name: str) -> str:
     element = element_type(type_name)
     if element is not None:
         return f"list[{_shown(element)}]"
+    value = value_type(type_name)
+    if value is not None:
+        return f"dict[str, {_shown(value)}]"
     return _SHOWN.get(_scalar(type_name), type_name)
 
 

@@ -123,6 +123,7 @@ def dataset(
     version: int = 1,
     retention: str | None = None,
     event_id: str | None = None,
+    upsert: bool = False,
     **catalog: Any,
 ) -> Callable[[C], C]:
     """Declare a dataset.
@@ -132,6 +133,8 @@ def dataset(
         version: raise it when the meaning of a committed dataset changes.
         retention: how long the log is kept, ``<int><d|h|m|s>``; also how far back a backfill can reach.
         event_id: the column that identifies an event; a log partition takes each value once.
+        upsert: a record replaces the one of the same key and event time: only the newest of them counts, in every
+            pipeline over it.
         **catalog: ``description, owner, tags, project, deprecated, deprecation_reason, replacement``.
 
     Raises:
@@ -146,7 +149,7 @@ def dataset(
         declared = attach(cls, site)
         fields = _fields(cls, declared)
         _check_roles(cls, fields, site)
-        given = {"index": index, "version": version, "event_id": event_id}
+        given = {"index": index, "version": version, "event_id": event_id, "upsert": upsert}
         _build(cls, declared, fields, given, retention=retention, catalog=catalog)
         for _, _, noted in members(cls, "pipeline"):
             if noted.pipeline is not None:

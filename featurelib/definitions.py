@@ -18,7 +18,7 @@ from featurelib.clock import SECOND
 from featurelib.expr import Node
 from featurelib.metadata import Metadata
 from featurelib.secrets import SecretRef
-from featurelib.types import Scalar, TypeName
+from featurelib.types import FeatureTypeName, Scalar, TypeName
 
 FORMAT = 1
 """Version of the stored form. A reader refuses a higher one; a change to the records below raises it."""
@@ -74,6 +74,7 @@ class DatasetDef(Record):
     """A named, typed event stream. ``index`` keeps the newest row per key for look-ups.
 
     ``event_id`` names the column that identifies an event: a log partition skips a second record of the same value.
+    ``upsert``: of the records of one key and event time only the newest counts, in every pipeline.
     """
 
     kind: Literal["dataset"] = "dataset"
@@ -82,6 +83,8 @@ class DatasetDef(Record):
     fields: tuple[FieldDef, ...]
     index: bool = False
     event_id: Name | None = None
+    # Left out where it is false: the digest of a dataset that says nothing of it is what it always was.
+    upsert: bool = Field(default=False, exclude_if=lambda upsert: not upsert)
     retention_us: WholeSeconds | None = None
     expectations: tuple[ExpectationDef, ...] = ()
     metadata: Metadata = Metadata()
@@ -311,7 +314,7 @@ class FeatureDef(Record):
     """One feature. ``default`` is served when a look-up misses or a request value is left out."""
 
     name: Name
-    type: TypeName
+    type: FeatureTypeName
     optional: bool = False
     request: bool = False
     lookup: LookupDef | None = None
@@ -395,7 +398,7 @@ class ParameterDef(Record):
     """A value a caller of a feature service sends: a join key, or part of the request context."""
 
     name: Name
-    type: TypeName
+    type: FeatureTypeName
 
 
 class ServedViewDef(Record):

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from featurelib.annotations import SUPPORTED, column_type, describe_annotation
+from featurelib.annotations import SUPPORTED_OF_FEATURES, describe_annotation, type_of_feature
 from featurelib.declarations import (
     Declared,
     Declaring,
@@ -188,10 +188,10 @@ class _Service:
         return tuple(each for name, kind in given.items() if (each := self._parameter(what, name, kind)) is not None)
 
     def _parameter(self, what: str, name: str, kind: Any) -> ParameterDef | None:
-        known = column_type(kind)
+        known = type_of_feature(kind)
         if known is None:
             text = f"{what}: {describe_annotation(kind)} is no type of `{name}`"
-            self._declared.problem("unknown_type", self._declared.name, text, SUPPORTED)
+            self._declared.problem("unknown_type", self._declared.name, text, SUPPORTED_OF_FEATURES)
             return None
         return ParameterDef(name=name, type=known.name)
 

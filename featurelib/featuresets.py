@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from featurelib.annotations import (
     MAX_SCALE,
-    SUPPORTED,
+    SUPPORTED_OF_FEATURES,
     annotations_of,
-    column_type,
     describe_annotation,
     is_decimal,
+    type_of_feature,
 )
 from featurelib.capture import capture
 from featurelib.datasets import Field
@@ -250,7 +250,7 @@ def _feature(cls: type, declared: Declared, name: str, marked: Feature, annotati
     scale = marked.scale
     if scale is None and isinstance(marked.ref, Field):
         scale = marked.ref.accepts.scale
-    subject, known = f"{cls.__name__}.{name}", column_type(annotation, scale)
+    subject, known = f"{cls.__name__}.{name}", type_of_feature(annotation, scale)
     declared.locations[f"featureset:{cls.__name__}.{name}"] = marked.site.location
     if known is None or (marked.scale is not None and not is_decimal(annotation)):
         code, text, hint = _type_problem(annotation, scale)
@@ -283,7 +283,7 @@ def _type_problem(annotation: Any, scale: Any) -> tuple[str, str, str]:
     if scale is not None:
         text = f"scale= is for Decimal features; found {shown}"
         return "invalid_scale", text, "Leave it out, or declare the feature as Decimal."
-    return "unknown_type", f"{shown} is not a feature type", SUPPORTED
+    return "unknown_type", f"{shown} is not a feature type", SUPPORTED_OF_FEATURES
 
 
 def _lookup(marked: Feature, declared: Declared, subject: str) -> LookupDef | None:

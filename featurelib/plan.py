@@ -228,6 +228,8 @@ def _dataset_breaks(before: DatasetDef, after: DatasetDef) -> Iterator[Break]:
     if before.event_id is not None and before.event_id != after.event_id:
         # Records taken under the old identity would count again under another.
         yield Break("event_id_changed", "", f"event_id changes from {before.event_id} to {after.event_id}")
+    if before.upsert != after.upsert:
+        yield Break("upsert_changed", "", f"upsert changes from {before.upsert} to {after.upsert}")
     if _shorter(before.retention_us, after.retention_us):
         yield Break("retention_narrowed", "", "the retention becomes shorter")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurelib.clock import format_instant, parse_instant, to_datetime
 from featurelib.errors import InvalidRequest, InvalidTimestamp, MissingDriver
-from featurelib.types import decimal_scale, element_type
+from featurelib.types import decimal_scale, element_type, members_of, value_type
 
 if TYPE_CHECKING:
     import polars as pl
@@ -229,6 +229,11 @@ def _read(value: Any, type_name: str) -> Any:
     element = element_type(type_name)
     if element is not None and isinstance(value, list):
         return [_read(each, element) for each in value]
+    inner, members = value_type(type_name), members_of(type_name)
+    if isinstance(value, dict):
+        if inner is not None:  # Arrow builds a map of pairs
+            return [(name, _read(each, inner)) for name, each in value.items()]
+        return {name: _read(value.get(name), kind) for name, kind in members or ()} or value
     if type_name == "datetime" and isinstance(value, str):
         return to_datetime(parse_instant(value))
     return Decimal(value) if decimal_scale(type_name) is not None and isinstance(value, str) else value
@@ -236,7 +241,7 @@ def _read(value: Any, type_name: str) -> Any:
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
     """Python values; those that JSON has no form for as text."""
-    values: list[Any] = column.to_pylist()
+    values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
     return values if str(column.type) in _PLAIN else [_plain(value) for value in values]
 
 
@@ -245,6 +250,8 @@ def _plain(value: Any) -> Any:
         return format_instant(parse_instant(value))
     if isinstance(value, Decimal):
         return str(value)
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 

@@ -85,6 +85,13 @@ class ArchiveSettings(_Group):
     vacuum_every_s: PositiveInt = 86_400
     """How often files that no kept version needs are deleted; first with the first compaction after a start."""
 
+    derived_every_s: NonNegativeInt = 3_600
+    """How often the tables of derived datasets are brought up to date, merged and cleaned, by a job of its own; first
+    five minutes after a start. 0: only when somebody runs that job."""
+
+    derived_anew_every_s: NonNegativeInt = 86_400
+    """How often, of these, a table that can only be made anew is made anew; an erasure does not wait for it."""
+
     history_hours: PositiveInt = 168
     """How long the files of earlier table versions are kept, for readers that are at it and for time travel."""
 
@@ -103,11 +110,11 @@ class PipelineSettings(_Group):
 
     gather_ms: NonNegativeInt = 200
     """Longest a worker that caught up lets records gather before it folds them: fewer, larger commits. It gathers
-    twenty times as long as its last step took, some 40 ms where little comes."""
+    twenty times as long as its last step took, some 40 ms where little comes; once while somebody waits."""
 
     niceness: int = Field(default=10, ge=0, le=19)
-    """How far workers, source readers and the archiver give way to reads where the processor is short: at 10 one has a
-    tenth of a replica's weight. 0: not at all."""
+    """How far workers, source readers, the archiver and the upkeep of derived tables give way to reads where the
+    processor is short: at 10 one has a tenth of a replica's weight. 0: not at all."""
 
     lease_ms: PositiveInt = 10_000
     """A worker that gives no answer for this long is ended and another one started in its place."""
@@ -274,6 +281,24 @@ class TracingSettings(_Group):
     """Share of the requests traced that come without a trace of their own; the caller decides for the others."""
 
 
+class TrainingSettings(_Group):
+    """Training sets that are asked for over HTTP."""
+
+    url: str = ""
+    """A folder or object-store URL that replicas and Ray's workers share, where uploaded spines and training sets lie;
+    empty: ``training-sets`` inside the data directory."""
+
+    spine_roots: tuple[str, ...] = ()
+    """Folders and object-store URLs below which a request may name the file of a spine; a JSON list in the environment.
+    Empty: spines are uploaded. What a URL here holds of credentials and options is used and never shown."""
+
+    upload_bytes: PositiveInt = 1024 * 1024 * 1024
+    """Largest spine that is uploaded (413 beyond)."""
+
+    keep_days: PositiveInt = 30
+    """How long a training set is kept once it is over; then its files go, and it is known no more."""
+
+
 class MonitorSettings(_Group):
     """The monitor: compares what was served with what is true, and counts what features are like, day by day."""
 
@@ -351,6 +376,7 @@ class Settings(BaseSettings):
     snowflake: SnowflakeSettings = SnowflakeSettings()
     tecton: TectonSettings = TectonSettings()
     tracing: TracingSettings = TracingSettings()
+    training: TrainingSettings = TrainingSettings()
     monitor: MonitorSettings = MonitorSettings()
     cluster: ClusterSettings = ClusterSettings()
 
@@ -363,6 +389,11 @@ class Settings(BaseSettings):
     def offline_url(self) -> str:
         """Root of the folders of large offline reads."""
         return self.serving.offline_url or str(self.data_dir / "offline")
+
+    @property
+    def training_url(self) -> str:
+        """Root of the folders of training sets that are asked for over HTTP."""
+        return self.training.url or str(self.data_dir / "training-sets")
 
     @property
     def archive_url(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from featurelib.aggregates import Aggregate
-from featurelib.annotations import SUPPORTED
+from featurelib.annotations import SUPPORTED, SUPPORTED_OF_FEATURES
 from featurelib.clock import parse_duration, parse_instant
 from featurelib.declarations import describe_invalid
 from featurelib.definitions import (
@@ -57,12 +57,13 @@ from featurelib.expr import (
 )
 from featurelib.metadata import Metadata
 from featurelib.sources import stored_type
-from featurelib.types import SCALARS, element_type
+from featurelib.types import SCALARS, element_type, feature_type
 from featurelib.validation import completed, merged
 from featurelib.windows import parse_window
 
 _R = TypeVar("_R", bound=BaseModel)
 _TYPING = re.compile(r"^typing\.")
+_DICT = re.compile(r"\b(?:Dict|Mapping)\[")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOTHING = Definitions()
 # An expression takes three levels an operator. Python's own limit, 1,000 calls, is not ours to rely on.
@@ -279,6 +280,14 @@ def _type(name: str, column: str) -> str:
     return plain
 
 
+def _feature_type(name: str, feature: str) -> str:
+    plain = _DICT.sub("dict[", name.replace("typing.", "").replace("List[", "list["))
+    try:
+        return feature_type(plain)
+    except ValueError as error:
+        raise _UnofferedError("unknown_type", f"`{feature}` is {name}: {error}", SUPPORTED_OF_FEATURES) from None
+
+
 def _metadata(entry: dict[str, Any]) -> Metadata:
     given = entry.get("metadata") or {}
     return Metadata(**{name: given[name] for name in Metadata.model_fields if given.get(name) is not None})
@@ -400,7 +409,7 @@ def _featureset(entry: dict[str, Any]) -> FeaturesetDef:
 def _feature(entry: dict[str, Any], lookup: dict[str, Any] | None) -> FeatureDef:
     return FeatureDef(
         name=entry["name"],
-        type=_type(entry["dtype"], entry["name"]),
+        type=_feature_type(entry["dtype"], entry["name"]),
         request=entry.get("request") or False,
         lookup=LookupDef(dataset=lookup["dataset_name"], field=lookup["field_name"]) if lookup else None,
         default=lookup.get("default") if lookup else entry.get("default"),

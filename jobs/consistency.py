@@ -125,11 +125,13 @@ class ConsistencyCheck:
 
     def _compared(self, runs: Sequence[QueryRun]) -> Round:
         today = self._versions.at(self._registry.version())
-        groups: dict[tuple[str, str], list[_Asked]] = {}
+        groups: dict[tuple[str, str, tuple[str, ...]], list[_Asked]] = {}
         for told in filter(None, map(Told.of, runs)):
             then, now = self._versions.at(told.run.registry_version).target(told.question), today.target(told.question)
             if then is not None and now is not None:
-                groups.setdefault((told.question.shape, told.question.target), []).append(_Asked(told, then, now))
+                question = told.question
+                key = (question.shape, question.target, question.features)
+                groups.setdefault(key, []).append(_Asked(told, then, now))
         cases = [case for group in groups.values() for case in self._cases(group)]
         tallies = [tally for case in cases for tally in self._tallies(case)]
         asked = sum(map(len, groups.values()))

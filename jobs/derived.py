@@ -1,6 +1,10 @@
 """Bring the offline store's tables of derived datasets up to date with what is accepted; bounded work.
 
     ray job submit … -- python -m jobs.derived --dataset CarrierStats
+    ray job submit … -- python -m jobs.derived --keep-up
+
+The second is what the supervisor has run on a schedule (jobs/derived_schedule.py): all tables, their small files
+merged and those of forgotten versions deleted, what can only be made anew not more often than the settings say.
 
 Of a pipeline that only filters and computes, new records change the rows of their own keys at their own instants, and
 later ones that their windows reach: those are computed and appended. Where a record may change rows of other records
@@ -10,6 +14,7 @@ later ones that their windows reach: those are computed and appended. Where a re
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,7 +27,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurelib.clock import Clock, Instant, SystemClock
+from featurelib.clock import SECOND, Clock, Duration, Instant, SystemClock
 from featurelib.definitions import DatasetDef, ref
 from featurelib.engine.asof import KNOWN, evaluate
 from featurelib.engine.fold import KEY
@@ -33,7 +38,7 @@ from featurelib.engine.read_plan import View, compile_views
 from featurelib.engine.records import ACCEPTED_AT, DELETED, OFFSET, PARTITION, TIME, arrow_type
 from featurelib.engine.table import arrow_column
 from featurelib.errors import NotFound, StoreUnavailable, ThymeError
-from featurelib.settings import Settings, load_settings
+from featurelib.settings import ArchiveSettings, Settings, load_settings
 from featurelib.stores.archive import KEY_GROUP, MONTH, Archive, months_of
 from featurelib.stores.derived import LEADING, DerivedTable, Positions
 from featurelib.stores.erasures import Erasures
@@ -54,6 +59,13 @@ class Refreshed(NamedTuple):
     dataset: str
     rows: int
     anew: bool
+
+
+class KeptUp(NamedTuple):
+    """What a scheduled run did; ``failures`` says of each table that was not brought up to date why."""
+
+    done: list[Refreshed]
+    failures: list[str]
 
 
 class _Stores(NamedTuple):
@@ -95,14 +107,35 @@ class DerivedTables:
             NotFound: no pipeline gives that dataset.
             StoreUnavailable: a store does not answer; what is written stays as it was.
         """
-        views, _ = compile_views(self._registry.definitions())
-        derived = {name: view for name, view in sorted(views.items()) if not view.is_index}
+        derived = self._derived()
         if dataset is not None and dataset not in derived:
             names = ", ".join(derived) or "none"
             raise NotFound(f"{dataset!r} is no dataset that a pipeline gives; those are {names}")
         return [self._refresh(view) for name, view in derived.items() if dataset in (None, name)]
 
-    def _refresh(self, view: View) -> Refreshed:
+    def keep_up(self, settings: ArchiveSettings) -> KeptUp:
+        """Bring all tables up to date, merge their small files, and delete those of forgotten versions.
+
+        A table that fails holds up no other.
+
+        Raises:
+            StoreUnavailable: the registry does not answer.
+        """
+        kept = KeptUp([], [])
+        for view in self._derived().values():
+            try:
+                kept.done.append(self._refresh(view, settings.derived_anew_every_s * SECOND))
+                self._archive.compact(view.dataset)
+                self._archive.vacuum(view.dataset, settings.history_hours)
+            except ThymeError as error:
+                kept.failures.append(f"{ref(view.dataset)}: {error.code}: {error}")
+        return kept
+
+    def _derived(self) -> dict[str, View]:
+        views, _ = compile_views(self._registry.definitions())
+        return {name: view for name, view in sorted(views.items()) if not view.is_index}
+
+    def _refresh(self, view: View, anew_every_us: Duration = 0) -> Refreshed:
         program, now = view.program, self._clock.now()
         ends = dict(PointInTime(self._history, self._log).spine([program]).cut)
         end = {name: tuple(offsets) for name, offsets in ends.items()}
@@ -112,6 +145,9 @@ class DerivedTables:
             return Refreshed(ref(view.dataset), 0, anew=False)
         erased = start is not None and self._erased_since(program, table.written_at())
         alone = program.plain and not program.rights and not erased
+        costly = start is not None and not (alone or erased)
+        if costly and anew_every_us and now - table.written_at() < anew_every_us:
+            return Refreshed(ref(view.dataset), 0, anew=False)
         update = _Update(view, _Stores(self._history, self._log), start if alone else None, end, now)
         # In a file first: Delta takes batches in a thread of its own, from which its tables cannot be read.
         with tempfile.TemporaryDirectory() as folder:
@@ -285,10 +321,19 @@ def main() -> None:
     """Command line of the job."""
     parser = argparse.ArgumentParser(prog="jobs.derived", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", help="name of one derived dataset; default: all")
-    dataset = parser.parse_args().dataset
+    parser.add_argument("--keep-up", action="store_true", help="all, with the upkeep of their files; for a schedule")
+    arguments, settings = parser.parse_args(), load_settings()
+    if arguments.keep_up:
+        os.nice(settings.pipeline.niceness)  # nobody waits for it
     try:
-        with closing(DerivedTables(load_settings(), SystemClock())) as tables:
-            print(summary(tables.refresh(dataset)))  # noqa: T201  # the job's own output
+        with closing(DerivedTables(settings, SystemClock())) as tables:
+            if not arguments.keep_up:
+                print(summary(tables.refresh(arguments.dataset)))  # noqa: T201  # the job's own output
+                return
+            kept = tables.keep_up(settings.archive)
+        print(summary(kept.done))  # noqa: T201
+        if kept.failures:
+            sys.exit("\n".join(kept.failures))
     except ThymeError as error:
         sys.exit(f"{error.code}: {error}\n{error.remedy}")
 

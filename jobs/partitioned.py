@@ -46,7 +46,8 @@ def each_partition(
         fn_constructor_args=arguments,
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        # By default the actor that is ready first is given four: the others would find nothing left to do.
+        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
         max_restarts=0,
         max_task_retries=0,
         # The pool must leave CPUs for the tasks that read the items, or the job hangs without a word.

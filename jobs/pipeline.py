@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from featurelib.clock import SECOND, SystemClock, format_instant
-from featurelib.definitions import Definitions, PipelineDef
+from featurelib.definitions import Definitions, PipelineDef, ref
 from featurelib.engine.keys import groups_of
 from featurelib.engine.program import Program
 from featurelib.errors import StoreUnavailable
@@ -25,6 +25,8 @@ from jobs.worker import PartitionWorker
 
 # From one step to the next, in times of what the last one took of the processor.
 _STEPS_APART = 20
+# The same while somebody waits.
+_STEPS_APART_IN_HASTE = 1
 
 _log = structlog.get_logger(__name__)
 
@@ -52,6 +54,7 @@ class PipelineTask:
         self._registry = Registry(settings.registry_url, SystemClock())
         self._failed = 0
         program = Program.compile(pipeline, definitions)
+        self._haste = self._log.haste.signs([ref(dataset) for dataset in program.sources])
         state = StateName(program.ref, generation)
         self._pipeline = program.ref
         self._sealer = Sealer(program, state, self._store)
@@ -108,11 +111,14 @@ class PipelineTask:
                 _log.warning("event_not_recorded", event_type=event.event_type, detail=str(error))
 
     def wait(self, stopping: threading.Event) -> None:
-        """Block on the log; once something came, gather a little more."""
-        if not stopping.is_set() and self._worker.wait(self._wait_ms):
-            # A step costs some 2 ms before its first row: ten workers that took each of 40 appends a second by itself
-            # kept 1.3 cores busy. So steps are as far apart as leaves them a twentieth of a core; few rows wait little.
-            stopping.wait(min(self._gather_s, _STEPS_APART * self._step_s))
+        """Block on the log; once something came, gather a little more, unless somebody waits for it."""
+        if stopping.is_set() or not self._worker.wait(self._wait_ms):
+            return
+        # A step costs some 2 ms before its first row: ten workers that took each of 40 appends a second by itself
+        # kept 1.3 cores busy. So steps are as far apart as leaves them a twentieth of a core; few rows wait little.
+        gather_s = min(self._gather_s, _STEPS_APART * self._step_s)
+        if gather_s and self._haste.wait(round(gather_s * 1_000)):
+            stopping.wait(min(gather_s, _STEPS_APART_IN_HASTE * self._step_s))
 
     def facts(self) -> Mapping[str, Any]:
         """Rows folded, newest event time, rows that users' functions could not take, and what is applied of which log.

@@ -27,6 +27,8 @@ from featurelib.stores.registry import Registry
 from featurelib.stores.spine_reader import programs_of
 
 _VERSIONS_KEPT = 4
+# Callers may name any features of a featureset, so there is no end of their sets.
+_SLICES_KEPT = 1_000
 Values = dict[str, Any]
 """Per feature what an answer gives, in order; of a batch a list each."""
 
@@ -64,18 +66,29 @@ class Compiled:
         self._runner = runner
         self._views, _ = compile_views(definitions)
         self._plans: dict[str, ReadPlan | None] = {}
+        self._slices: dict[tuple[str, tuple[str, ...]], ReadPlan] = {}
 
     def target(self, question: Question) -> Target | None:
         """What a question reads; ``None``: it is not committed, or cannot be compiled."""
         if question.shape == "lookup":
             return self._views.get(question.target)
-        return self.plan(question.target)
+        plan = self.plan(question.target)
+        return plan if plan is None or not question.features else self._narrowed(plan, question.features)
 
     def plan(self, featureset: str) -> ReadPlan | None:
         """The read plan of a featureset; ``None``: it is not committed, or cannot be compiled."""
         if featureset not in self._plans:
             self._plans[featureset] = self._compile(featureset)
         return self._plans[featureset]
+
+    def _narrowed(self, plan: ReadPlan, features: tuple[str, ...]) -> ReadPlan:
+        # One plan for all runs of a slice: runs of one plan are read together.
+        key = (plan.featureset, features)
+        if key not in self._slices:
+            if len(self._slices) >= _SLICES_KEPT:
+                self._slices.clear()
+            self._slices[key] = plan.narrowed(features)
+        return self._slices[key]
 
     def _compile(self, name: str) -> ReadPlan | None:
         featureset = self.definitions.featureset(name)
@@ -216,7 +229,7 @@ def _readings(plan: ReadPlan, told: Told) -> list[Reading]:
     question = told.question
     inputs = question.row_inputs or (question.inputs,) * len(question.entity_ids)
     return [
-        Reading(plan.key_form.read(given), plan.requested(each or {}), told.at)
+        Reading(plan.key_form.read(given), plan.requested(each or {}, nulls=question.nulls), told.at)
         for given, each in zip(question.entity_ids, inputs, strict=True)
     ]
 

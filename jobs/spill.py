@@ -7,6 +7,7 @@ only. What fits in memory never becomes a file.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -21,18 +22,27 @@ from featurelib.engine.fold import KEY
 from featurelib.engine.operators import IDENTITY
 from featurelib.errors import StoreUnavailable
 
-# Some 100 MB of a pipeline with ten value columns, and as much again while they are sorted.
-_RUN_ROWS = 400_000
+# Some 50 MB of a pipeline with ten value columns, and as much again while they are sorted.
+_RUN_ROWS = 200_000
 # As Python values they take about ten times what they take in Arrow: 100,000 of them some 60 MB.
 _BUCKET_ROWS = 100_000
 _BUCKET = "__bucket"
 
 
 class _Run(NamedTuple):
-    """A file: the place of each bucket's batch in it."""
+    """A file: which buckets have a batch in it, in order, and where in it each begins, with the end of the last."""
 
     path: Path
-    batches: dict[int, int]
+    schema: pa.Schema
+    buckets: np.ndarray
+    starts: np.ndarray
+
+    def place(self, bucket: int) -> tuple[int, int] | None:
+        """Where a bucket's batch begins and ends."""
+        at = int(np.searchsorted(self.buckets, bucket))
+        if at == len(self.buckets) or self.buckets[at] != bucket:
+            return None
+        return int(self.starts[at]), int(self.starts[at + 1])
 
 
 class Spill:
@@ -105,28 +115,35 @@ class Spill:
         rows = pl.concat(self._held).sort(_BUCKET)
         self._held, self._held_rows = [], 0
         starts = rows[_BUCKET].rle().struct.unnest()
-        table = rows.drop(_BUCKET).to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
-        path = self._folder / f"{len(self._runs):06d}.arrow"
-        batches: dict[int, int] = {}
+        rows = rows.drop(_BUCKET)
+        path = self._folder / f"{len(self._runs):06d}.batches"
+        places = [0]
         with _on_disk(path):
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            with path.open("wb") as file:
                 start = 0
-                for length, bucket in zip(starts["len"].to_list(), starts["value"].to_list(), strict=True):
-                    (batch,) = table.slice(start, length).to_batches()
-                    writer.write_batch(batch)
-                    batches[bucket] = len(batches)
+                for length in starts["len"].to_list():
+                    # Bucket by bucket: as one table they would be in memory a third time.
+                    (batch,) = _as_arrow(rows.slice(start, length)).combine_chunks().to_batches()
+                    places.append(places[-1] + file.write(batch.serialize()))
                     start += length
-        self._runs.append(_Run(path, batches))
+        schema = _as_arrow(rows.clear()).schema
+        self._runs.append(_Run(path, schema, starts["value"].to_numpy(), np.array(places)))
+
+
+def _as_arrow(rows: pl.DataFrame) -> pa.Table:
+    return rows.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 def _read(run: _Run, bucket: int) -> Iterator[pl.DataFrame]:
-    if bucket not in run.batches:
+    place = run.place(bucket)
+    if place is None:
         return
-    with _on_disk(run.path), pa.OSFile(str(run.path)) as file:
-        # Not mapped into memory: what was read of a file would count as this process's until it is closed.
-        batch = pa.ipc.open_file(file).get_batch(run.batches[bucket])
-        frame = pl.from_arrow(batch)
+    with _on_disk(run.path), run.path.open("rb", buffering=0) as file:
+        # Neither mapped into memory, which would count as this process's, nor found by a directory of the file, which
+        # every one of as many reads as files times buckets would have to read.
+        data = os.pread(file.fileno(), place[1] - place[0], place[0])
+        frame = pl.from_arrow(pa.ipc.read_record_batch(pa.py_buffer(data), run.schema))
     assert isinstance(frame, pl.DataFrame)
     yield frame
 

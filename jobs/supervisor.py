@@ -36,10 +36,12 @@ from featurelib.stores.online import OnlineStore
 from featurelib.stores.orders import JobOrder, Orders
 from featurelib.stores.registry import NewEvent, Registry
 from jobs.board import Board
+from jobs.derived_schedule import keep_derived_tables
 from jobs.driver import Answer, Driver, Report, Task, leave
 from jobs.holds import Hold, Holds
 from jobs.reconcile import Drain, End, Limits, Seen, Start, absence, caught_up, decide
 from jobs.requested import follow
+from jobs.requested_training import follow_training_sets
 from jobs.wanted import Kind, TaskSpec, log_datasets, wanted_tasks
 
 _log = structlog.get_logger(__name__)
@@ -344,23 +346,35 @@ def run(settings: Settings, stopping: threading.Event) -> None:
     """Supervise until told to stop. Tasks go on without a supervisor.
 
     Raises:
-        ClusterError: backfills are no longer carried out.
+        ClusterError: backfills, training sets or derived tables are no longer carried out.
     """
     clock = SystemClock()
     url = settings.online.redis_url.get_secret_value()
     registry = Registry(settings.registry_url, clock)
     supervisor = Supervisor(settings, registry, Log(url, clock), OnlineStore(url))
-    backfills = threading.Thread(target=follow, args=(settings, stopping), name="backfills", daemon=True)
-    backfills.start()
+    following = _following(settings, stopping)
     while not stopping.is_set():
         try:
             supervisor.round()
         except (ThymeError, ray.exceptions.RayError) as error:
             _log.warning("round_failed", detail=str(error)[:500])
-        if not (backfills.is_alive() or stopping.is_set()):
+        ended = [each.name for each in following if not each.is_alive()]
+        if ended and not stopping.is_set():
             # Nobody foresaw why; its traceback is in this job's log. The watcher starts the next supervisor.
-            raise ClusterError("the thread that carries out backfills has ended")
+            raise ClusterError(f"the thread that carries out {ended[0]} has ended")
         stopping.wait(_ROUND_S)
+
+
+def _following(settings: Settings, stopping: threading.Event) -> list[threading.Thread]:
+    """Threads that carry out what was asked for: the dashboard may take seconds, and live workers wait for nobody."""
+    carried_out = {"backfills": follow, "training sets": follow_training_sets, "derived tables": keep_derived_tables}
+    threads = [
+        threading.Thread(target=work, args=(settings, stopping), name=name, daemon=True)
+        for name, work in carried_out.items()
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
 def main() -> None:

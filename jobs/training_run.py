@@ -46,8 +46,10 @@ from featurelib.stores.training_files import (
 )
 from jobs.extractors import close_runner, runner_of
 
-# What a part holds in memory at once, so that its history is read once per pipeline; the end of a run redoes one.
-_ROWS_OF_A_PART = 50_000
+# What a part holds in memory at once, some 400 MB, so that its history is read once per pipeline; the end of a run
+# redoes one.
+_ROWS_OF_A_PART = 250_000
+_RECORDS_OF_A_PART = 1_250_000
 _MOST_PARTS = 64
 _BATCH_ROWS = 65_536
 _MOST_ERASURES = 1_000
@@ -266,8 +268,8 @@ class _Preparation:
     def order(self, folder: TrainingFolder) -> TrainingOrder:
         """Put the spine into its parts, and say what is to be read of which records."""
         check_storable(self._spine.schema, self._request.output)
-        parts = min(_MOST_PARTS, max(1, -(-self._spine.count_rows() // _ROWS_OF_A_PART)))
         cut, tables = self._inputs()
+        parts = _parts(self._spine.count_rows(), max(map(sum, cut.values()), default=0))
         rows = folder.put_spine(self._spine.schema, self._batches(), parts)
         return TrainingOrder(
             featureset=self._request.featureset,
@@ -322,6 +324,11 @@ class _Preparation:
             knowledge=asked.knowledge,
             output=asked.form,
         )
+
+
+def _parts(rows: int, records: int) -> int:
+    wanted = max(-(-rows // _ROWS_OF_A_PART), -(-records // _RECORDS_OF_A_PART))
+    return min(_MOST_PARTS, max(1, wanted))
 
 
 def _featureset(asked: TrainingAsked, like: Manifest | None) -> str:

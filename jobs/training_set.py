@@ -13,8 +13,10 @@ left in the folder as the read's outcome.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from typing import Any, NamedTuple, get_args
 
@@ -25,26 +27,25 @@ import structlog
 from featurelib.clock import SystemClock
 from featurelib.engine.asof import Knowledge
 from featurelib.engine.extractor import Runner
+from featurelib.engine.feature_columns import complete_rows, feature_table
 from featurelib.engine.read_plan import ReadPlan, compile_plan, compile_views
-from featurelib.engine.spine import Reading, feature_columns
-from featurelib.engine.table import Table
 from featurelib.errors import ClusterError, NotFound, ThymeError
 from featurelib.settings import Settings, load_settings
 from featurelib.stores.archive import Archive
 from featurelib.stores.history import History
 from featurelib.stores.log import Log
 from featurelib.stores.registry import Registry
-from featurelib.stores.spine_files import AT, KEY, ROW, Asked, Order, Outcome, SpineFolder
-from featurelib.stores.spine_reader import SpineReader
+from featurelib.stores.spine_files import AT, KEY, ROW, Order, Outcome, SpineFolder, asking_of
+from featurelib.stores.spine_reader import SpineReader, programs_of
 from featurelib.stores.training_files import Output, TrainingFolder
 from jobs.extractors import close_runner, runner_of
 from jobs.partitioned import each_partition, map_partitions
 from jobs.training_run import Progress, TrainingAsked, TrainingRun, Work
 
 _log = structlog.get_logger(__name__)
-# Rows of 50 features that are held as Python values at once: some 300 MB.
-_ROWS_AT_ONCE = 50_000
 _ATTEMPTS = 3
+# Parts that are read side by side in one process: each holds some 400 MB.
+_MOST_AT_ONCE = 4
 
 
 class Part(NamedTuple):
@@ -74,7 +75,6 @@ class PartitionReader:
         registry = Registry(settings.registry_url, clock)
         self._plan = _plan(self._order, registry, self._runner)
         registry.close()
-        self._rows = self._hits = 0
 
     def read(self, partition: int) -> Part:
         """Read one part of the spine and write its rows.
@@ -83,35 +83,24 @@ class PartitionReader:
             StoreUnavailable: the log, the archive or the folder does not answer.
             UserCodeError: an extractor failed, for whichever row.
         """
-        self._rows = self._hits = 0
-        self._folder.write_rows(partition, self._tables(partition))
-        return Part(partition, self._rows, self._hits, "")
+        spine = self._folder.spine(partition)
+        asking = asking_of(self._plan, spine)
+        features = feature_table(self._plan, asking, self._spine.frame, self._spine.rows)
+        named = {ROW: spine[ROW], KEY: asking.keys().to_arrow().cast(pa.string()), AT: spine[AT]}
+        rows = pa.table({**named, **dict(zip(features.column_names, features.columns, strict=True))})
+        self._folder.write_rows(partition, rows)
+        return Part(partition, len(features), complete_rows(features), "")
+
+    @property
+    def runs_user_code(self) -> bool:
+        """Whether rows need extractors or functions of pipelines, which nobody promised to be safe in threads."""
+        steps = (step for program in programs_of(self._plan) for step in program.pipeline.steps)
+        return bool(self._plan.graph.touched) or any(getattr(step, "code", None) is not None for step in steps)
 
     def close(self) -> None:
         """Close connections, and end child processes."""
         self._log.close()
         close_runner(self._runner)
-
-    def _tables(self, partition: int) -> Iterator[pa.Table]:
-        # A partition without rows has a file too, which says what its columns are.
-        yield self._table([])
-        for asked in self._folder.spine(partition, _ROWS_AT_ONCE):
-            yield self._table(asked)
-
-    def _table(self, asked: Sequence[Asked]) -> pa.Table:
-        plan = self._plan
-        readings = [Reading(plan.key_form.read(each.id), plan.requested(each.inputs), each.at) for each in asked]
-        keys = [reading.entity.key for reading in readings]
-        table = Table.of(plan, keys, feature_columns(plan, readings, self._spine.rows))
-        self._rows += len(table)
-        self._hits += table.hits
-        named = {
-            ROW: pa.array([each.row for each in asked], pa.int64()),
-            KEY: pa.array(keys, pa.string()),
-            AT: pa.array([each.at for each in asked], pa.int64()),
-        }
-        features = table.features()
-        return pa.table({**named, **dict(zip(features.column_names, features.columns, strict=True))})
 
 
 class _ReadActor:
@@ -143,15 +132,31 @@ def part_of(reader: PartitionReader, partition: int, attempts: int = _ATTEMPTS) 
 
 
 def read_here(settings: Settings, work: Work) -> Iterator[int]:
-    """Read parts in this process, one after the other.
+    """Read parts in this process, side by side where no user's code runs.
 
     Raises:
         ThymeError: what a part gave.
     """
-    reader = PartitionReader(_folder(settings, work.folder, work.output), settings)
-    with closing(reader):
-        for number in work.parts:
-            yield _checked(part_of(reader, number))
+    with closing(PartitionReader(_folder(settings, work.folder, work.output), settings)) as reader:
+        at_once = 1 if reader.runs_user_code else min(_cores(), _MOST_AT_ONCE)
+        for part in _parts(reader, work.parts, at_once):
+            yield _checked(part)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _parts(reader: PartitionReader, numbers: Sequence[int], at_once: int) -> Iterator[Part]:
+    if at_once == 1:
+        yield from (part_of(reader, number) for number in numbers)
+        return
+    threads = ThreadPoolExecutor(at_once)
+    try:
+        for done in as_completed([threads.submit(part_of, reader, number) for number in numbers]):
+            yield done.result()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def read_on_ray(settings: Settings, work: Work) -> Iterator[int]:

@@ -33,6 +33,7 @@ from featurelib.engine.program import Program
 from featurelib.engine.records import LATE, OFFSET, PARTITION, TIME, record_schema
 from featurelib.stores.log import Log, texts_of
 from featurelib.stores.online import GroupCommit, OnlineStore, StateName
+from featurelib.stores.refused_rows import RefusedRow
 from jobs.inputs import ArchivedRecords, InputReader, end_of
 from jobs.tombstones import Erasure, up_to_tombstones
 
@@ -379,9 +380,12 @@ class PartitionWorker:
         return Step(sum(len(table) for table in batch.values()), len(added), len(removed))
 
     def _note(self, failures: list[UserFailure]) -> None:
-        # Every worker of a pipeline with functions reads every record: one of them tells.
-        if tells_failures(self._groups):
+        # Every worker of a pipeline with functions reads every record: one of them tells. Who waits until these rows
+        # are applied finds them, since the positions are committed after this.
+        if failures and tells_failures(self._groups):
             self.failures.extend(failures)
+            rows = [RefusedRow(*divmod(each.place, 1 << PLACE_BITS), each.time, each.message) for each in failures]
+            self._log.refused.note(self._program.ref, rows)
         failures.clear()
 
     def _replace(self, key: str, state: KeyState, gone: list[Row], come: list[Row]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from copy import copy
 from functools import cache
+from http import HTTPStatus
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
@@ -36,7 +38,9 @@ from serve_apps.routes import (
     secrets,
     snowflake_openapi,
     tecton_openapi,
+    training_sets,
 )
+from serve_apps.routes.parameters import known_parameters
 
 _DESCRIPTION = """A real-time feature platform. Both services answer every route on both ports: 8081 is the fast
 listener of the query server, 8080 the definition service's. Every failure has the one error body."""
@@ -58,6 +62,15 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     500: {"model": ErrorBody, "description": "User code failed, or the service did."},
     503: {"model": ErrorBody, "description": "A store does not answer; retry."},
 }
+
+
+_STRICT = (
+    *(module.router for module in (commit, definitions, catalogue, jobs, backfills, feed, intake, erase, query_runs)),
+    *(module.router for module in (keys, monitoring, training_sets, principals)),
+    secrets.rotation,
+)
+# Monitors ask with parameters of their own; Tecton's routes answer in words of theirs.
+_LENIENT = tuple(module.router for module in (health, secrets, authorization))
 
 
 def build_api() -> FastAPI:
@@ -87,12 +100,10 @@ def _routed() -> FastAPI:
             Exception: _on_unforeseen,
         },
     )
-    for module in (commit, definitions, catalogue, jobs, backfills, feed, intake, erase, query_runs, health, keys):
-        api.include_router(module.router)
-    api.include_router(monitoring.router)
-    for module in (principals, secrets, authorization):
-        api.include_router(module.router)
-    api.include_router(secrets.rotation)
+    for router in _STRICT:
+        api.include_router(router, dependencies=[Depends(known_parameters)])
+    for router in _LENIENT:
+        api.include_router(router)
     api.openapi = lambda: _document(api)  # type: ignore[method-assign]
     return api
 
@@ -107,6 +118,7 @@ def _document(api: FastAPI) -> dict[str, Any]:
         snowflake_openapi.describe(document)
         commit.describe(document)
         intake.describe(document)
+        training_sets.describe(document)
         _secure(document)
         api.openapi_schema = document
     return api.openapi_schema
@@ -144,9 +156,22 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    detail = error.detail if error.status_code != 404 else f"no route {request.method} {request.url.path[:200]}"  # noqa: PLR2004
+    detail, headers = error.detail, error.headers
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        detail = f"no route {request.method} {request.url.path[:200]}"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The framework names the methods of the first route that fits, and there is one for each method.
+        allowed = ", ".join(_methods(request.url.path))
+        detail, headers = f"{request.method} is not one of {allowed}", {"allow": allowed}
     answer = refuse_status(error.status_code, detail, request.scope["thyme.correlation_id"])
-    return _response(request, answer, error.headers)
+    return _response(request, answer, headers)
+
+
+def _methods(path: str) -> list[str]:
+    """The methods that a path is served with; HEAD is served as GET."""
+    routes = (route for router in (*_STRICT, *_LENIENT) for route in router.routes if isinstance(route, APIRoute))
+    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 def _response(request: Request, refusal: Answer, more: Any = None) -> Response:

@@ -21,6 +21,7 @@ from featurelib.stores.registry import Registry
 from serve_apps.listener import Listener
 from serve_apps.logs import configure_logs
 from serve_apps.services import open_services
+from serve_apps.siblings import Siblings
 from serve_apps.web import Application
 
 # The same as in configs/serve.yaml, which says why: `serve run serve_apps.app:app` reads only this.
@@ -40,7 +41,8 @@ class _Replica:
         registry = Registry(settings.registry_url, clock)
         registry.migrate()
         registry.close()
-        application = Application(lambda: open_services(settings, clock))
+        siblings = Siblings.of(settings, name)
+        application = Application(lambda: open_services(settings, clock, siblings))
         self._listener = Listener(application, _listening(name, port, settings))
         self._listener.start()
 

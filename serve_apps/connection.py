@@ -226,6 +226,9 @@ class Connection(asyncio.Protocol):
         self._receiving = exchange = self._exchange()
         if exchange.body is None:
             self._await_body(exchange)
+        elif exchange.headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in exchange.headers:
+            # What comes with a GET is dropped, but whoever sends it waits to be asked for it.
+            self._ask_for_body(exchange)
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
@@ -292,12 +295,15 @@ class Connection(asyncio.Protocol):
         except ThymeError as refusal:
             self._refuse(exchange, refusal)
         else:
-            waits = exchange.headers.get(b"expect", b"").lower() == b"100-continue" and exchange.version == "1.1"
-            if waits and self._answering is None:
-                self._transport.write(_CONTINUE)
+            self._ask_for_body(exchange)
             if exchange.is_streamed:
                 exchange.news = asyncio.Event()
                 self._take(exchange)
+
+    def _ask_for_body(self, exchange: Served) -> None:
+        waits = exchange.headers.get(b"expect", b"").lower() == b"100-continue" and exchange.version == "1.1"
+        if waits and self._answering is None:
+            self._transport.write(_CONTINUE)
 
     def _hold_back(self, exchange: Served, more: int) -> None:
         exchange.ahead += more

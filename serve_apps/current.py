@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
@@ -23,6 +23,8 @@ from featurelib.stores.registry import CommitRecord
 from featurelib.stores.standings import Standing
 from serve_apps.auth import KeyRing
 
+# Callers may name any features of a featureset, so there is no end of their sets.
+_MOST_NARROWED = 1_000
 _log = structlog.get_logger("thyme.serve")
 
 
@@ -79,9 +81,10 @@ class Snapshot:
     plans: Mapping[str, ReadPlan]
     views: Mapping[str, View]
     broken: Mapping[str, str]
+    _narrowed: dict[tuple[str, tuple[str, ...]], ReadPlan] = field(default_factory=dict, init=False, compare=False)
 
-    def plan(self, featureset: str) -> ReadPlan:
-        """The read plan of a featureset.
+    def plan(self, featureset: str, features: tuple[str, ...] = ()) -> ReadPlan:
+        """The read plan of a featureset; of these features and what they are made of, where any are named.
 
         Raises:
             NotFound: it is not committed.
@@ -92,7 +95,16 @@ class Snapshot:
             if featureset in self.broken:
                 raise BrokenFeatureset(f"featureset {featureset!r} cannot be read: {self.broken[featureset]}")
             raise NotFound(f"featureset {featureset[:128]!r} is not committed")
-        return plan
+        return self._of_features(plan, features) if features else plan
+
+    def _of_features(self, plan: ReadPlan, features: tuple[str, ...]) -> ReadPlan:
+        key = (plan.featureset, features)
+        found = self._narrowed.get(key)
+        if found is None:
+            found = plan.narrowed(features)
+            if len(self._narrowed) < _MOST_NARROWED:
+                self._narrowed[key] = found
+        return found
 
     @property
     def pipelines(self) -> tuple[str, ...]:

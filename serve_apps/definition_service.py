@@ -13,6 +13,7 @@ from featurelib.errors import NotFound, StoreUnavailable
 from featurelib.settings import Settings
 from featurelib.stores.log import Log
 from featurelib.stores.registry import Registry, SourceStatus
+from featurelib.stores.revisions import Revisions
 from featurelib.stores.shapes import Shapes, as_detail
 from serve_apps import shapes
 from serve_apps.catalogue import Catalogued
@@ -92,12 +93,19 @@ class DefinitionService:
         """Everything at a glance; ages are counted from ``now``."""
         definitions = self._registry.definitions()
         latest = self._registry.latest_commit()
-        jobs, fresh = self._jobs.jobs(), self._fresh(definitions, now)
+        versions = Revisions(self._registry.database).newest("featureset")
+        known = shapes.Known(self._fresh(definitions, now), versions, self._log_bytes())
         return {
-            **shapes.status(definitions, jobs, self.sources(), self._registry.backfills(), fresh),
+            **shapes.status(definitions, self._jobs.jobs(), self.sources(), self._registry.backfills(), known),
             "latest_commit": shapes.commit_record(latest) if latest else None,
             "recent_events": [shapes.event_record(e) for e in self._registry.events(limit=_RECENT_EVENTS)],
         }
+
+    def _log_bytes(self) -> dict[str, int]:
+        try:
+            return self._log.sizes()
+        except StoreUnavailable:
+            return {}  # the rest of the status is wanted all the more
 
     def _fresh(self, definitions: Definitions, now: Instant) -> dict[str, shapes.Json]:
         datasets = {ref(dataset): dataset for dataset in definitions.datasets}

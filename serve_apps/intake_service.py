@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -182,6 +183,8 @@ class IntakeService:
     ) -> Upserted:
         """Append records told apart by key and event time; those that do not fit, and ``refused``, are dead letters.
 
+        Workers are told that somebody waits for them.
+
         Raises:
             NotFound: no such dataset.
             InvalidRequest: the dataset is made by a pipeline.
@@ -190,6 +193,10 @@ class IntakeService:
         remember_us = self._settings.snowflake.remember_s * SECOND
         door = self._door(self._registry.definitions(), dataset)
         done = door.intake.upsert(records, origin, refused, remember_us)
+        if done.ends:
+            # Workers come without being told, only later.
+            with suppress(StoreUnavailable):
+                self._log.haste.ask(ref(door.dataset))
         self.report(dataset, done.taken, first=refused[0].message if refused else "")
         return done
 

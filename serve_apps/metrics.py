@@ -22,6 +22,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        # The same from whichever replica they are asked: not of one, and told once.
+        self._common = CollectorRegistry()
         self._requests = Counter(
             "thyme_http_requests",
             "Requests answered, by route, method and status.",
@@ -58,9 +60,15 @@ class Metrics:
             "thyme_plan_version", "Registry version of the read plans being served.", registry=self._registry
         )
         self.freshness = Freshness()
-        self._registry.register(self.freshness)
+        self._common.register(self.freshness)
         self.findings = Findings()
-        self._registry.register(self.findings)
+        self._common.register(self.findings)
+        self.replicas = Gauge(
+            "thyme_replicas",
+            "Replicas of the service on this machine, by whether their figures are here (told) or not (silent).",
+            ("state",),
+            registry=self._common,
+        )
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._read_children: dict[tuple[str, str], Histogram] = {}
 
@@ -84,6 +92,14 @@ class Metrics:
         """Count one read that failed; of a name that is not committed, under ``other``."""
         self._read_errors.labels(featureset, code).inc()
 
-    def text(self) -> bytes:
-        """The exposition text."""
+    def own(self) -> bytes:
+        """The exposition text of what this replica counts."""
         return generate_latest(self._registry)
+
+    def common(self) -> bytes:
+        """The exposition text of what is the same from every replica."""
+        return generate_latest(self._common)
+
+    def text(self) -> bytes:
+        """All of it, as a replica tells it that has its port to itself."""
+        return self.own() + self.common()

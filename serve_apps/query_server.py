@@ -44,7 +44,7 @@ def _chunks(whole: Sequence[_T]) -> Iterator[Sequence[_T]]:
 class Reply(NamedTuple):
     """What was read: the answer's members, and what the query run says of it.
 
-    ``table`` holds the rows of a batch or an offline read; ``body`` is empty when only that was asked for. ``seen`` is
+    ``table`` holds the rows of a batch or an offline read; ``body`` is empty when no JSON was asked for. ``seen`` is
     what it was read from, and ``values`` are the features in the engine's form: a value each, or a column each.
     ``walked`` is, of one entity's answer, how it came about.
     """
@@ -72,6 +72,17 @@ async def _reply(table: Table, request: _Request, seen: Seen, *, as_table: bool)
     form: Form = "positional" if request.question.shape == "batch" else "results"
     body = {} if as_table else await as_json(table, form)
     return Reply(body, tuple(table.keys), table.hits, request.snapshot.commit_id, table, seen, table.columns)
+
+
+def _body(plan: ReadPlan, entity: Entity, values: Sequence[Any], moment: Moment) -> dict[str, Any]:
+    """The answer's members, of one entity."""
+    return {
+        "entity_type": plan.entity_type,
+        "entity_id": entity.key,
+        "features": dict(zip(plan.feature_names, values, strict=True)),
+        "mode": moment.mode,
+        "metadata": moment.metadata(),
+    }
 
 
 class Threads(NamedTuple):
@@ -124,7 +135,7 @@ class QueryServer:
 
         Args:
             question: what is asked.
-            as_table: of many rows, make no JSON of them.
+            as_table: make no JSON of what was read.
             watch: is filled on the way.
             by: the definitions to read by; those of now, unless the caller has compiled something of others.
 
@@ -160,18 +171,18 @@ class QueryServer:
         question = request.question
         if question.shape == "lookup":
             return await self._lookup(request)
-        plan = request.snapshot.plan(question.target)
+        plan = request.snapshot.plan(question.target, question.features)
         plan.check_entity_type(question.entity_type)
         if question.shape == "features":
-            return await self._features(request, plan)
+            return await self._features(request, plan, as_table=as_table)
         read = self._batch if question.shape == "batch" else self._offline
         table, seen = await read(request, plan)
         return await _reply(table, request, seen, as_table=as_table)
 
-    async def _features(self, request: _Request, plan: ReadPlan) -> Reply:
+    async def _features(self, request: _Request, plan: ReadPlan, *, as_table: bool) -> Reply:
         question = request.question
         entity = plan.key_form.read(question.entity_ids[0])
-        requested = plan.requested(question.inputs)
+        requested = plan.requested(question.inputs, nulls=question.nulls)
         reader = await self._reader(request, plan)
         (slots,) = await self._filled(plan, [entity], [requested], reader)
         started = time.perf_counter()
@@ -179,13 +190,7 @@ class QueryServer:
         if request.watch is not None:
             request.watch.ran(started)
         values = plan.answer(slots)
-        body = {
-            "entity_type": plan.entity_type,
-            "entity_id": entity.key,
-            "features": dict(zip(plan.feature_names, values, strict=True)),
-            "mode": reader.moment.mode,
-            "metadata": reader.moment.metadata(),
-        }
+        body = {} if as_table else _body(plan, entity, values, reader.moment)
         hits, walked = int(None not in values), Walked(request.snapshot, plan, entity.key, slots)
         return Reply(body, (entity.key,), hits, request.snapshot.commit_id, None, reader.seen, values, walked)
 
@@ -193,7 +198,7 @@ class QueryServer:
         question = request.question
         entities = [plan.key_form.read(given, f"entity_ids[{i}]") for i, given in enumerate(question.entity_ids)]
         inputs = question.row_inputs or [question.inputs] * len(entities)
-        requested = [plan.requested(each or {}) for each in inputs]
+        requested = [plan.requested(each or {}, nulls=question.nulls) for each in inputs]
         reader = await self._reader(request, plan)
         slots: list[list[Value]] = []
         for chunk, chosen in zip(_chunks(entities), _chunks(requested), strict=True):

@@ -100,8 +100,9 @@ def _names(question: Question, snapshot: Snapshot | None) -> Sequence[str]:
     if question.shape == "lookup":
         view = snapshot.views.get(question.target)
         return () if view is None else view.columns
-    plan = snapshot.plans.get(question.target)
-    return () if plan is None else plan.feature_names
+    if question.target not in snapshot.plans:
+        return ()
+    return snapshot.plan(question.target, question.features).feature_names
 
 
 def _verdicts(

@@ -32,7 +32,7 @@ class ServedFeature(NamedTuple):
     Attributes:
         name: ``view.feature``.
         type: of its values.
-        slot: its place among the features of the featureset.
+        slot: its place among the features of the plan.
         views: places of the read plan's views that its value is made of.
         is_count: whether it is a count of records.
         about: the feature as it is declared.
@@ -52,6 +52,7 @@ class ServedView(NamedTuple):
     """One part of a service: the plan it is read by, its features, and what of the request it takes.
 
     ``snapshot``: the definitions the plan is of. Places of features are those of its plan, and of no later one.
+    ``chosen``: the features that it is a plan of; none: all of the featureset.
     """
 
     name: str
@@ -60,15 +61,15 @@ class ServedView(NamedTuple):
     features: tuple[ServedFeature, ...]
     join_keys: tuple[str, ...]
     context: frozenset[str]
+    chosen: tuple[str, ...]
 
 
 class ContextKey(NamedTuple):
-    """A value of the request context. ``required``: no default stands in; ``nullable``: null is a value of it."""
+    """A value of the request context. ``required``: no default stands in."""
 
     name: str
     type: str
     required: bool
-    nullable: bool
 
 
 class ServicePlan(NamedTuple):
@@ -187,22 +188,25 @@ def _alone(definitions: Definitions, workspace: str, name: str) -> FeatureServic
 
 
 def _view(view: ServedViewDef, snapshot: Snapshot) -> ServedView:
-    plan, definitions = snapshot.plan(view.featureset), snapshot.definitions
-    featureset = definitions.featureset(view.featureset)
+    featureset = snapshot.definitions.featureset(view.featureset)
+    whole = snapshot.plan(view.featureset)
     assert featureset is not None  # it has a plan
-    types = feature_types(plan)
-    places = {name: place for place, name in enumerate(plan.feature_names)}
-    features = (_feature(view.name, types[places[name]], places[name], featureset, snapshot) for name in view.features)
-    return ServedView(view.name, snapshot, plan, tuple(features), view.join_keys, frozenset(plan.request_names))
+    plan = snapshot.plan(view.featureset, view.features)
+    chosen = view.features if plan is not whole else ()
+    features = (_feature(view.name, name, featureset, plan, snapshot.definitions) for name in view.features)
+    return ServedView(view.name, snapshot, plan, tuple(features), view.join_keys, frozenset(plan.request_names), chosen)
 
 
-def _feature(view: str, kind: str, slot: int, featureset: FeaturesetDef, snapshot: Snapshot) -> ServedFeature:
-    about, plan = featureset.features[slot], snapshot.plan(featureset.name)
-    ingredients = made_of(featureset, [about.name], snapshot.definitions)
+def _feature(
+    view: str, name: str, featureset: FeaturesetDef, plan: ReadPlan, definitions: Definitions
+) -> ServedFeature:
+    about, slot = featureset.feature(name), plan.feature_names.index(name)
+    assert about is not None  # a service is committed with what it names
+    ingredients = made_of(featureset, [name], definitions)
     datasets = {each.feature.lookup.dataset for each in ingredients if each.feature.lookup is not None}
     return ServedFeature(
-        name=f"{view}.{about.name}",
-        type=kind,
+        name=f"{view}.{name}",
+        type=feature_types(plan)[slot],
         slot=slot,
         views=tuple(place for place, each in enumerate(plan.views) if each.dataset.name in datasets),
         is_count=_is_count(about, plan.views),
@@ -225,11 +229,10 @@ def _context(service: FeatureServiceDef, definitions: Definitions) -> Iterator[C
     taken: dict[str, list[FeatureDef]] = {name: [] for name in declared}
     for view in service.views:
         featureset = definitions.featureset(view.featureset)
-        for feature in needed_context(featureset, definitions) if featureset else ():
+        for feature in needed_context(featureset, definitions, view.features) if featureset else ():
             if feature.name in taken:
                 taken[feature.name].append(feature)
     for parameter in service.request_context:
         takers = taken[parameter.name]
         required = any(feature.default is None for feature in takers)
-        nullable = bool(takers) and all(feature.optional for feature in takers)
-        yield ContextKey(parameter.name, parameter.type, required, nullable)
+        yield ContextKey(parameter.name, parameter.type, required)

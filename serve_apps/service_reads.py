@@ -20,9 +20,11 @@ from serve_apps.query_server import Reply
 from serve_apps.run_log import RunLog
 from serve_apps.service_plan import ServedView, ServicePlan
 from serve_apps.services import Services
+from serve_apps.time_limits import TimeLimits
 from serve_apps.watching import Watch
 
 Status = Literal["PRESENT", "MISSING_DATA", "TIME_OUT", "UNKNOWN_STATUS"]
+_NO_INPUTS: Mapping[str, Any] = {}
 
 
 class AskedRow(NamedTuple):
@@ -43,6 +45,7 @@ class How(NamedTuple):
         most_bytes: most bytes read from the store.
         partial: whether what lies beyond them is left out, or the read fails.
         effective: whether to look up the newest events too.
+        bare: whether values are all that is asked for: neither statuses nor what extractors took is told.
         now: the server's clock, read once for all parts; ``None``: when the read begins.
     """
 
@@ -53,13 +56,15 @@ class How(NamedTuple):
     most_bytes: int = 2 * 1024 * 1024
     partial: bool = False
     effective: bool = False
+    bare: bool = False
     now: Instant | None = None
 
 
 class Part(NamedTuple):
     """What was read of one view; lists are per feature, then per row.
 
-    ``effective``: per feature the newest event of all rows, where that was asked. ``run_id``: of its query run.
+    ``statuses`` is empty of a bare read. ``effective``: per feature the newest event of all rows; empty where that was
+    not asked. ``run_id``: of its query run.
     """
 
     values: list[Sequence[Value]]
@@ -71,7 +76,10 @@ class Part(NamedTuple):
 
 
 class ServiceAnswer(NamedTuple):
-    """What was read of a service; lists are per feature in the service's order, then per row."""
+    """What was read of a service; lists are per feature in the service's order, then per row.
+
+    ``statuses`` and ``effective`` are whole where they were asked for, and else nothing to rely on.
+    """
 
     values: list[Sequence[Value]]
     statuses: list[list[Status]]
@@ -101,6 +109,7 @@ class ServiceReads:
     def __init__(self, services: Services, runs: RunLog) -> None:
         self._services = services
         self._runs = runs
+        self._limits = TimeLimits()
 
     async def read(self, call: Call, plan: ServicePlan, rows: Sequence[AskedRow], how: How) -> ServiceAnswer:
         """The features of some rows.
@@ -112,10 +121,10 @@ class ServiceReads:
             UserCodeError: an extractor failed.
             StoreUnavailable: the store does not answer.
         """
-        if how.now is None:
+        if how.now is None and len(plan.views) > 1:
             how = how._replace(now=self._services.clock.now())
         try:
-            async with asyncio.timeout(how.limit_s):
+            with self._limits.within(how.limit_s):
                 parts = await self._parts(call, plan, rows, how)
         except TimeoutError:
             raise TimedOut(f"Timed out: the features were not read within {how.limit_s:g} s") from None
@@ -133,10 +142,13 @@ class ServiceReads:
         meter = Meter()
         if entity_id is None:
             return FreeValues([], meter)
-        question = Question("features", wildcard.featureset, (entity_id,), at=how.at, clock=how.clock)
+        features = (wildcard.feature,)
+        question = Question(
+            "features", wildcard.featureset, (entity_id,), at=how.at, clock=how.clock, features=features
+        )
         token = METER.set(meter)
         try:
-            async with asyncio.timeout(how.limit_s):
+            with self._limits.within(how.limit_s):
                 reply, run_id = await self._runs.read(call, question, by=plan.views[0].snapshot)
         except TimeoutError:
             raise TimedOut(f"Timed out: the join keys were not read within {how.limit_s:g} s") from None
@@ -171,7 +183,8 @@ class ServiceReads:
             if not places:
                 return _missing(view, len(rows), meter)
             asked = ([ids[place] for place in places], [rows[place] for place in places])
-            return _spread(await self._known_keys(call, view, asked, (how, meter)), places, len(rows))
+            whole = how._replace(bare=False)
+            return _spread(await self._known_keys(call, view, asked, (whole, meter)), places, len(rows))
         finally:
             METER.reset(token)
 
@@ -180,17 +193,16 @@ class ServiceReads:
     ) -> Part:
         (ids, rows), (how, meter) = asked, way
         question = _question(view, ids, rows, how)
-        watch = Watch(how.now)
+        watch = None if how.bare and how.now is None else Watch(how.now)
         reply, run_id = await self._runs.read(call, question, as_table=True, watch=watch, by=view.snapshot)
-        columns = _columns(reply)
-        return Part(
-            values=[columns[feature.slot] for feature in view.features],
-            statuses=_statuses(view, watch.known, len(rows)),
-            effective=await self._effective(view, watch) if how.effective else [None] * len(view.features),
-            meter=meter,
-            extract_s=watch.extract_s,
-            run_id=run_id,
-        )
+        part = Part(_values(view, reply), [], [], meter, run_id=run_id)
+        if watch is None or how.bare:
+            return part
+        effective: list[Instant | None] = [None] * len(view.features)
+        if how.effective:
+            effective = await self._effective(view, watch)
+        statuses = _statuses(view, watch.known, len(rows))
+        return part._replace(statuses=statuses, effective=effective, extract_s=watch.extract_s)
 
     async def _effective(self, view: ServedView, watch: Watch) -> list[Instant | None]:
         newest = await self._newest(watch)
@@ -212,12 +224,18 @@ def _question(view: ServedView, ids: Sequence[Any], rows: Sequence[AskedRow], ho
     featureset = view.plan.featureset
     if len(ids) == 1:
         inputs = _inputs(view, rows[0])
-        return Question("features", featureset, tuple(ids), at=how.at, inputs=inputs, clock=how.clock)
-    inputs_of_rows = tuple(_inputs(view, row) for row in rows)
-    return Question("batch", featureset, tuple(ids), at=how.at, row_inputs=inputs_of_rows, clock=how.clock)
+        nulls = None in inputs.values()
+        asked = Question("features", featureset, tuple(ids), at=how.at, inputs=inputs, clock=how.clock, nulls=nulls)
+        return asked._replace(features=view.chosen) if view.chosen else asked
+    of_rows = tuple(_inputs(view, row) for row in rows)
+    nulls = any(None in inputs.values() for inputs in of_rows)
+    asked = Question("batch", featureset, tuple(ids), at=how.at, row_inputs=of_rows, clock=how.clock, nulls=nulls)
+    return asked._replace(features=view.chosen) if view.chosen else asked
 
 
-def _inputs(view: ServedView, row: AskedRow) -> dict[str, Any]:
+def _inputs(view: ServedView, row: AskedRow) -> Mapping[str, Any]:
+    if not view.context:
+        return _NO_INPUTS
     return {name: value for name, value in row.context.items() if name in view.context}
 
 
@@ -228,13 +246,14 @@ def _entity_id(parts: Sequence[Any]) -> Any:
     return parts[0] if len(parts) == 1 else list(parts)
 
 
-def _columns(reply: Reply) -> Sequence[Sequence[Value]]:
+def _values(view: ServedView, reply: Reply) -> list[Sequence[Value]]:
     """The features in the engine's form."""
     if reply.table is not None:
-        return reply.table.columns
+        return [reply.table.columns[feature.slot] for feature in view.features]
     assert reply.walked is not None
     assert reply.walked.slots is not None
-    return [[value] for value in reply.walked.slots]
+    slots = reply.walked.slots
+    return [[slots[feature.slot]] for feature in view.features]
 
 
 def _statuses(view: ServedView, known: Sequence[bool], rows: int) -> list[list[Status]]:
@@ -280,6 +299,10 @@ def _done(task: asyncio.Task[Part]) -> Part | None:
 
 
 def _together(plan: ServicePlan, parts: Sequence[Part | None], rows: int, how: How) -> ServiceAnswer:
+    alone = parts[0] if len(parts) == 1 else None
+    if alone is not None and alone.meter.size <= how.most_bytes:
+        ids = () if alone.run_id is None else (alone.run_id,)
+        return ServiceAnswer(*alone[:5], is_partial=False, run_ids=ids)
     whole, is_partial = Meter(), False
     kept: list[Part] = []
     for view, part in zip(plan.views, parts, strict=True):

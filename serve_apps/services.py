@@ -40,6 +40,7 @@ from serve_apps.query_server import QueryServer, Threads
 from serve_apps.rate_limits import RateLimits
 from serve_apps.reading import Online, Past
 from serve_apps.recorder import Recorder
+from serve_apps.siblings import Siblings
 from serve_apps.tracing import Traces, open_traces
 from serve_apps.versions import Versions
 
@@ -113,12 +114,13 @@ class Services:
     shapes: Shapes
     feed: LiveFeed
     threads: ThreadPoolExecutor
+    siblings: Siblings
     traces: Traces | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     background: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
-    def over(cls, stores: Stores, settings: Settings, clock: Clock) -> Services:
+    def over(cls, stores: Stores, settings: Settings, clock: Clock, siblings: Siblings | None = None) -> Services:
         """Build the services over opened stores; call on the event loop that will serve."""
         metrics = Metrics()
         audit = Audit(stores.registry.database)
@@ -148,6 +150,7 @@ class Services:
                 poll_s=settings.serving.event_poll_ms / 1_000,
             ),
             threads=threads,
+            siblings=siblings or Siblings(),
             traces=open_traces(settings.tracing),
         )
 
@@ -170,9 +173,15 @@ class Services:
         self.background.append(asyncio.create_task(self.feed.run(self.stopping)))
         self.background.append(asyncio.create_task(self.limits.share(self.stopping)))
         try:
-            yield self
+            async with self.siblings.joined(self.figures):
+                yield self
         finally:
             await self._close()
+
+    def figures(self) -> bytes:
+        """What this replica counts, in Prometheus text."""
+        self.metrics.plan_version.set(self.current.snapshot.version)
+        return self.metrics.own()
 
     def check_background(self) -> None:
         """Raise what ended a background task: a replica whose plans no longer move must be replaced.
@@ -208,8 +217,13 @@ def _carrier(registry: Registry, audit: Audit, settings: Settings) -> Carrier:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, clock: Clock, siblings: Siblings | None = None) -> AsyncIterator[Services]:
     """Open the stores the settings name, and run services over them.
+
+    Args:
+        settings: which stores, and how they are served.
+        clock: read once per request.
+        siblings: the other replicas of the service; left out, there are none.
 
     Raises:
         StoreUnavailable: registry or online store did not answer.
@@ -223,5 +237,5 @@ async def open_services(settings: Settings, clock: Clock) -> AsyncIterator[Servi
         log=log,
         usage=Usage(redis_url),
     )
-    async with Services.over(stores, settings, clock).running() as services:
+    async with Services.over(stores, settings, clock, siblings).running() as services:
         yield services

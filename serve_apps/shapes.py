@@ -19,19 +19,32 @@ from featurelib.definitions import (
     AggregateStep,
     AssignStep,
     DatasetDef,
+    DedupStep,
     Definitions,
+    DropStep,
+    ExplodeStep,
     ExtractorDef,
     FeatureDef,
     FeatureServiceDef,
     FeaturesetDef,
+    FilterCodeStep,
     FilterStep,
+    FirstStep,
     JoinStep,
+    LatestStep,
     NamedAggregate,
     PipelineDef,
+    PyCode,
+    RenameStep,
+    SelectStep,
     SourceDef,
+    Step,
+    TransformStep,
+    UnionStep,
     ref,
 )
 from featurelib.engine.program import pipelines_of
+from featurelib.engine.records import DELETED
 from featurelib.expr import (
     ArithNode,
     CallNode,
@@ -282,17 +295,24 @@ def _job(pipeline: PipelineDef, job: JobRecord, definitions: Definitions, now: I
     }
 
 
+class Known(NamedTuple):
+    """What is known of definitions that they do not say themselves."""
+
+    fresh: Mapping[str, Json] = MappingProxyType({})
+    """By ref of a dataset, how fresh it is."""
+    versions: Mapping[str, int] = MappingProxyType({})
+    """By name of a featureset, the version that is committed."""
+    log_bytes: Mapping[str, int] = MappingProxyType({})
+    """By ref of a dataset, what its log takes."""
+
+
 def status(
-    definitions: Definitions,
-    jobs: list[Json],
-    sources: list[Json],
-    backfills: Iterable[BackfillRecord],
-    fresh: Mapping[str, Json],
+    definitions: Definitions, jobs: list[Json], sources: list[Json], backfills: Iterable[BackfillRecord], known: Known
 ) -> Json:
-    """The parts of the status that follow from definitions, jobs, sources, and by ref how fresh the datasets are."""
+    """The parts of the status that follow from definitions, jobs, sources, and what is known of them."""
     return {
         "datasets": [
-            {"name": d.name, "version": d.version, "freshness": fresh.get(ref(d))} for d in definitions.datasets
+            {"name": d.name, "version": d.version, "freshness": known.fresh.get(ref(d))} for d in definitions.datasets
         ],
         "pipelines": [
             {
@@ -303,7 +323,7 @@ def status(
             }
             for p in definitions.pipelines
         ],
-        "featuresets": [_featureset_status(featureset) for featureset in definitions.featuresets],
+        "featuresets": [_featureset_status(each, known.versions.get(each.name, 1)) for each in definitions.featuresets],
         "feature_services": [
             {"name": s.name, "workspace": s.workspace, "version": s.version, "feature_count": len(s.feature_names)}
             for s in definitions.feature_services
@@ -311,14 +331,20 @@ def status(
         "sources": sources,
         "jobs": jobs,
         "backfills": [b.model_dump(exclude={"updated_at"}) for b in backfills],
-        "physical_assets": [
-            *({"kind": "stream", "name": ref(d), "owner": d.name, "bytes": None} for d in definitions.datasets),
-            *(
-                {"kind": "state", "name": ref(p), "owner": p.output_dataset, "bytes": None}
-                for p in pipelines_of(definitions)
-            ),
-        ],
+        "physical_assets": list(_assets(definitions, known.log_bytes)),
     }
+
+
+def _assets(definitions: Definitions, log_bytes: Mapping[str, int]) -> Iterable[Json]:
+    """Every dataset has a log and a table in the archive; every pipeline, and index, a state in the online store."""
+    filled = {pipeline.output_dataset for pipeline in definitions.pipelines}
+    for dataset in definitions.datasets:
+        name = ref(dataset)
+        yield {"kind": "stream", "name": name, "owner": dataset.name, "bytes": log_bytes.get(name)}
+        if dataset.name not in filled:
+            yield {"kind": "table", "name": name, "owner": dataset.name, "bytes": None}
+    for pipeline in pipelines_of(definitions):
+        yield {"kind": "state", "name": ref(pipeline), "owner": pipeline.output_dataset, "bytes": None}
 
 
 def commit_record(commit: CommitRecord) -> Json:
@@ -365,26 +391,49 @@ def operators(pipeline: PipelineDef) -> list[Json]:
     return [operator for step in pipeline.steps for operator in _operators(step)]
 
 
-def _operators(step: BaseModel) -> Iterable[Json]:
+def _operators(step: Step) -> Iterable[Json]:
     match step:
         case FilterStep():
             yield {"filter": {"expression": expression_text(step.predicate)}}
         case AssignStep():
             yield {"assign": {"column": step.column, "expression": expression_text(step.value)}}
         case JoinStep():
+            yield {"temporal_join": _join(step)}
+        case FilterCodeStep():
+            yield {"filter": _code(step.code)}
+        case TransformStep():
+            yield {"transform": {**_code(step.code), "columns": dict(step.columns)}}
+        case RenameStep():
+            yield {"rename": {"columns": dict(step.columns)}}
+        case UnionStep():
             yield {
-                "temporal_join": {
-                    "right_dataset": step.right,
-                    "left_key_field": step.on,
-                    "select_fields": list(step.fields),
-                }
+                "union": {"dataset": step.dataset, "operators": [each for s in step.steps for each in _operators(s)]}
             }
         case AggregateStep():
-            for named in step.aggregates:
-                yield {"aggregate": _aggregate(named, step.keys)}
+            shown = (named for named in step.aggregates if named.output != DELETED)
+            yield from ({"aggregate": _aggregate(named, step)} for named in shown)
+        case SelectStep() | DropStep() | ExplodeStep() | DedupStep() | LatestStep() | FirstStep():
+            yield {step.op: step.model_dump(mode="json", exclude={"op"})}
 
 
-def _aggregate(named: NamedAggregate, keys: tuple[str, ...]) -> Json:
+def _join(step: JoinStep) -> Json:
+    within = {} if step.within_us is None else {"within": format_duration(step.within_us)}
+    return {
+        "right_dataset": step.right,
+        "left_key_field": step.on,
+        "select_fields": list(step.fields),
+        **within,
+    }
+
+
+def _code(code: PyCode) -> Json:
+    return {
+        "expression": f"{code.entry_point}(df)",
+        "pycode": {"entry_point": code.entry_point, "source_code": code.source},
+    }
+
+
+def _aggregate(named: NamedAggregate, step: AggregateStep) -> Json:
     aggregate = named.aggregate
     options = aggregate.model_dump(exclude={"type", "of", "window", "where", "default"})
     return {
@@ -392,7 +441,8 @@ def _aggregate(named: NamedAggregate, keys: tuple[str, ...]) -> Json:
         "field": aggregate.of,
         "window": str(aggregate.window),
         "output_field": named.output,
-        "keys": list(keys),
+        "keys": list(step.keys),
+        **({"emit": step.emit} if step.emit == "on_event" else {}),
         **({"where": expression_text(aggregate.where)} if aggregate.where is not None else {}),
         **({"default": aggregate.default.value} if aggregate.default is not None else {}),
         **options,
@@ -425,11 +475,11 @@ def expression_text(node: BaseModel) -> str:
     return text
 
 
-def _featureset_status(featureset: FeaturesetDef) -> Json:
+def _featureset_status(featureset: FeaturesetDef, version: int) -> Json:
     spec = featureset_spec(featureset)
     return {
         "name": featureset.name,
-        "version": 1,
+        "version": version,
         "feature_count": len(featureset.features),
         "features": spec["features"],
         "extractors": spec["extractors"],

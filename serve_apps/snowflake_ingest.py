@@ -8,8 +8,10 @@ no HTTP; :meth:`StreamIngest.take` blocks, :meth:`StreamIngest.applied` waits on
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,11 +22,12 @@ from featurelib.engine.coerce import Rejected
 from featurelib.errors import StoreUnavailable
 from featurelib.settings import SnowflakeSettings
 from featurelib.stores.dead_letters import DeadLetter
-from featurelib.stores.orders import Orders
+from featurelib.stores.intake import Upserted
 from featurelib.types import decimal_scale, element_type
-from serve_apps.applying import Applying, Ends, Inputs, Target, targets_of
+from serve_apps.applying import Ends, Inputs, targets_of
 from serve_apps.current import Snapshot
 from serve_apps.intake_service import IntakeService
+from serve_apps.snowflake_outcomes import Awaited, Outcomes, Stored
 from serve_apps.snowflake_views import Consumer, consumers, stream_source
 from serve_apps.snowflake_wire import (
     RecordCounts,
@@ -81,18 +84,14 @@ class Judged(NamedTuple):
         return len(self.fit) + len(self.refused)
 
 
-Awaited = Sequence[tuple[str, Sequence[Target]]]
-"""Per pipeline, ``Name@version``, how far it is to come."""
-
-
 class Part(NamedTuple):
     """What became of one source's records so far, and what is still to be waited for."""
 
     total: int
     refused: dict[int, Refusal]
-    awaited: Sequence[tuple[Consumer, Awaited]]
+    awaited: Sequence[tuple[Consumer, Sequence[Awaited]]]
     failure: ViewError | None = None
-    is_stored: bool = False
+    stored: Stored | None = None
 
 
 class Taken(NamedTuple):
@@ -108,18 +107,14 @@ class StreamIngest:
     Args:
         doors: the doors of the datasets.
         inputs: the input partitions of pipelines.
-        applying: waits for pipelines.
-        orders: which pipelines are paused.
+        outcomes: waits for pipelines.
         settings: the limits.
     """
 
-    def __init__(
-        self, doors: IntakeService, inputs: Inputs, applying: Applying, orders: Orders, settings: SnowflakeSettings
-    ) -> None:
+    def __init__(self, doors: IntakeService, inputs: Inputs, outcomes: Outcomes, settings: SnowflakeSettings) -> None:
         self._doors = doors
-        self._orders = orders
         self._inputs = inputs
-        self._applying = applying
+        self._outcomes = outcomes
         self._settings = settings
 
     def take(self, request: StreamRecords, snapshot: Snapshot, revisions: Mapping[str, int]) -> Taken:
@@ -142,7 +137,7 @@ class StreamIngest:
             except StoreUnavailable as error:
                 # Sources are independent: what an earlier one appended stays, and is answered for. Only an entry of a
                 # view can say that records were not stored; without one the request is to be sent again as a whole.
-                if not views or not any(part.is_stored for part in parts.values()):
+                if not views or not any(part.stored for part in parts.values()):
                     raise
                 parts[name] = _unwritten(each, views, error)
         appended = time.perf_counter()
@@ -155,31 +150,11 @@ class StreamIngest:
         records = RecordCounts(part.total, len(errors), errors or msgspec.UNSET)
         return SourceResult(records, ViewResults(sum(each.status == "failed" for each in results), results))
 
-    async def _result(self, view: Consumer, awaited: Awaited, part: Part) -> ViewResult:
-        error = part.failure or _broken(view) or await self._unapplied(awaited)
+    async def _result(self, view: Consumer, awaited: Sequence[Awaited], part: Part) -> ViewResult:
+        error = part.failure or _broken(view) or await self._outcomes.failure(awaited, part.stored or Stored())
         if error is None:
             return ViewResult(view.name, view.version, "success")
         return ViewResult(view.name, view.version, "failed", error)
-
-    async def _unapplied(self, awaited: Awaited) -> ViewError | None:
-        within_s = self._settings.apply_wait_ms / 1_000
-        waits = (self._applying.wait(pipeline, targets, within_s) for pipeline, targets in awaited)
-        late = [pipeline for (pipeline, _), came in zip(awaited, await asyncio.gather(*waits), strict=True) if not came]
-        if not late:
-            return None
-        paused = await asyncio.to_thread(self._paused)
-        stopped = next((pipeline for pipeline in late if pipeline in paused), None)
-        if stopped is not None:
-            text = f"the records are stored; pipeline {stopped} is paused and applies them when it is resumed"
-            return ViewError("FAILED_PRECONDITION", text, "online", retryable=False)
-        text = f"the records are stored; pipeline {late[0]} has not applied them within {within_s:g} s"
-        return ViewError("UNAVAILABLE", text, "online", retryable=True)
-
-    def _paused(self) -> set[str]:
-        try:
-            return {name for name, order in self._orders.all().items() if order.paused}
-        except StoreUnavailable:
-            return set()  # what is known is that time is up
 
     def _judged(self, name: str, records: Sequence[Record], snapshot: Snapshot) -> Judged:
         source = stream_source(snapshot.definitions, name)
@@ -204,11 +179,12 @@ class StreamIngest:
         refused = {**judged.refused, **_told_of_all(judged, done.dataset, done.taken.rejected)}
         refused |= dict.fromkeys((judged.places[row] for row in done.erased), _ERASED)
         ends = {(ref(done.dataset), partition): end for partition, end in done.ends.items()}
-        return Part(judged.total, refused, [(view, self._awaited(view, ends)) for view in views], is_stored=True)
+        awaited = [(view, self._awaited(view, ends)) for view in views]
+        return Part(judged.total, refused, awaited, stored=_stored(done))
 
-    def _awaited(self, view: Consumer, ends: Ends) -> Awaited:
+    def _awaited(self, view: Consumer, ends: Ends) -> list[Awaited]:
         return [
-            (program.ref, targets)
+            Awaited.of(program, targets)
             for program in view.programs
             if (targets := targets_of(program, self._inputs.of(program), ends))
         ]
@@ -247,11 +223,17 @@ def _wrong_kind(value: Any, field: FieldDef) -> Refusal | None:
     if value is None:
         return None
     expected, kinds = _taken_by(field.type)
+    if isinstance(value, float | Decimal) and not _is_double(value):
+        return Refusal(TYPE, f"Field '{field.name}': expected {expected}, got a number that no double holds")
     if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds):
         return None
     if field.type == "datetime":
         return Refusal(TIMESTAMP, f"Field '{field.name}': expected {expected}, got {_named(value)}")
     return Refusal(TYPE, f"Field '{field.name}': expected {expected}, got {_named(value)}")
+
+
+def _is_double(value: float | Decimal) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _taken_by(type_name: str) -> tuple[str, tuple[type, ...]]:
@@ -264,7 +246,7 @@ def _named(value: Any) -> str:
     """The JSON type of a value; of an infinity, which clients send as text, what it is."""
     if isinstance(value, str) and value.lower() in {"inf", "-inf", "nan"}:
         return value
-    return _JSON_NAMES[type(value)]
+    return _JSON_NAMES.get(type(value), "number")
 
 
 def _letter(record: Record, told: Refusal) -> DeadLetter:
@@ -283,6 +265,11 @@ def _all_refused(judged: Judged) -> dict[int, Refusal]:
         return judged.refused
     rejected = admit(judged.fit, judged.source, judged.cdc).rejected
     return {**judged.refused, **_told_of_all(judged, judged.source, rejected)}
+
+
+def _stored(done: Upserted) -> Stored:
+    spans = {partition: (done.firsts[partition], end) for partition, end in done.ends.items()}
+    return Stored(spans, done.times, again=done.taken.duplicates > 0)
 
 
 def _broken(view: Consumer) -> ViewError | None:

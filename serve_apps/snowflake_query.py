@@ -342,9 +342,10 @@ def _keys_of(view: View) -> tuple[str, ...]:
 def _required(plan: ServicePlan, snapshot: Snapshot) -> _Required:
     names, needed, strict = set[str](), set[str](), set[str]()
     for view in plan.views:
-        names |= view.context
-        featureset = snapshot.definitions.featureset(view.plan.featureset)
-        for feature in needed_context(featureset, snapshot.definitions) if featureset else ():
+        # What only other features of the featureset take may be sent too.
+        names |= set(snapshot.plan(view.plan.featureset).request_names)
+        featureset, chosen = snapshot.definitions.featureset(view.plan.featureset), view.chosen or None
+        for feature in needed_context(featureset, snapshot.definitions, chosen) if featureset else ():
             needed |= {feature.name} if feature.default is None else set()
             strict |= set() if feature.optional else {feature.name}
     return _Required(frozenset(names), frozenset(needed), frozenset(names - strict))

@@ -5,13 +5,15 @@ Wire types only; what they mean is in :mod:`serve_apps.snowflake_ingest` and :mo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from featurelib.errors import InvalidRequest
-from featurelib.types import decimal_scale, element_type
+from featurelib.types import decimal_scale, element_type, is_nested
+from serve_apps.log_body import read_integer
 
 PREFIXES = ("/api/v1/ingest", "/api/v1/query")
 """Paths whose failures have this surface's body, those of the framework included."""
@@ -76,7 +78,7 @@ class RecordCounts(msgspec.Struct):
 class ViewError(msgspec.Struct):
     """Why a feature view does not hold the records; `store` says which of its stores."""
 
-    code: Literal["FAILED_PRECONDITION", "UNAVAILABLE", "WRITE_ERROR"]
+    code: Literal["NOT_FOUND", "FAILED_PRECONDITION", "UNAVAILABLE", "UDF_EXECUTION_FAILED", "WRITE_ERROR", "INTERNAL"]
     message: str
     store: Literal["online", "offline"] | msgspec.UnsetType = msgspec.UNSET
     retryable: bool | msgspec.UnsetType = msgspec.UNSET
@@ -250,15 +252,32 @@ def data_type_of(type_name: str) -> dict[str, Any]:
     scale = decimal_scale(type_name)
     if scale is not None:
         return {"data_type": "fixed", "precision": _PRECISION, "scale": scale}
+    if is_nested(type_name) and element_type(type_name) is None:
+        return {"data_type": "variant"}
     return {"data_type": "array" if element_type(type_name) else _DATA_TYPES[type_name]}
 
 
 def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     try:
-        return decoder.decode(body)
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            if _OUT_OF_RANGE not in str(error):
+                raise
+            # One such number costs its own record, not the others: it is read as an infinity, which no column takes.
+            return msgspec.convert(_LENIENT.decode(body.decode()), decoder.type)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"body: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError among them
         raise InvalidRequest(f"body: not JSON: {error}") from None
     except RecursionError:
         raise InvalidRequest("body: nested too deeply") from None
+
+
+def _no_constant(name: str) -> None:
+    message = f"{name} is no JSON"
+    raise ValueError(message)
+
+
+_OUT_OF_RANGE = "out of range"
+_LENIENT = json.JSONDecoder(parse_int=read_integer, parse_constant=_no_constant)

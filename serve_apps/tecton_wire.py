@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from featurelib.clock import Instant, format_instant, parse_instant
-from featurelib.engine.values import caster
 from featurelib.errors import InvalidRequest
-from featurelib.types import Value, decimal_scale, element_type
+from featurelib.types import Value, decimal_scale, element_type, is_nested, members_of, value_type
 from serve_apps.service_plan import ContextKey, ServicePlan
 from serve_apps.service_reads import AskedRow
+from serve_apps.tecton_sent import read_scalar, read_sent
 
 Json = dict[str, Any]
 Encode = Callable[[Value], Any]
@@ -29,7 +29,6 @@ _EDGES: Mapping[str, Literal["wall", "event"]] = {"WALL_CLOCK_TIME": "wall", "LA
 _NO_EDGE = "UNSPECIFIED"
 _EDGE_PREFIX = "AGGREGATION_MODE_"
 _TYPES = {"int": "int64", "float": "float64", "bool": "boolean", "str": "string", "datetime": "timestamp"}
-_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
 class Options(NamedTuple):
@@ -108,7 +107,7 @@ def object_of(body: bytes) -> Json:
 def member(tree: Mapping[str, Any], name: str) -> Any:
     """A member by its name in camelCase, or in the snake_case that other clients send; ``None`` where it is not."""
     found = tree.get(name)
-    return found if found is not None else tree.get(_snake(name))
+    return found if found is not None else tree.get(_SNAKE.get(name) or _snake(name))
 
 
 def member_object(tree: Mapping[str, Any], name: str) -> Json:
@@ -190,6 +189,11 @@ def data_type(type_name: str) -> Json:
     element = element_type(type_name)
     if element is not None:
         return {"type": "array", "elementType": data_type(element)}
+    value, members = value_type(type_name), members_of(type_name)
+    if value is not None:
+        return {"type": "map", "keyType": {"type": "string"}, "valueType": data_type(value)}
+    if members is not None:
+        return {"type": "struct", "fields": [{"name": name, "dataType": data_type(kind)} for name, kind in members]}
     return {"type": "string" if decimal_scale(type_name) is not None else _TYPES[type_name]}
 
 
@@ -198,6 +202,11 @@ def encoder(type_name: str) -> Encode | None:
     element, scale = element_type(type_name), decimal_scale(type_name)
     if element is not None:
         return _list_encoder(encoder(element))
+    value, members = value_type(type_name), members_of(type_name)
+    if value is not None:
+        return _map_encoder(encoder(value))
+    if members is not None:
+        return _struct_encoder([(name, encoder(kind)) for name, kind in members])
     if scale is not None:
         digits = f".{scale}f"
         return lambda value: format(value, digits)
@@ -213,6 +222,20 @@ def _list_encoder(encode: Encode | None) -> Encode | None:
     return None if encode is None else lambda values: [None if value is None else encode(value) for value in values]
 
 
+def _map_encoder(encode: Encode | None) -> Encode | None:
+    if encode is None:
+        return None
+    return lambda values: {name: None if value is None else encode(value) for name, value in values.items()}
+
+
+def _struct_encoder(members: Sequence[tuple[str, Encode | None]]) -> Encode:
+    """A struct travels as the list of its values, in the order of its members."""
+    return lambda values: [
+        value if value is None or encode is None else encode(value)
+        for value, encode in ((values.get(name), encode) for name, encode in members)
+    ]
+
+
 def _float(value: float) -> float | str:
     if math.isfinite(value):
         return value
@@ -223,9 +246,9 @@ _ENCODERS: Mapping[str, Encode] = {"int": str, "float": _float, "datetime": form
 
 
 def _keys(given: Mapping[str, Any], plan: ServicePlan, free: str | None) -> Json:
-    for name in given:
-        if name not in plan.join_keys:
-            raise InvalidRequest(f"Unknown join key: {name[:60]}, expected one of: [{' '.join(plan.join_keys)}]")
+    if not given.keys() <= plan.join_keys.keys():
+        unknown = next(name for name in given if name not in plan.join_keys)
+        raise InvalidRequest(f"Unknown join key: {unknown[:60]}, expected one of: [{' '.join(plan.join_keys)}]")
     found = {}
     for name, key in plan.join_keys.items():
         if name in given:
@@ -239,12 +262,14 @@ def _key(name: str, type_name: str, given: Any) -> Value:
     if given is None:
         return None
     try:
-        return _scalar(type_name, given)
+        return read_scalar(type_name, given)
     except ValueError:
         raise _unexpected(name, "joinKeyMap", type_name) from None
 
 
 def _context(given: Mapping[str, Any], plan: ServicePlan, *, ignore_extra: bool) -> Json:
+    if not given and not plan.context:
+        return {}
     unknown = [name for name in given if name not in plan.context]
     if unknown and not ignore_extra:
         expected = " ".join(plan.context)
@@ -252,62 +277,24 @@ def _context(given: Mapping[str, Any], plan: ServicePlan, *, ignore_extra: bool)
     absent = [name for name, key in plan.context.items() if key.required and name not in given]
     if absent:
         raise InvalidRequest(f"Expected key not found: [{' '.join(absent)}] in requestContextMap")
-    values = {name: _context_value(key, given[name]) for name, key in plan.context.items() if name in given}
-    # A null that no feature takes stands for nothing sent: the feature's default holds.
-    return {name: value for name, value in values.items() if value is not None or plan.context[name].nullable}
+    # Null is a value of everything: what a feature makes of it is the engine's to say.
+    return {
+        name: _context_value(key, given[name], ignore_extra=ignore_extra)
+        for name, key in plan.context.items()
+        if name in given
+    }
 
 
-def _context_value(key: ContextKey, given: Any) -> Value:
-    value = None
-    if given is not None:
-        try:
-            value = _value(key.type, given)
-        except ValueError:
-            raise _unexpected(key.name, "requestContextMap", key.type, nullable=key.nullable) from None
-    if value is None and key.required and not key.nullable:
-        found = "null" if given is None else f"{given!s:.20} is no number here"
-        raise InvalidRequest(f"{key.name} in requestContextMap: {found}; expected {_said(key.type)}, which is not null")
-    return value
+def _context_value(key: ContextKey, given: Any, *, ignore_extra: bool) -> Any:
+    try:
+        return read_sent(key.type, given, ignore_extra=ignore_extra)
+    except ValueError as error:
+        told = _unexpected(key.name, "requestContextMap", key.type)
+        raise InvalidRequest(f"{told} {error}") if is_nested(key.type) else told from None
 
 
-def _value(type_name: str, given: Any) -> Value:
-    element = element_type(type_name)
-    if element is None:
-        return _scalar(type_name, given)
-    if not isinstance(given, list):
-        raise _unfit(given)
-    return [None if each is None else _scalar(element, each) for each in given]
-
-
-def _scalar(type_name: str, given: Any) -> Value:
-    """A value of a scalar type, of the JSON that its type has on this wire."""
-    if isinstance(given, list | dict):
-        raise _unfit(given)
-    if isinstance(given, str) and type_name in {"int", "float"}:
-        given = _number(type_name, given)
-    elif type_name == "datetime" and not isinstance(given, str):
-        raise _unfit(given)
-    return caster(type_name)(given)
-
-
-def _number(type_name: str, text: str) -> int | float:
-    if type_name == "float":
-        if text not in _NOT_FINITE and text.lower().strip("+-") in {"nan", "inf", "infinity"}:
-            raise _unfit(text)
-        return float(text)
-    digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):  # noqa: PLR2004  # digits of 2**63
-        raise _unfit(text)
-    return int(text)
-
-
-def _unfit(given: Any) -> ValueError:
-    return ValueError(f"{given!r:.40} is not of the type")
-
-
-def _unexpected(name: str, where: str, type_name: str, *, nullable: bool = True) -> InvalidRequest:
-    expected = f"{_said(type_name)} or null" if nullable else _said(type_name)
-    return InvalidRequest(f"Unexpected JSON type for {name} in {where}. Expected {expected}.")
+def _unexpected(name: str, where: str, type_name: str) -> InvalidRequest:
+    return InvalidRequest(f"Unexpected JSON type for {name} in {where}. Expected {_said(type_name)} or null.")
 
 
 def _said(type_name: str) -> str:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from featurelib.errors import ThymeError, Unauthenticated
 from serve_apps.api import build_api
 from serve_apps.auth import STRANGER, Caller
+from serve_apps.committing import PROTOBUF
 from serve_apps.dialects import told
 from serve_apps.exchange import Disconnected, Exchange, Receive, Scope, Send, ServedByAsgi
 from serve_apps.key_pair import caller_of, is_token
@@ -25,6 +26,7 @@ from serve_apps.routes.features import FeatureRoutes
 from serve_apps.routes.intake import LogRoutes
 from serve_apps.routes.snowflake import SnowflakeRoutes
 from serve_apps.routes.tecton import TectonRoutes
+from serve_apps.routes.training_sets import TrainingUploads
 from serve_apps.services import Services
 from serve_apps.tracing import Answered
 
@@ -38,6 +40,8 @@ DELIVERIES = "/api/v1/webhooks/"
 _COMMIT_PATH = "/api/v1/commit"
 _DOUBLED_PREFIX = f"{_COMMIT_PATH}/api/v1/"
 _SERVER_ERROR = 500
+_JSON = b"application/json"
+_AS_THEY_SAY = frozenset({*PROTOBUF, "", "application/json"})
 _NOBODY = Caller(None, None)
 
 _log = structlog.get_logger("thyme.serve")
@@ -54,7 +58,7 @@ class Application:
         self._open_services = open_services
         self._services: Services | None = None
         self._hot: Mapping[str, Mapping[str, Handler]] = {}
-        self._log_routes: LogRoutes | None = None
+        self._streaming: tuple[LogRoutes | TrainingUploads, ...] = ()
         self._body_limit = 0
         self.api: FastAPI = build_api()
 
@@ -64,8 +68,9 @@ class Application:
         async with self._open_services() as services:
             self._services = services
             self.api.state.services = services
-            self._log_routes = LogRoutes(services)
-            surfaces = (FeatureRoutes(services), TectonRoutes(services), SnowflakeRoutes(services), self._log_routes)
+            log_routes = LogRoutes(services)
+            self._streaming = (log_routes, TrainingUploads(services))
+            surfaces = (FeatureRoutes(services), TectonRoutes(services), SnowflakeRoutes(services), log_routes)
             self._hot = {path: methods for each in surfaces for path, methods in each.table.items()}
             self._body_limit = services.settings.serving.max_body_bytes
             yield services
@@ -117,10 +122,10 @@ class Application:
             caller = _caller(exchange, services)
             services.limits.check(services.current.snapshot.keys, caller.fingerprint, exchange.started)
         if exchange.body is None:
-            is_streamed = self._log_routes is not None and self._log_routes.streams(exchange)
-            exchange.body_limit = services.settings.ingest.stream_bytes if is_streamed else self.body_limit
+            streaming = self._streaming_of(exchange)
+            exchange.body_limit = self.body_limit if streaming is None else streaming.body_limit
             exchange.check_declared(exchange.body_limit)
-            exchange.is_streamed = is_streamed
+            exchange.is_streamed = streaming is not None
         exchange.caller = caller
 
     @property
@@ -161,9 +166,10 @@ class Application:
         if exchange.caller is None:
             self.admit(exchange)
         if exchange.is_streamed:
-            assert self._log_routes is not None  # which said so
+            streaming = self._streaming_of(exchange)
+            assert streaming is not None  # which said so
             exchange.route = exchange.path
-            await exchange.answer(await self._log_routes.stream(exchange))
+            await exchange.answer(await streaming.stream(exchange))
             return
         if exchange.body is None:
             exchange.body = await exchange.read_body(self._body_limit)
@@ -174,8 +180,13 @@ class Application:
         exchange.route = exchange.path
         await exchange.answer(await _hot_answer(methods, exchange))
 
+    def _streaming_of(self, exchange: Exchange) -> LogRoutes | TrainingUploads | None:
+        """Who takes the body of a request while it comes; ``None``: it is read whole."""
+        return next((each for each in self._streaming if each.streams(exchange)), None)
+
     async def _through_api(self, exchange: Exchange) -> None:
         scope = exchange.scope()
+        scope["headers"] = _with_json_named(exchange, scope["headers"])
         scope["thyme.caller"], scope["thyme.correlation_id"] = exchange.caller, exchange.correlation_id
         scope["thyme.head"] = exchange.method == "HEAD"
         await self.api(scope, exchange.receive, exchange.send)
@@ -192,6 +203,14 @@ class Application:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _with_json_named(exchange: Exchange, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of a request whose body is JSON, whatever it is called: `curl -d` calls it a form."""
+    kind = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+    if kind in _AS_THEY_SAY or exchange.path.startswith(DELIVERIES):
+        return headers
+    return [*((name, value) for name, value in headers if name != b"content-type"), (b"content-type", _JSON)]
 
 
 def _caller(exchange: Exchange, services: Services) -> Caller:

@@ -153,7 +153,7 @@ DASHBOARDS = (
                     "dropped": _rate("thyme_query_runs_dropped_total"),
                 },
             ),
-            Panel(7, "Registry version served", "short", {"{{instance}}": "thyme_plan_version"}),
+            Panel(7, "Registry version served", "short", {"{{instance}} {{replica}}": "thyme_plan_version"}),
         ),
     ),
     Dashboard(

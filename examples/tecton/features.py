@@ -28,6 +28,7 @@ from featurelib import (
 )
 from featurelib.clock import SystemClock, to_datetime
 from featurelib.compile import compile_module
+from featurelib.errors import NotFound
 
 
 @dataset(version=1, event_id="payment")
@@ -136,6 +137,14 @@ def payments(now: datetime) -> list[dict[str, Any]]:
     ]
 
 
+def is_served(client: ThymeClient) -> bool:
+    """Whether the payments of ``u1`` are counted; a replica knows a new featureset within a second."""
+    try:
+        return bool(client.query("UserPayments", "u1")["payments_24h"][0])
+    except NotFound:
+        return False
+
+
 def main() -> None:
     """Commit this file, load the entities, and wait until they are served."""
     now = to_datetime(SystemClock().now())
@@ -144,7 +153,7 @@ def main() -> None:
         client.log("User", users(now))
         client.log("Payment", payments(now))
         started = time.monotonic()
-        while not client.query("UserPayments", "u1")["payments_24h"][0]:
+        while not is_served(client):
             if time.monotonic() - started > 60:
                 raise SystemExit("u1 is not served after a minute: see `thyme status` and `thyme logs`")
             time.sleep(0.2)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from featurelib.cli.options import ApiUrl, AsJson, load_config, opened
-from featurelib.cli.tables import print_json, print_table
+from featurelib.cli.tables import print_json, print_table, say
 from featurelib.errors import InvalidRequest
 
 _COLUMNS = ("fingerprint", "role", "label", "state", "a second", "created", "expires")
@@ -60,11 +60,13 @@ def create(
 
 
 def add(
+    *,
     public_key: Annotated[Path, typer.Option(help="File of an RSA public key, PEM.")],
     name: Annotated[str, typer.Option(help="Of the user, as the tokens give it.")],
     role: Annotated[_Role, typer.Option(help="What the user may do.")] = _Role.READER,
     rate_limit: RateLimit = None,
     principal: Owner = None,
+    as_json: AsJson = False,
     api_url: ApiUrl = None,
 ) -> None:
     """Register a user's public key: tokens signed by its private half are taken in place of a key."""
@@ -72,7 +74,7 @@ def add(
         made = client.register_public_key(
             _read(public_key), name, role.value, rate_limit=rate_limit, principal=principal
         )
-    print(f"{made['role']} key {made['fingerprint']} of {made['label']}")
+    say(made, f"{made['role']} key {made['fingerprint']} of {made['label']}", as_json=as_json)
 
 
 def keys(as_json: AsJson = False, api_url: ApiUrl = None) -> None:
@@ -87,12 +89,13 @@ def keys(as_json: AsJson = False, api_url: ApiUrl = None) -> None:
 
 def revoke(
     fingerprint: Annotated[str, typer.Argument(help="Of the key, as `thyme keys list` shows it.")],
+    as_json: AsJson = False,
     api_url: ApiUrl = None,
 ) -> None:
     """Make a key invalid from now on."""
     with opened(load_config(api_url=api_url)) as client:
         key = client.revoke_key(fingerprint)
-    print(f"{key['role']} key {key['fingerprint']} is {key['state']}")
+    say(key, f"{key['role']} key {key['fingerprint']} is {key['state']}", as_json=as_json)
 
 
 def _read(file: Path) -> str:

@@ -7,6 +7,7 @@ import json
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import repeat, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 
 from featurelib.cli.completion import dataset_names
 from featurelib.cli.options import ApiUrl, AsJson, load_config, name_of, opened
+from featurelib.cli.progress import tracked
 from featurelib.cli.tables import print_json, print_table
 from featurelib.errors import MissingDriver, ThymeError
 
@@ -90,17 +92,21 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield from sys.stdin.buffer
         return
     with path.open("rb") as file:
-        yield from file
+        lines, measured = tee(file)
+        yield from tracked(lines, map(len, measured), path.stat().st_size, "bytes")
 
 
 def _listed(path: Path) -> Iterable[Mapping[str, Any]]:
     found = json.loads(path.read_text(encoding="utf-8"))
-    return found if isinstance(found, list) else [found]
+    records = found if isinstance(found, list) else [found]
+    return tracked(records, repeat(1, len(records)), len(records), "records")
 
 
 def _separated(path: Path, by: str) -> Iterator[Mapping[str, Any]]:
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter=by):
+        lines, measured = tee(file)
+        shown = tracked(lines, (len(line.encode()) for line in measured), path.stat().st_size, "bytes")
+        for row in csv.DictReader(shown, delimiter=by):
             # An empty cell is no value; CSV has no other form of one.
             yield {name: text or None for name, text in row.items() if name}
 
@@ -111,7 +117,9 @@ def _parquet(path: Path) -> Any:
     except ImportError:
         raise MissingDriver("pyarrow", "engine") from None
     file = parquet.ParquetFile(path)
-    return RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches())
+    batches, measured = tee(file.iter_batches())
+    shown = tracked(batches, (batch.num_rows for batch in measured), file.metadata.num_rows, "rows")
+    return RecordBatchReader.from_batches(file.schema_arrow, shown)
 
 
 def _arrow(path: Path) -> Any:
@@ -123,8 +131,9 @@ def _arrow(path: Path) -> Any:
         file = pa.ipc.open_file(str(path))
     except pa.ArrowInvalid:
         return pa.ipc.open_stream(pa.OSFile(str(path)))
-    batches = (file.get_batch(number) for number in range(file.num_record_batches))
-    return pa.RecordBatchReader.from_batches(file.schema, batches)
+    count = file.num_record_batches
+    batches = (file.get_batch(number) for number in range(count))
+    return pa.RecordBatchReader.from_batches(file.schema, tracked(batches, repeat(1, count), count, "batches"))
 
 
 _LINES: Mapping[str, Callable[[Path], Iterable[Any]]] = {

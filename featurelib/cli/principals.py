@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurelib.cli.options import ApiUrl, AsJson, load_config, opened
-from featurelib.cli.tables import print_json, print_table
+from featurelib.cli.tables import print_json, print_table, say
 from featurelib.errors import NotFound
 
 if TYPE_CHECKING:
@@ -80,40 +80,47 @@ def change_group(
     name: Annotated[str, typer.Argument(help="Id or name of the group.")],
     add: Several = None,
     remove: Several = None,
+    as_json: AsJson = False,
     api_url: ApiUrl = None,
 ) -> None:
     """Let users and service accounts join a group and leave it."""
     with opened(load_config(api_url=api_url)) as client:
         group = client.change_members(name, add or (), remove or ())
-    print(f"group {group['name']}: {', '.join(group['members']) or 'nobody'}")
+    say(group, f"group {group['name']}: {', '.join(group['members']) or 'nobody'}", as_json=as_json)
 
 
-def assign(role: Role, principal: Name, on: On, kind: KindOf = None, api_url: ApiUrl = None) -> None:
+def assign(
+    role: Role, principal: Name, on: On, kind: KindOf = None, as_json: AsJson = False, api_url: ApiUrl = None
+) -> None:
     """Give a principal a role."""
     with opened(load_config(api_url=api_url)) as client:
         client.assign_role(role, principal, on, kind=kind or _kind_of(client, principal))
-    print(f"{principal} holds {role} on {on}")
+    held = {"principal": principal, "role": role, "on": on, "assigned": True}
+    say(held, f"{principal} holds {role} on {on}", as_json=as_json)
 
 
-def unassign(role: Role, principal: Name, on: On, kind: KindOf = None, api_url: ApiUrl = None) -> None:
+def unassign(
+    role: Role, principal: Name, on: On, kind: KindOf = None, as_json: AsJson = False, api_url: ApiUrl = None
+) -> None:
     """Take a role away from a principal."""
     with opened(load_config(api_url=api_url)) as client:
         client.unassign_role(role, principal, on, kind=kind or _kind_of(client, principal))
-    print(f"{principal} does not hold {role} on {on} any more, itself")
+    held = {"principal": principal, "role": role, "on": on, "assigned": False}
+    say(held, f"{principal} does not hold {role} on {on} any more, itself", as_json=as_json)
 
 
-def activate(principal: Name, api_url: ApiUrl = None) -> None:
+def activate(principal: Name, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
     """Let the keys of a principal open again what they did."""
     with opened(load_config(api_url=api_url)) as client:
         client.set_active(principal, True)
-    print(f"keys of {principal} are valid")
+    say({"principal": principal, "is_active": True}, f"keys of {principal} are valid", as_json=as_json)
 
 
-def deactivate(principal: Name, api_url: ApiUrl = None) -> None:
+def deactivate(principal: Name, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
     """Let the keys of a principal open nothing."""
     with opened(load_config(api_url=api_url)) as client:
         client.set_active(principal, False)
-    print(f"keys of {principal} open nothing")
+    say({"principal": principal, "is_active": False}, f"keys of {principal} open nothing", as_json=as_json)
 
 
 def _kind_of(client: ThymeClient, principal: str) -> str:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Below this, something that flashes by is worse than nothing.
 _SHOWN_AFTER_S = 1.0
+# Moving the bar takes 20 µs, and a file has millions of lines.
+_MOVED_EVERY_S = 0.1
 
 
 def tracked(parts: Iterable[T], sizes: Iterable[int], total: int, label: str) -> Iterator[T]:
@@ -24,15 +26,17 @@ def tracked(parts: Iterable[T], sizes: Iterable[int], total: int, label: str) ->
     if not console.is_terminal:
         yield from parts
         return
-    started, bar, done = time.monotonic(), _bar(console, label, total), 0
+    due, bar, done = time.monotonic() + _SHOWN_AFTER_S, _bar(console, label, total), 0
     try:
         for part, size in zip(parts, sizes, strict=True):
             yield part
             done += size
-            if time.monotonic() - started >= _SHOWN_AFTER_S:
+            if (now := time.monotonic()) >= due:
+                due = now + _MOVED_EVERY_S
                 bar.start()
                 bar.update(bar.task_ids[0], completed=done)
     finally:
+        bar.update(bar.task_ids[0], completed=done)
         bar.stop()
 
 

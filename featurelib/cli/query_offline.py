@@ -12,14 +12,14 @@ import typer
 
 from featurelib.cli.completion import featureset_names
 from featurelib.cli.options import ApiKey, AsJson, Module, QueryUrl, load_config, name_of, opened
-from featurelib.cli.progress import tracked
+from featurelib.cli.progress import tracked, waiting
 from featurelib.cli.query import typed_inputs
 from featurelib.cli.results import Form, Output, show
 from featurelib.cli.tables import Format
 from featurelib.errors import InvalidRequest, MissingDriver
 
 if TYPE_CHECKING:
-    from featurelib.client import Config
+    from featurelib.client import Config, ThymeClient
     from featurelib.result import ThymeResult
 
 Rows = Sequence[Mapping[str, Any]]
@@ -46,6 +46,10 @@ def query_offline(  # noqa: PLR0913, PLR0917  # one parameter per option
     labels: Annotated[bool, typer.Option("--labels", help="Keep the other columns of the file.")] = False,
     knowledge: Annotated[str | None, typer.Option(help="as_served: only what had been accepted by then.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of one call.")] = 5_000,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(help="Have all rows read together, as above 100,000 they are, and write the manifest here."),
+    ] = None,
     form: Form = Format.TABLE,
     output: Output = None,
     limit: Annotated[int, typer.Option(help="Most rows of a table.")] = 20,
@@ -58,7 +62,11 @@ def query_offline(  # noqa: PLR0913, PLR0917  # one parameter per option
     columns = (entity_column, timestamp_column)
     rows = given_rows(file, entity or [], at or [], columns)
     how = _How(*columns, batch_size, knowledge, labels)
-    result = ask(name_of(ref), rows, how, load_config(query_url=query_url, api_key=api_key))
+    config = load_config(query_url=query_url, api_key=api_key)
+    together = manifest is not None or is_large(rows)
+    result = (make if together else ask)(name_of(ref), rows, how, config)
+    if manifest is not None:
+        manifest.write_text(json.dumps(result.metadata["manifest"], indent=2) + "\n", encoding="utf-8")
     show(result, Format.JSON if as_json else form, output, limit)
 
 
@@ -77,17 +85,32 @@ def ask(name: str, rows: Rows, how: _How, config: Config) -> ThymeResult:
     from featurelib.result import joined
 
     with opened(config) as client:
-        if any(len(row) > len(_COLUMNS) for row in rows):
-            rows = _typed(rows, client.input_types(name))
+        rows = _typed(rows, client, name)
         size = how.batch_size
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         shown = tracked(parts, map(len, parts), len(rows), "rows")
-        read = [client.query_offline(name, some, **how._asdict()) for some in shown]
+        read = [client.query_offline(name, some, **how._asdict(), training_set=False) for some in shown]
     return joined(read, {"featureset": name})
 
 
-def _typed(rows: Rows, types: Mapping[str, str]) -> Rows:
+def is_large(rows: Rows) -> bool:
+    """Whether rows are so many that they are read together."""
+    from featurelib.client.reads import TRAINING_ROWS
+
+    return len(rows) > TRAINING_ROWS
+
+
+def make(name: str, rows: Rows, how: _How, config: Config) -> ThymeResult:
+    """All rows together, as a training set of the platform's."""
+    with opened(config) as client, waiting(f"making a training set of {len(rows)} rows"):
+        return client.query_offline(name, _typed(rows, client, name), **how._asdict(), training_set=True)
+
+
+def _typed(rows: Rows, client: ThymeClient, featureset: str) -> Rows:
     """The rows with requested features that a file has as text in their type."""
+    if not any(len(row) > len(_COLUMNS) for row in rows):
+        return rows
+    types = client.input_types(featureset)
     return [
         {**row, **typed_inputs({each: row[each] for each in types if isinstance(row.get(each), str)}, types)}
         for row in rows

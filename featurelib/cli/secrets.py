@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from featurelib.cli.options import ApiUrl, AsJson, load_config, opened
-from featurelib.cli.tables import print_json
+from featurelib.cli.tables import print_json, say
 from featurelib.errors import InvalidRequest
 
 Scope = Annotated[str, typer.Argument(help="Name of the scope.")]
@@ -36,18 +36,18 @@ def scopes(as_json: AsJson = False, api_url: ApiUrl = None) -> None:
         _show(client.secret_scopes(), as_json=as_json)
 
 
-def create_scope(scope: Scope, api_url: ApiUrl = None) -> None:
+def create_scope(scope: Scope, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
     """Make a scope; whose key this is manages it."""
     with opened(load_config(api_url=api_url)) as client:
         client.create_scope(scope)
-    print(f"scope {scope} made")
+    say({"scope": scope}, f"scope {scope} made", as_json=as_json)
 
 
-def delete_scope(scope: Scope, api_url: ApiUrl = None) -> None:
+def delete_scope(scope: Scope, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
     """End an empty scope, and the roles held on it."""
     with opened(load_config(api_url=api_url)) as client:
         client.delete_scope(scope)
-    print(f"scope {scope} deleted")
+    say({"scope": scope}, f"scope {scope} deleted", as_json=as_json)
 
 
 def secrets(scope: Scope, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
@@ -56,16 +56,18 @@ def secrets(scope: Scope, as_json: AsJson = False, api_url: ApiUrl = None) -> No
         _show(client.secrets(scope), as_json=as_json)
 
 
-def get(scope: Scope, key: Key, api_url: ApiUrl = None) -> None:
+def get(scope: Scope, key: Key, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
     """Print a secret, and nothing else."""
     with opened(load_config(api_url=api_url)) as client:
-        print(client.secret(scope, key))
+        value = client.secret(scope, key)
+    say({"scope": scope, "key": key, "value": value}, value, as_json=as_json)
 
 
 def put(
     scope: Scope,
     key: Key,
     file: Annotated[Path | None, typer.Option(help="Holds the value; left out, standard input does.")] = None,
+    as_json: AsJson = False,
     api_url: ApiUrl = None,
 ) -> None:
     """Store a secret, in place of the one before. Its value is not an argument: those of a process can be listed.
@@ -75,21 +77,22 @@ def put(
     value = _read(file).removesuffix("\n").removesuffix("\r")
     with opened(load_config(api_url=api_url)) as client:
         client.put_secret(scope, key, value)
-    print(f"secret {scope}/{key} stored")
+    say({"scope": scope, "key": key}, f"secret {scope}/{key} stored", as_json=as_json)
 
 
-def delete(scope: Scope, key: Key, api_url: ApiUrl = None) -> None:
+def delete(scope: Scope, key: Key, as_json: AsJson = False, api_url: ApiUrl = None) -> None:
     """Delete a secret; sources that use it fail from their next look on."""
     with opened(load_config(api_url=api_url)) as client:
         client.delete_secret(scope, key)
-    print(f"secret {scope}/{key} deleted")
+    say({"scope": scope, "key": key}, f"secret {scope}/{key} deleted", as_json=as_json)
 
 
-def rotate(api_url: ApiUrl = None) -> None:
+def rotate(as_json: AsJson = False, api_url: ApiUrl = None) -> None:
     """Encrypt every secret anew, under a new key; needs an admin's."""
     with opened(load_config(api_url=api_url)) as client:
         done = client.rotate_secrets()
-    print(f"{done['values']} secrets encrypted anew; all are under the key {done['key_id']}")
+    said = f"{done['values']} secrets encrypted anew; all are under the key {done['key_id']}"
+    say(done, said, as_json=as_json)
 
 
 def _show(names: list[str], *, as_json: bool) -> None:

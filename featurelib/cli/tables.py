@@ -40,7 +40,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], form: 
 
 
 def write_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], file: TextIO) -> None:
-    """Rows as CSV; lists and objects as JSON text."""
+    """Rows as CSV; lists, objects and bools as JSON text."""
     writer = csv.DictWriter(file, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(row.get(name)) for name in columns} for row in rows)
@@ -80,6 +80,14 @@ def number(count: int | None) -> str:
     return f"{count:,}"
 
 
+def say(found: Any, said: str, *, as_json: bool) -> None:
+    """What was done: as JSON, or in a sentence."""
+    if as_json:
+        print_json(found)
+    else:
+        print(said)
+
+
 def print_json(value: Any) -> None:
     """Indented JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
@@ -94,7 +102,8 @@ def _is_wide(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+    # Readers of CSV know `true`, not Python's `True`: Polars would make texts of them.
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else value
 
 
 def _text(value: Any) -> str:

@@ -23,6 +23,7 @@ from featurelib.client.operations import Endpoints
 from featurelib.client.reads import Reads
 from featurelib.client.records import Records
 from featurelib.client.secrets import Secrets
+from featurelib.client.training import Training
 from featurelib.client.transport import Awaiting, Blocking
 from featurelib.errors import ThymeError
 
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 
-class ThymeClient(Reads, Records, Definitions, Catalogue, Control, Access, Secrets, Monitoring, Blocking):
+class ThymeClient(Reads, Training, Records, Definitions, Catalogue, Control, Access, Secrets, Monitoring, Blocking):
     """A client of the definition service and the query server; use it as a context manager, or close it.
 
     Calls that may be repeated are, up to ``config.attempts`` times, where no answer comes or the service says that it
@@ -78,7 +79,9 @@ class ThymeClient(Reads, Records, Definitions, Catalogue, Control, Access, Secre
             time.sleep(feed.pause_s)
 
 
-class AsyncThymeClient(Reads, Records, Definitions, Catalogue, Control, Access, Secrets, Monitoring, Awaiting):
+class AsyncThymeClient(
+    Reads, Training, Records, Definitions, Catalogue, Control, Access, Secrets, Monitoring, Awaiting
+):
     """:class:`ThymeClient` for programs that await: the same operations, each a coroutine.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any
 
 from featurelib.client.frames import chunks, has_arrow, instant_text, plain, spine_rows
 from featurelib.client.operations import Endpoints, Operation, name_of, named
+from featurelib.client.training import offline_training_set
 from featurelib.client.wire import ARROW, JSON, Answer, Request, Steps, listed
 from featurelib.declarations import declared_on
 from featurelib.definitions import DatasetDef, FeaturesetDef
@@ -15,6 +16,9 @@ from featurelib.errors import InvalidRequest, ServiceUnavailable
 from featurelib.result import ThymeResult, joined
 
 Timestamp = str | float | datetime
+TRAINING_ROWS = 100_000
+"""Rows above which an offline read is made as a training set: in parts, history would be read once for each."""
+
 # The service takes 10,000 ids at once; smaller chunks keep each answer well below a second.
 _IDS_PER_CALL = 2_000
 _ROWS_PER_CALL = 5_000
@@ -82,7 +86,7 @@ class Reads(Endpoints):
         return joined(parts, {"featureset": name})
 
     @Operation
-    def query_offline(
+    def query_offline(  # noqa: PLR0913  # one keyword per option of a read
         self,
         featureset: Any,
         entities: Any,
@@ -92,6 +96,7 @@ class Reads(Endpoints):
         batch_size: int = _ROWS_PER_CALL,
         knowledge: str | None = None,
         labels: bool = False,
+        training_set: bool | None = None,
     ) -> Steps[ThymeResult]:
         """Features of many entities, each at its own instant, in the order asked: what a model is trained on.
 
@@ -105,6 +110,9 @@ class Reads(Endpoints):
             batch_size: rows of one call.
             knowledge: ``as_served`` counts of each row only what had been accepted by its instant.
             labels: whether the result has the labels, between the instants and the features.
+            training_set: whether the platform makes a training set of all rows together, of the records there are
+                when it begins, with a ``manifest`` in the result's metadata; left out, above 100,000 rows. It takes
+                seconds to begin, and pyarrow.
 
         Returns:
             ``entity_id``, ``timestamp``, the labels if they are asked for, and the features.
@@ -118,12 +126,12 @@ class Reads(Endpoints):
         extra = [column for column in _columns(rows) if column not in (entity_column, timestamp_column)]
         requested = sorted(set(extra) & set((yield from _input_types(self, name)))) if extra else []
         queries = [_asked(row, number, (entity_column, timestamp_column), requested) for number, row in enumerate(rows)]
-        parts = []
-        for some in chunks(queries, batch_size):
-            body = {"featureset": name, "queries": some, **({"knowledge": knowledge} if knowledge else {})}
-            answer = yield _tabular(self.query_url("/features/offline"), body, _OFFLINE_TIMEOUT_S)
-            parts.append(_table_of(answer, _dated))
-        result = joined(parts, {"featureset": name})
+        if training_set is None:
+            training_set = len(rows) > TRAINING_ROWS and has_arrow()
+        if training_set:
+            result = yield from offline_training_set(self, name, queries, knowledge)
+        else:
+            result = yield from _in_parts(self, name, queries, batch_size, knowledge)
         kept = [name for name in extra if name not in requested] if labels else []
         return result.with_columns({name: [row.get(name) for row in rows] for name in kept}, after=2)
 
@@ -224,6 +232,17 @@ class Reads(Endpoints):
         """
         url = self.query_url(f"/query-runs/{named(run_id)}/replay")
         return (yield Request("POST", url, {"knowledge": knowledge})).read(dict)
+
+
+def _in_parts(
+    service: Endpoints, name: str, queries: Sequence[dict[str, Any]], size: int, knowledge: str | None
+) -> Steps[ThymeResult]:
+    parts = []
+    for some in chunks(queries, size):
+        body = {"featureset": name, "queries": some, **({"knowledge": knowledge} if knowledge else {})}
+        answer = yield _tabular(service.query_url("/features/offline"), body, _OFFLINE_TIMEOUT_S)
+        parts.append(_table_of(answer, _dated))
+    return joined(parts, {"featureset": name})
 
 
 def _input_types(service: Endpoints, name: str) -> Steps[dict[str, str]]:

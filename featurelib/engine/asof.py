@@ -16,12 +16,12 @@ import polars as pl
 
 from featurelib.engine.column_types import polars_type
 from featurelib.engine.fold import KEY, Fold
-from featurelib.engine.operators import IDENTITY, UNTIL
+from featurelib.engine.operators import UNTIL
 from featurelib.engine.panes import KeyState
 from featurelib.engine.partials import Row
 from featurelib.engine.program import Program
 from featurelib.engine.records import ACCEPTED_AT, DELETED, TIME
-from featurelib.engine.slices import Answers, Bools, Ints, Slices, SliceTree, SortedRows, codes_of
+from featurelib.engine.slices import Answers, Bools, Ints, Slices, SliceTree, SortedRows, codes_of, sorted_places
 from featurelib.errors import InvalidRequest
 from featurelib.types import Value
 from featurelib.windows import AnyWindow, Session
@@ -55,7 +55,7 @@ def evaluate(
 
     Args:
         program: the pipeline.
-        shaped: every row that may count, as :meth:`Program.shape_all` gives them; fastest in total order.
+        shaped: every row that may count, as :meth:`Program.shape_all` gives them, in any order.
         keys: key texts, one per pair.
         instants: µs, one per pair.
         knowledge: ``as_served`` counts only rows accepted at or before their pair's instant.
@@ -68,19 +68,28 @@ def evaluate(
         InvalidRequest: ``as_served`` of a pipeline whose rows depend on other records than their own.
     """
     pairs = _pairs(keys, instants)
-    ordered = _in_total_order(shaped)
-    codes = codes_of(ordered[KEY], pairs.keys)
-    rows = SortedRows(ordered, codes, TIME)
+    codes = codes_of(shaped[KEY], pairs.keys)
+    rows = SortedRows(shaped, codes, TIME)
     if knowledge == "as_served":
         _refuse_memory(program)
         by_state = _has_unseen_rows(rows, pairs)
     else:
-        by_state = _has_closed_rows(ordered, codes, pairs)
-    frames = [
-        _by_kernels(program.fold, rows, pairs.only(~by_state)),
-        _by_states(program.fold, rows, pairs.only(by_state), as_served=knowledge == "as_served"),
-    ]
-    return _served(pl.concat(frames).sort(_LINE).drop(_LINE))
+        by_state = _has_closed_rows(shaped, codes, pairs)
+    found = _by_kernels(program.fold, rows, pairs.only(~by_state))
+    if by_state.any():
+        states = _by_states(program.fold, rows, pairs.only(by_state), as_served=knowledge == "as_served")
+        found = pl.concat([found, states])
+    return _served(_in_lines(found))
+
+
+def _in_lines(found: pl.DataFrame) -> pl.DataFrame:
+    """The rows in the order of the request."""
+    line = found.drop_in_place(_LINE).to_numpy()
+    if (line[1:] > line[:-1]).all():
+        return found
+    place = np.empty(len(line), dtype=np.uint32)
+    place[line] = np.arange(len(line), dtype=np.uint32)
+    return found[pl.Series(place)]
 
 
 def _refuse_memory(program: Program) -> None:
@@ -105,20 +114,8 @@ def _pairs(keys: Sequence[str] | pl.Series, instants: Ints) -> _Pairs:
     texts = pl.Series(keys, dtype=pl.String)
     distinct = texts.unique().drop_nulls()
     code = codes_of(texts, distinct)
-    line = np.lexsort((instants, code))
+    line = sorted_places(code, np.asarray(instants, dtype=np.int64))
     return _Pairs(distinct, code[line], np.asarray(instants, dtype=np.int64)[line], line)
-
-
-def _in_total_order(shaped: pl.DataFrame) -> pl.DataFrame:
-    """The rows sorted by their identity; they mostly are already."""
-    times = shaped[TIME].to_numpy()
-    later = times[1:] > times[:-1]
-    if later.all():
-        return shaped
-    tied = np.flatnonzero(~later)
-    before, after = shaped.select(IDENTITY)[tied], shaped.select(IDENTITY)[tied + 1]
-    in_order = all(one <= two for one, two in zip(before.iter_rows(), after.iter_rows(), strict=True))
-    return shaped if in_order else shaped.sort(IDENTITY)
 
 
 def _has_closed_rows(ordered: pl.DataFrame, codes: Ints, pairs: _Pairs) -> Bools:
@@ -136,8 +133,9 @@ def _has_unseen_rows(rows: SortedRows, pairs: _Pairs) -> Bools:
 
 def _by_kernels(fold: Fold, rows: SortedRows, pairs: _Pairs) -> pl.DataFrame:
     """Outputs with a kernel from slices, the others from states."""
-    slices = [_slices(rows, pairs, window) for window in fold.windows]
-    known = pl.Series(rows.place(pairs.code, pairs.at, "right") > rows.first(pairs.code))
+    first, end = rows.first(pairs.code), rows.place(pairs.code, pairs.at, "right")
+    slices = [_slices(rows, pairs, window, first, end) for window in fold.windows]
+    known = pl.Series(end > first)
     columns = {_LINE: pl.Series(pairs.line), KNOWN: known}
     for output in fold.layout:
         held = slices[output.window]
@@ -145,7 +143,7 @@ def _by_kernels(fold: Fold, rows: SortedRows, pairs: _Pairs) -> pl.DataFrame:
         if answer is not None:
             kind = polars_type(fold.output_types[output.name])
             values = _values(answer, kind, output.default, output.has_default)
-            columns[output.name] = pl.select(pl.when(known).then(values)).to_series()
+            columns[output.name] = values if known.all() else pl.select(pl.when(known).then(values)).to_series()
     frame = pl.DataFrame(columns)
     others = [name for name in fold.outputs if name not in columns]
     if others:
@@ -154,14 +152,17 @@ def _by_kernels(fold: Fold, rows: SortedRows, pairs: _Pairs) -> pl.DataFrame:
     return frame.select(_LINE, KNOWN, *fold.outputs)
 
 
-def _slices(rows: SortedRows, pairs: _Pairs, window: AnyWindow) -> Slices | None:
-    """The rows of a window at each pair; ``None`` for a session, whose start depends on its rows."""
+def _slices(rows: SortedRows, pairs: _Pairs, window: AnyWindow, first: Ints, end: Ints) -> Slices | None:
+    """The rows of a window at each pair; ``None`` for a session, whose start depends on its rows.
+
+    ``first`` and ``end`` are where each pair's key begins, and where its rows up to the instant end.
+    """
     if isinstance(window, Session):
         return None
     # Bounds are integer arithmetic: what holds for one instant holds for an array of them.
     low, high, _ = cast("tuple[Ints | None, Ints, Ints]", window.bounds(cast("Any", pairs.at)))
-    first = rows.first(pairs.code) if low is None else rows.place(pairs.code, low, "left")
-    return Slices(rows, first, rows.place(pairs.code, high, "right"), high)
+    low = first if low is None else rows.place(pairs.code, low, "left")
+    return Slices(rows, low, end if high is pairs.at else rows.place(pairs.code, high, "right"), high)
 
 
 def _values(answer: Answers, kind: Any, default: Value, has_default: bool) -> pl.Series:

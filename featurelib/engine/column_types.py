@@ -7,7 +7,7 @@ from functools import lru_cache
 import polars as pl
 
 from featurelib.engine.batch import INSTANT
-from featurelib.types import decimal_scale, element_type
+from featurelib.types import decimal_scale, element_type, members_of, value_type
 
 
 def column_types(frame: pl.DataFrame) -> dict[str, str]:
@@ -31,10 +31,15 @@ def _type_name(kind: pl.DataType) -> str:
 
 @lru_cache(maxsize=64)
 def polars_type(type_name: str) -> pl.DataType:
-    """The Polars type of a column type."""
+    """The Polars type of a column type; Polars has maps as lists of entries, as it reads those of Arrow."""
     inner, scale = element_type(type_name), decimal_scale(type_name)
     if inner is not None:
         return pl.List(polars_type(inner))
+    value, members = value_type(type_name), members_of(type_name)
+    if value is not None:
+        return pl.List(pl.Struct({"key": pl.String(), "value": polars_type(value)}))
+    if members is not None:
+        return pl.Struct({name: polars_type(kind) for name, kind in members})
     return _SCALARS[type_name] if scale is None else pl.Decimal(38, scale)
 
 

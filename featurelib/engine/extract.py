@@ -9,7 +9,7 @@ and resumes, so a look-up level costs one round trip, for a batch too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from featurelib.clock import Instant, to_datetime
@@ -51,6 +51,7 @@ class ExtractorGraph:
         slots: every value a run touches; those of the featureset's own features come first, in order.
         datasets: datasets that extractors may look up themselves.
         blocks: whether a run waits for other processes; an event loop then runs it in a thread.
+        touched: positions of the slots that extractors read or fill.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ExtractorGraph:
         self.slots = slots
         self.datasets = datasets
         self.blocks = blocks and bool(steps)
+        self.touched = frozenset(slot for step in steps for slot in (*step.inputs, *step.outputs))
         self._steps = steps
 
     @classmethod
@@ -77,6 +79,24 @@ class ExtractorGraph:
         steps = tuple(_step(owner, extractor, index, definitions, runner) for owner, extractor in needed.extractors)
         used = {dep for _, extractor in needed.extractors for dep in extractor.deps if definitions.dataset(dep)}
         return cls(slots, steps, tuple(sorted(used)), blocks=runner.blocks)
+
+    def narrowed(self, wanted: Collection[int]) -> tuple[ExtractorGraph, tuple[int, ...]]:
+        """What some slots take: the graph of them and of what they are made of, and the places its slots had."""
+        needed, steps = set(wanted), list[_Step]()
+        for step in reversed(self._steps):
+            if not needed.isdisjoint(step.outputs):
+                needed.update(step.inputs, step.outputs)
+                steps.append(step)
+        kept = tuple(sorted(needed))
+        place = {old: new for new, old in enumerate(kept)}
+        slots = tuple(self.slots[old]._replace(position=new) for old, new in place.items())
+        moved = tuple(
+            step._replace(
+                inputs=tuple(place[each] for each in step.inputs), outputs=tuple(place[o] for o in step.outputs)
+            )
+            for step in reversed(steps)
+        )
+        return ExtractorGraph(slots, moved, self.datasets, blocks=self.blocks), kept
 
     def run(self, values: list[Value], at: Instant, rows: Mapping[Wanted, Row], step: int = 0) -> Pause | None:
         """Run the extractors from ``step`` on, filling ``values`` (one per slot) in place.

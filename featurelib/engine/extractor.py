@@ -18,10 +18,11 @@ from featurelib.clock import Instant, parse_instant, to_datetime
 from featurelib.definitions import DatasetDef, PyCode
 from featurelib.engine.column_types import polars_type
 from featurelib.engine.keys import instant_key, key_text
+from featurelib.engine.nested import nested_series
 from featurelib.engine.user_code import Guard, Passing, UserFunction, load
 from featurelib.engine.values import Cast, caster, handed, listed
 from featurelib.errors import UserCodeError
-from featurelib.types import Value, element_type
+from featurelib.types import Value, element_type, is_nested
 
 Row = dict[str, Value] | None
 
@@ -227,6 +228,8 @@ class _Tasked:
         self._function = function
         self._task = task
         self._outputs = [each.name for each in task.outputs]
+        # A map or struct alone is itself a dict: one that has not the output's name alone is the value.
+        self._gives_dict = len(task.outputs) == 1 and task.outputs[0].type.startswith(("dict[", "struct["))
         self.wrong = function.wrong
         self.call = function.call
         self.names: tuple[str, ...] | None = None  # set: inputs are handed over as one dict under these names
@@ -251,7 +254,7 @@ class _Tasked:
 
     def parts(self, result: Any) -> Iterable[Any]:
         """What each output is in a dict by name, a tuple or list in order, or a bare value of the only output."""
-        if isinstance(result, dict):
+        if isinstance(result, dict) and not (self._gives_dict and [*result] != self._outputs):
             return self._parts_of_dict(result)
         if len(self._outputs) == 1:
             return (result,)
@@ -336,6 +339,8 @@ def series(column: Typed, values: list[Value]) -> pl.Series:
     Stored values may stand behind a feature of a type they cannot be cast to; then the Series is of their own type.
     """
     kind = polars_type(column.type)
+    if is_nested(column.type):
+        return nested_series(column.name, column.type, values)
     # Instants are integers here; a list of them is cast as a list.
     stored = {"datetime": pl.Int64(), "list[datetime]": pl.List(pl.Int64)}.get(column.type, kind)
     try:

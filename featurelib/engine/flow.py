@@ -84,7 +84,9 @@ class Graph:
         if not self._depth_of_rights and dataset not in self.clocks:
             self.clocks.append(dataset)
         node = SourceNode(dataset, cdc)
-        return node if cdc == "append" else VersionsNode(node, [dataset.key.name])
+        if cdc != "append":
+            return VersionsNode(node, [dataset.key.name])
+        return LatestNode(node, [dataset.key.name, dataset.timestamp.name]) if dataset.upsert else node
 
     def _steps(self, dataset: str, steps: Sequence[Step]) -> Node:
         node = self._dataset(dataset)

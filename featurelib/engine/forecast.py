@@ -24,8 +24,9 @@ def forecasts(commit: Commit, world: Definitions, load: Load) -> list[Forecast]:
         world: what will be committed: the commit laid over what is.
         load: what is assumed of the data.
     """
-    programs = (Program.compile(pipeline, world) for pipeline in _brought(commit, world))
-    return [Forecast(state_size(program, load), held_rows(program, load)) for program in programs]
+    brought = _brought(commit, world)
+    programs = (Program.compile(pipeline, world) for pipeline in brought)
+    return [Forecast(state_size(program, load, len(brought) - 1), held_rows(program, load)) for program in programs]
 
 
 def _brought(commit: Commit, world: Definitions) -> list[PipelineDef]:

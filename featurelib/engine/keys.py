@@ -21,6 +21,15 @@ KEY_GROUPS = 64
 _FEW_TEXTS = 2_000
 
 
+LONGEST_KEY = 1_024
+"""Most characters of an entity's id: longer ones are a mistake, or an attack; Redis itself would take 512 MB."""
+
+
+def is_key(text: str) -> bool:
+    """Whether a read can name an entity by the text: 1 to 1,024 characters without NUL."""
+    return 0 < len(text) <= LONGEST_KEY and "\0" not in text
+
+
 def key_text(parts: Sequence[object]) -> str:
     """The text of a key: parts joined by ``:``; a backslash escapes both in composite keys (decision 16)."""
     if len(parts) == 1:

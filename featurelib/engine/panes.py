@@ -57,6 +57,7 @@ _IDENTITY = 4
 UNTIL = 4
 """Which member of a row is the instant it counts until."""
 _identity = itemgetter(*range(_IDENTITY))
+_time = itemgetter(0)
 _LEAF_ROWS = 64
 _BUFFER_ROWS = 32
 # 8^17 µs = 71 years: three panes (index -1, 0, 1) hold every instant from 1899 to 2112.
@@ -296,7 +297,7 @@ class KeyState:
     def add(self, rows: Sequence[Row]) -> None:
         """Take rows in arrival order. :meth:`missing` must have been satisfied when it named panes."""
         self.header.rows += len(rows)
-        oldest = min(row[0] for row in rows)
+        oldest = min(map(_time, rows))
         if self.header.oldest_us is None or oldest < self.header.oldest_us:
             self.header.oldest_us = oldest
         self.buffer.extend(rows)

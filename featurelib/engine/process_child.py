@@ -19,7 +19,7 @@ import msgspec
 from featurelib.clock import Instant
 from featurelib.engine.extractor import Extractor, Part, Row, Task, Wanted
 from featurelib.engine.processes import ChildAnswer
-from featurelib.engine.user_code import Guard, Limits, UserFunction
+from featurelib.engine.user_code import Guard, Limits, TimeLimit, UserFunction
 from featurelib.errors import UserCodeError
 from featurelib.types import Value
 
@@ -76,7 +76,7 @@ class _Served:
         except UserCodeError as error:
             # Its text may be anything, text that no UTF-8 spells included.
             spelt = (_spelt(error.function), _spelt(error.location), _spelt(error.message))
-            return ChildAnswer("failed", error=spelt)
+            return ChildAnswer("failed", error=spelt, late=isinstance(error.__cause__, TimeLimit))
         return ChildAnswer("done", columns=part.columns, wanted=part.wanted)
 
     def _run(

@@ -20,7 +20,6 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from decimal import Decimal
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -28,7 +27,8 @@ import msgspec
 
 from featurelib.clock import Instant
 from featurelib.engine.extractor import Body, Part, Row, RowMissing, Scope, Task, Wanted
-from featurelib.engine.user_code import LOAD_PATIENCE, Limits
+from featurelib.engine.user_code import LOAD_PATIENCE, Limits, TimeLimit
+from featurelib.engine.values import unspelled
 from featurelib.errors import UserCodeError
 from featurelib.types import Value
 
@@ -52,11 +52,19 @@ class ProcessEnded(Exception):
     """A child ended, hung, or answered nonsense; the message says which."""
 
 
+class ProcessHung(ProcessEnded):
+    """A child was killed because a call in it took too long."""
+
+
 class ChildAnswer(msgspec.Struct):
-    """What a child says: that it is ``ready``, ``loaded``, still ``going``, ``done``, or ``failed`` and with what."""
+    """What a child says: that it is ``ready``, ``loaded``, still ``going``, ``done``, or ``failed`` and with what.
+
+    ``late``: it failed because it took too long.
+    """
 
     state: Literal["ready", "loaded", "going", "done", "failed"]
     error: tuple[str, str, str] = ("", "", "")
+    late: bool = False
     columns: list[list[Any]] = []
     wanted: list[tuple[int, Wanted]] = []
 
@@ -96,7 +104,8 @@ class Processes:
         """Send a message about an extractor to a free child, and give its answer.
 
         Raises:
-            UserCodeError: the extractor failed, or its process ended or was killed.
+            UserCodeError: the extractor failed, or its process ended or was killed; its cause is a TimeLimit where it
+                took too long.
         """
         child = self._idle.get()
         try:
@@ -105,7 +114,8 @@ class Processes:
         except ProcessEnded as ended:
             self._end(child)
             child = self._started()
-            raise UserCodeError(task.label, _location(task), str(ended)) from None
+            why = TimeLimit() if isinstance(ended, ProcessHung) else None
+            raise UserCodeError(task.label, _location(task), str(ended)) from why
         except BaseException:  # such as a Ctrl-C while it waited: an answer may still come, to the wrong question
             self._end(child)
             child = None
@@ -113,7 +123,7 @@ class Processes:
         finally:
             self._idle.put(child)
         if answer.state == "failed":
-            raise UserCodeError(*answer.error)
+            raise UserCodeError(*answer.error) from (TimeLimit() if answer.late else None)
         return answer
 
     def close(self) -> None:
@@ -162,7 +172,8 @@ class _Remote:
         self._task = task
         self._processes = processes
         self._datasets = {dataset.name for dataset in task.datasets}
-        self._decimals = [place for place, each in enumerate(task.outputs) if "decimal" in each.type]
+        read = ((place, unspelled(each.type)) for place, each in enumerate(task.outputs))
+        self._decimals = [(place, form) for place, form in read if form is not None]
 
     def one(self, given: Sequence[Value], scope: Scope) -> Iterable[Value]:
         """The outputs of one row."""
@@ -179,8 +190,8 @@ class _Remote:
         outputs: list[list[Value]] = answer.columns
         if [len(values) for values in outputs] != [len(instants)] * len(self._task.outputs):
             raise UserCodeError(self._task.label, _location(self._task), _SPOILED)
-        for place in self._decimals:
-            outputs[place] = [_decimal(value) for value in outputs[place]]
+        for place, form in self._decimals:
+            outputs[place] = [form(value) for value in outputs[place]]
         return Part(outputs, answer.wanted)
 
 
@@ -239,7 +250,7 @@ class _Child:
 
     def _answer(self, within_s: float) -> ChildAnswer:
         if not self._connection.poll(within_s):
-            raise ProcessEnded(f"took longer than {within_s * 1_000:.0f} ms; its process was killed and replaced")
+            raise ProcessHung(f"took longer than {within_s * 1_000:.0f} ms; its process was killed and replaced")
         return _decode(self._connection.recv_bytes(_LARGEST_ANSWER))
 
     def _ending(self) -> str:
@@ -252,9 +263,3 @@ class _Child:
 
 def _location(task: Task) -> str:
     return f"{task.code.file or f'<{task.label}>'}:{task.code.line or 1}"
-
-
-def _decimal(value: Any) -> Value:
-    if isinstance(value, list):
-        return [_decimal(each) for each in value]
-    return value if value is None else Decimal(value)

@@ -29,6 +29,7 @@ from featurelib.definitions import (
     DatasetDef,
     Definitions,
     ExplodeStep,
+    FilterCodeStep,
     FilterStep,
     JoinStep,
     LatestStep,
@@ -37,6 +38,7 @@ from featurelib.definitions import (
     RenameStep,
     SourceDef,
     Step,
+    TransformStep,
     UnionStep,
     canonical_bytes,
     ref,
@@ -127,6 +129,12 @@ class Program:
     def root(self) -> int:
         """The level of the state's roots."""
         return self.fold.root
+
+    @cached_property
+    def has_functions(self) -> bool:
+        """Whether a function of a user's runs over its rows, or over those of a pipeline whose output it reads."""
+        upstream = needed_by(self.pipeline, self.definitions).pipelines
+        return any(_is_function(step) for each in (self.pipeline, *upstream) for step in each.steps)
 
     def new_graph(self) -> Graph:
         """The graph of a pipeline that is not plain, before any record."""
@@ -410,7 +418,7 @@ def _is_plain(pipeline: PipelineDef, definitions: Definitions) -> bool:
     raw = all(definitions.producer(name) is None for name in names)
     # A dataset joined with itself needs its records twice.
     apart = len(set(names)) == len(names)
-    return steps and raw and apart and definitions.cdc(left.name) == "append"
+    return steps and raw and apart and not left.upsert and definitions.cdc(left.name) == "append"
 
 
 def _plain_columns(
@@ -421,6 +429,12 @@ def _plain_columns(
     frame = source_rows(records) if tombstones else left_rows(records)
     tables = {d.name: RightTable.empty(s, d) for s, d in zip(pipeline.joins, rights, strict=True)}
     return run_steps(frame, pipeline.steps[:-1], tables)
+
+
+def _is_function(step: Step) -> bool:
+    if isinstance(step, UnionStep):
+        return any(map(_is_function, step.steps))
+    return isinstance(step, FilterCodeStep | TransformStep)
 
 
 def _names_its_columns(step: Step) -> bool:

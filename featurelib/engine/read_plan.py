@@ -8,8 +8,8 @@ at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
@@ -17,14 +17,11 @@ from typing import Any, Literal, NamedTuple
 from featurelib.definitions import DatasetDef, Definitions, FeatureDef, FeaturesetDef, ref
 from featurelib.engine.extract import ExtractorGraph, Slot
 from featurelib.engine.extractor import INLINE, Row, Runner
-from featurelib.engine.keys import instant_key, key_text
+from featurelib.engine.keys import LONGEST_KEY, instant_key, key_text
 from featurelib.engine.program import Program, compiled, index_pipeline
 from featurelib.engine.values import Cast, caster, shown, text_caster
 from featurelib.errors import DefinitionError, InvalidRequest, Problem, ThymeError
 from featurelib.types import Value
-
-# Longer ids are a mistake, or an attack on the audit's disk; Redis itself would take 512 MB.
-_LONGEST_ID = 1_024
 
 Show = Callable[[Value], Value]
 
@@ -65,8 +62,8 @@ class KeyForm:
         except ValueError as error:
             raise InvalidRequest(f"{field}: {error}") from None
         text = instant_key(value) if self._is_time and value is not None else key_text([value])
-        if value is None or not text or len(text) > _LONGEST_ID or not _is_storable(text):
-            raise InvalidRequest(f"{field}: expected 1 to {_LONGEST_ID} characters without NUL, got {repr(given)[:60]}")
+        if value is None or not text or len(text) > LONGEST_KEY or not _is_storable(text):
+            raise InvalidRequest(f"{field}: expected 1 to {LONGEST_KEY} characters without NUL, got {repr(given)[:60]}")
         return Entity(value, text)
 
 
@@ -126,6 +123,18 @@ class _LookedUp(NamedTuple):
     cast: Cast | None  # None: the column has the feature's type
 
 
+class Filled(NamedTuple):
+    """A slot that a row feeds: with a column of it, or with the row's key (``None``)."""
+
+    slot: int
+    column: str | None
+    cast: Cast | None
+
+    def value(self, held: Value) -> Value:
+        """What the slot gets of what the row holds."""
+        return held if self.cast is None else _as_declared(self.cast, held)
+
+
 class _Source(NamedTuple):
     """What one view's row fills."""
 
@@ -137,6 +146,8 @@ class _Source(NamedTuple):
     """The slots, where they follow each other."""
     others: tuple[_LookedUp, ...]
     key_name: str
+    fills: tuple[Filled, ...]
+    """Of all slots."""
 
     @classmethod
     def of(cls, view: View, features: Sequence[_LookedUp]) -> _Source:
@@ -148,7 +159,18 @@ class _Source(NamedTuple):
         take = itemgetter(*[each.column for each in plain]) if plain else _nothing
         others = tuple(each for each in features if each not in plain)
         slots = tuple(each.slot for each in plain)
-        return cls(view.dataset.name, slots, take, _run(slots), others, key_name)
+        fills = tuple(
+            Filled(each.slot, None if each.column == key_name else each.column, each.cast) for each in features
+        )
+        return cls(view.dataset.name, slots, take, _run(slots), others, key_name, fills)
+
+    def moved(self, place: Mapping[int, int]) -> list[_LookedUp]:
+        """What it fills of the slots that have a new place."""
+        return [
+            _LookedUp(place[slot], self.key_name if column is None else column, cast)
+            for slot, column, cast in self.fills
+            if slot in place
+        ]
 
 
 def _run(slots: Sequence[int]) -> slice | None:
@@ -207,8 +229,8 @@ class ReadPlan:
                 f"entity_type: featureset {self.featureset!r} is of {self.entity_type!r}, not {entity_type[:60]!r}"
             )
 
-    def requested(self, inputs: Mapping[str, object]) -> list[tuple[int, Value]]:
-        """The request-time values by slot, defaults filled in.
+    def requested(self, inputs: Mapping[str, object], *, nulls: bool = False) -> list[tuple[int, Value]]:
+        """The request-time values by slot, defaults filled in; ``nulls``: also for null where it is no value.
 
         Raises:
             InvalidRequest: one is missing, unknown, or of the wrong type; names it.
@@ -218,7 +240,7 @@ class ReadPlan:
         if unknown:
             accepted = ", ".join(sorted(known)) or "none"
             raise InvalidRequest(f"inputs.{unknown[0][:60]}: no such request feature; accepted: {accepted}")
-        return [(request.slot, _request_value(request, inputs)) for request in self._requested]
+        return [(request.slot, _request_value(request, inputs, nulls=nulls)) for request in self._requested]
 
     def values(self, entity: Entity, requested: Iterable[tuple[int, Value]]) -> list[Value]:
         """The slots of one entity before anything was read.
@@ -235,6 +257,44 @@ class ReadPlan:
             except ValueError as error:
                 raise InvalidRequest(f"entity_id: {error}") from None
         return values
+
+    @property
+    def entity_slots(self) -> tuple[int, ...]:
+        """The slots that hold the entity's id."""
+        return tuple(slot for slot, _ in self._entity_slots)
+
+    def default(self, slot: int) -> Value:
+        """What a slot holds before anything was read."""
+        return self._start[slot]
+
+    def fills(self) -> Iterator[tuple[View, tuple[Filled, ...]]]:
+        """Per view the slots that its row feeds."""
+        yield from zip(self.views, (source.fills for source in self._sources), strict=True)
+
+    def narrowed(self, names: Collection[str]) -> ReadPlan:
+        """The plan of some of its features and of what they are made of; names it does not know are passed over.
+
+        Key, entity type and clock are those of the whole featureset.
+        """
+        entity = {slot for slot, _ in self._entity_slots if slot < len(self._names)}
+        graph, kept = self.graph.narrowed({place for place, name in enumerate(self._names) if name in names} | entity)
+        if len(kept) == len(self.graph.slots):
+            return self
+        place = {old: new for new, old in enumerate(kept)}
+        read = [(view, each.moved(place)) for view, each in zip(self.views, self._sources, strict=True)]
+        views = [(view, features) for view, features in read if features]
+        return replace(
+            self,
+            graph=graph,
+            views=tuple(view for view, _ in views),
+            pipelines=tuple(view.pipeline for view, _ in views),
+            _names=tuple(self._names[old] for old in kept if old < len(self._names)),
+            _sources=tuple(_Source.of(view, features) for view, features in views),
+            _requested=tuple(each._replace(slot=place[each.slot]) for each in self._requested if each.slot in place),
+            _entity_slots=tuple((place[slot], cast) for slot, cast in self._entity_slots if slot in place),
+            _start=tuple(self._start[old] for old in kept),
+            _shows=tuple((place[slot], show) for slot, show in self._shows if slot in place),
+        )
 
     def fill(self, values: list[Value], entity: Entity, rows: Sequence[Row]) -> None:
         """Put the rows read, one per view, into the slots they feed; a miss leaves the default."""
@@ -258,7 +318,7 @@ class ReadPlan:
         return own
 
 
-def _request_value(request: _Requested, inputs: Mapping[str, object]) -> Value:
+def _request_value(request: _Requested, inputs: Mapping[str, object], *, nulls: bool) -> Value:
     name = next((name for name in request.names if name in inputs), None)
     if name is None:
         if request.default is None:
@@ -269,6 +329,8 @@ def _request_value(request: _Requested, inputs: Mapping[str, object]) -> Value:
         value = request.cast(given)
     except ValueError as error:
         raise InvalidRequest(f"inputs.{name}: {error}") from None
+    if value is None and not request.nullable and nulls:
+        return request.default
     if value is None and not request.nullable:
         found = "null" if given is None else f"{given!r:.40} is no number"
         raise InvalidRequest(f"inputs.{name}: {found}; the feature is not Optional")

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from featurelib.clock import Duration, Instant
 from featurelib.definitions import DatasetDef
-from featurelib.types import decimal_scale, element_type
+from featurelib.types import decimal_scale, element_type, members_of, value_type
 
 TIME, ACCEPTED_AT, PARTITION, OFFSET, LATE = "__time", "__accepted_at", "__partition", "__offset", "__late"
 DELETED, ERASED = "__deleted", "__erased"
@@ -55,6 +55,11 @@ def arrow_type(type_name: str) -> pa.DataType:
     element, scale = element_type(type_name), decimal_scale(type_name)
     if element:
         return pa.list_(arrow_type(element))
+    value, members = value_type(type_name), members_of(type_name)
+    if value:
+        return pa.map_(pa.string(), arrow_type(value))
+    if members:
+        return pa.struct([(name, arrow_type(kind)) for name, kind in members])
     return _ARROW[type_name] if scale is None else pa.decimal128(38, scale)
 
 

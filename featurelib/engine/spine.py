@@ -46,14 +46,19 @@ def rows_at_once(
         knowledge: ``as_served`` counts only rows accepted at or before their pair's instant.
     """
     instants = np.array([at for _, at in asked], dtype=np.int64)
-    frame = _in_micros(evaluate(program, shaped, [key for key, _ in asked], instants, knowledge=knowledge))
-    known = frame.drop_in_place(KNOWN).to_list()
-    if not frame.width:  # a table that is nothing but its key
+    return rows_of(evaluate(program, shaped, [key for key, _ in asked], instants, knowledge=knowledge))
+
+
+def rows_of(frame: pl.DataFrame) -> list[Row]:
+    """The rows that :func:`~featurelib.engine.asof.evaluate` gave, one by one and in the engine's form."""
+    frame = in_micros(frame)
+    known = frame[KNOWN].to_list()
+    if frame.width == 1:  # a table that is nothing but its key
         return [{} if had else None for had in known]
-    return [row if had else None for row, had in zip(frame.to_dicts(), known, strict=True)]
+    return [row if had else None for row, had in zip(frame.drop(KNOWN).to_dicts(), known, strict=True)]
 
 
-def _in_micros(frame: pl.DataFrame) -> pl.DataFrame:
+def in_micros(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with instants as integers, as everywhere in the engine."""
     moments = [pl.col(name).dt.epoch("us") for name, kind in frame.schema.items() if kind == pl.Datetime]
     lists = [

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurelib.clock import Instant, format_instant, parse_instant
+from featurelib.engine.keys import key_group
 from featurelib.engine.read_plan import ReadPlan
 from featurelib.engine.table import ENTITY_ID
 from featurelib.errors import InvalidRequest, RequestError
@@ -26,6 +27,8 @@ _T = TypeVar("_T")
 _ZONE = r"([Zz]|[T ][^+-]*[+-]\d\d(:?\d\d){0,2})$"
 _NUMBER = r"^[+-]?\d+(\.\d+)?$"
 _US = pa.timestamp("us", tz="UTC")
+# Some 60 MB.
+_MOST_READ_BEFORE = 262_144
 
 
 class Roles(NamedTuple):
@@ -40,13 +43,13 @@ class Roles(NamedTuple):
 class SpineRows(NamedTuple):
     """The rows of a batch that ask for something.
 
-    ``row`` counts from the first row of the spine; ``keys`` are key texts, ``ids`` JSON of the ids as they were given,
-    ``inputs`` JSON of the row's request features or ``None``.
+    ``row`` counts from the first row of the spine; ``groups`` are the key groups, ``ids`` JSON of the ids as they were
+    given, ``inputs`` JSON of the row's request features or ``None``.
     """
 
     row: npt.NDArray[np.int64]
-    keys: list[str]
-    ids: list[str]
+    groups: npt.NDArray[np.int64]
+    ids: pa.Array
     at: npt.NDArray[np.int64]
     inputs: list[str | None]
 
@@ -113,6 +116,7 @@ class SpineColumns:
         self._until = until
         self._zones: dict[bool, int] = {}
         self._first = 0
+        self._read_before: dict[Any, tuple[str, int]] = {}
 
     def read(self, batch: pa.RecordBatch) -> SpineRows:
         """The rows of the next batch.
@@ -121,36 +125,38 @@ class SpineColumns:
             RequestError: an id, an instant or a request feature does not fit; names the row.
         """
         first, self._first = self._first, self._first + len(batch)
-        ids, keys = self._ids(batch.column(self._roles.entity), first)
+        ids, groups = self._ids(batch.column(self._roles.entity), first)
         instants, known = self._instants(batch.column(self._roles.timestamp), first)
-        place = np.flatnonzero(np.array([key is not None for key in keys], dtype=np.bool_) & known)
-        inputs = self._inputs(batch.take(pa.array(place)), place + first)
-        rows = place.tolist()
-        return SpineRows(
-            place + first, [keys[row] or "" for row in rows], [ids[row] or "" for row in rows], instants[place], inputs
-        )
+        place = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False) & known)
+        taken = pa.array(place)
+        inputs = self._inputs(batch.select(self._roles.requested).take(taken), place + first)
+        return SpineRows(place + first, groups.take(taken).to_numpy(), ids.take(taken), instants[place], inputs)
 
-    def _ids(self, column: pa.Array, first: int) -> tuple[list[str | None], list[str | None]]:
-        """The ids as JSON, and their key texts."""
+    def _ids(self, column: pa.Array, first: int) -> tuple[pa.Array, pa.Array]:
+        """The ids as JSON, and the groups of their keys."""
         form, field = self._plan.key_form, f"spine, {self._roles.entity!r}"
 
-        def read(value: Any) -> tuple[str, str]:
+        def read(value: Any) -> tuple[str, int]:
             sent = _sent(value)
-            return json.dumps(sent), form.read(sent, field).key
+            return json.dumps(sent), key_group(form.read(sent, field).key)
 
-        found = _each_distinct(column, first, read)
-        return [None if pair is None else pair[0] for pair in found], [
-            None if pair is None else pair[1] for pair in found
-        ]
+        plain = _is_text(column.type) or pa.types.is_integer(column.type)
+        # Ids come back in every batch.
+        found, places = _distinct(column, first, read, self._read_before if plain else {})
+        if len(self._read_before) > _MOST_READ_BEFORE:
+            self._read_before.clear()
+        ids = pa.array([None if pair is None else pair[0] for pair in found], pa.string())
+        groups = pa.array([None if pair is None else pair[1] for pair in found], pa.int64())
+        return ids.take(places), groups.take(places)
 
     def _instants(self, column: pa.Array, first: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Instants, and where there are any."""
         if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
             micros = self._cast(column)
         else:
-            read = _each_distinct(column, first, lambda value: parse_instant(value, self._field))
+            read, places = _distinct(column, first, lambda value: parse_instant(value, self._field), {})
             self._note_zones(column, first)
-            micros = pa.array(read, pa.int64())
+            micros = pa.array(read, pa.int64()).take(places)
         known = micros.is_valid().to_numpy(zero_copy_only=False)
         instants = micros.fill_null(0).to_numpy()
         later = np.flatnonzero(known & (instants > self._until))
@@ -194,7 +200,7 @@ class SpineColumns:
 
     def _inputs(self, rows: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> list[str | None]:
         """The request features of each row, checked, as JSON; a null one counts as not given."""
-        columns = {name: rows.column(name).to_pylist() for name in self._roles.requested}
+        columns = {name: rows.column(name).to_pylist(maps_as_pydicts="strict") for name in self._roles.requested}
         if not columns:
             if len(rows):
                 self._check_inputs({}, int(numbers[0]))
@@ -214,25 +220,38 @@ class SpineColumns:
             raise InvalidRequest(f"spine, row {number}: {error}") from None
 
 
-def _each_distinct(column: pa.Array, first: int, read: Callable[[Any], _T]) -> list[_T | None]:
-    """What every value reads as, ``None`` for null; each distinct one is read once.
+def _distinct(
+    column: pa.Array, first: int, read: Callable[[Any], _T], known: dict[Any, _T]
+) -> tuple[list[_T | None], pa.Array]:
+    """What each distinct value reads as, ``None`` for null, and which of them every row has; null for null.
+
+    ``known``: what some values read as; gets the others.
 
     Raises:
         RequestError: one does not fit; with its row.
     """
     if pa.types.is_nested(column.type):  # an id of several parts; Arrow has no dictionary of lists
-        return [None if value is None else _read(read, value, first + row) for row, value in enumerate(_values(column))]
+        each = [None if value is None else _read(read, value, first + row) for row, value in enumerate(_values(column))]
+        return each, pa.array(np.arange(len(each)))
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    codes: list[int | None] = encoded.indices.to_pylist()
-    row_of: dict[int, int] = {}
-    for row, code in enumerate(codes):
-        if code is not None:
-            row_of.setdefault(code, row)
     values = _values(encoded.dictionary)
-    found: dict[int | None, _T | None] = {None: None}
-    for code, row in row_of.items():
-        found[code] = None if values[code] is None else _read(read, values[code], first + row)
-    return [found[code] for code in codes]
+    found = list(map(known.get, values))
+    unread = [code for code, held in enumerate(found) if held is None and values[code] is not None]
+    rows = _first_rows(encoded, len(values)) if unread else []
+    for code in unread:
+        if rows[code] >= 0:  # a dictionary may hold what no row has
+            found[code] = known[values[code]] = _read(read, values[code], first + rows[code])
+    return found, encoded.indices
+
+
+def _first_rows(encoded: pa.DictionaryArray, count: int) -> list[int]:
+    """The first row of each member of a dictionary; -1 where no row has it."""
+    codes = encoded.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    # Written from the last row to the first: the first one stays. One more place takes what is null.
+    row_of = np.full(count + 1, -1, dtype=np.int64)
+    row_of[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
+    rows: list[int] = row_of[:-1].tolist()
+    return rows
 
 
 def _values(column: pa.Array) -> Sequence[Any]:
@@ -257,4 +276,6 @@ def _sent(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, list):
         return [_sent(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _sent(each) for name, each in value.items()}
     return str(value) if isinstance(value, Decimal) else value

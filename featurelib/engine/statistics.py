@@ -22,7 +22,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from featurelib.types import Value, decimal_scale, element_type
+from featurelib.types import Value, decimal_scale, element_type, is_nested
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 POINTS = 200
@@ -107,6 +107,8 @@ def summary_of(type_name: str, values: Sequence[Value] | pl.Series, *, identifie
         values: in the engine's form, or a column of an archive.
         identifies: its values name entities: they are counted, and none of them is shown.
     """
+    if is_nested(type_name):  # a map or a struct is counted, and told nothing more of
+        return Summary(rows=len(values), nulls=sum(each is None for each in values), distinct=None)
     column = values if isinstance(values, pl.Series) else _series(type_name, values)
     nulls = column.null_count()
     counted = Summary(rows=len(column), nulls=nulls, distinct=_distinct(column))

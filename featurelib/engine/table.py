@@ -6,18 +6,20 @@ lists though its dataset declares a scalar.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
 from featurelib.clock import Instant
 from featurelib.engine.extract import Slot
+from featurelib.engine.nested import holds_nested, nested_array, nested_values
 from featurelib.engine.read_plan import ReadPlan
 from featurelib.engine.records import arrow_type
 from featurelib.engine.values import shown
-from featurelib.types import Value, element_type
+from featurelib.types import Value, element_type, is_nested
 
 ENTITY_ID, TIMESTAMP = "entity_id", "timestamp"
 _INSTANT = pa.timestamp("us", tz="UTC")
@@ -90,6 +92,8 @@ def with_rows_named(features: pa.Table, keys: pa.Array, instants: pa.Array | Non
 
 def in_engine_form(column: pa.ChunkedArray) -> list[Value]:
     """The values of an Arrow column that :func:`arrow_column` made."""
+    if holds_nested(column.type):
+        return nested_values(column)
     stored = _STORED.get(column.type)
     values: list[Value] = (column if stored is None else column.cast(stored)).to_pylist()
     return values
@@ -111,12 +115,25 @@ def _held_type(slot: Slot, plan: ReadPlan) -> str:
 
 def arrow_column(type_name: str, values: Sequence[Value]) -> pa.Array:
     """A column of a declared type, from values in the engine's form."""
+    if is_nested(type_name):
+        return nested_array(type_name, values)
     kind = arrow_type(type_name)
     # Built first and cast then: Arrow builds an int of 3.5 without a word, and refuses to cast it.
     try:
         return pa.array(values).cast(_STORED.get(kind, kind)).cast(kind)
     except (pa.ArrowException, OverflowError):
         return _undeclared(values)
+
+
+def arrow_series(type_name: str, column: pl.Series, values: Callable[[pl.Series], Sequence[Value]]) -> pa.Array:
+    """As :func:`arrow_column`, from a column of the engine; ``values`` gives it in the engine's form where need be."""
+    if is_nested(type_name):
+        return arrow_column(type_name, values(column))
+    kind = arrow_type(type_name)
+    try:
+        return column.to_arrow().cast(_STORED.get(kind, kind)).cast(kind)
+    except (pa.ArrowException, OverflowError):
+        return arrow_column(type_name, values(column))
 
 
 def _undeclared(values: Sequence[Value]) -> pa.Array:

@@ -30,7 +30,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from featurelib.clock import Instant
 from featurelib.definitions import DatasetDef, ref
 from featurelib.engine.coerce import coerce_value
-from featurelib.engine.keys import groups_of_column, key_group, key_texts
+from featurelib.engine.keys import KEY_GROUPS, groups_of, groups_of_column, key_group, key_texts
 from featurelib.engine.records import OFFSET, PARTITION, SYSTEM_COLUMNS, TIME, record_schema
 from featurelib.errors import ArchiveUnavailable, CorruptState, RecordError, StoreUnavailable
 
@@ -42,7 +42,13 @@ _COMPACT_ABOVE_FILES = 16
 _TARGET_BYTES = 128 * 1024 * 1024
 _ATTEMPTS = 5
 _REWRITE_ROWS = 65_536
+# Sorted in memory at once: some 300 MB.
+_SORTED_ROWS = 1_000_000
 _PIECE_ROWS = 65_536
+# With the usual reading ahead, every byte of a file that was read stays in memory until its last row is: 250 MB more
+# of a build of ten million records. An object store is read ahead all the same, where every request takes its time.
+_NOT_AHEAD = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True, buffer_size=65_536)
+_AHEAD = ds.ParquetFragmentScanOptions(pre_buffer=True)
 _NO_MONTH = 999_999
 # No value of a user's column gets into the table's own log, where a rewrite of the data would leave it.
 INDEXED_COLUMNS = {"delta.dataSkippingNumIndexedCols": str(1 + len(SYSTEM_COLUMNS))}
@@ -62,6 +68,7 @@ class ArchiveSnapshot:
     def __init__(self, dataset: DatasetDef, table: DeltaTable | None) -> None:
         self._dataset = dataset
         self._table = table
+        self._offsets: dict[int, int] = {}
 
     @property
     def version(self) -> int:
@@ -70,7 +77,12 @@ class ArchiveSnapshot:
 
     def archived_offset(self, partition: int) -> int:
         """The first offset of a log partition that is not in this snapshot."""
-        return 0 if self._table is None else _archived(self._table, self._dataset, partition)
+        if self._table is None:
+            return 0
+        # Asked several times in a read, a millisecond each.
+        if partition not in self._offsets:
+            self._offsets[partition] = _archived(self._table, self._dataset, partition)
+        return self._offsets[partition]
 
     def read(
         self,
@@ -80,6 +92,7 @@ class ArchiveSnapshot:
         since: Instant | None = None,
         until: Instant | None = None,
         below: Mapping[int, int] | None = None,
+        columns: Collection[str] | None = None,
     ) -> pa.Table:
         """Archived records, unordered. Every bound left out does not restrict.
 
@@ -89,12 +102,14 @@ class ArchiveSnapshot:
             since: earliest event time, included.
             until: latest event time, included.
             below: per log partition the offset at which to stop; partitions not named are left out.
+            columns: those wanted; ``None``: all.
         """
-        schema = record_schema(self._dataset)
+        schema = self._schema(columns)
         if self._table is None:
             return schema.empty_table()
-        wanted = _condition(self._dataset, keys, groups, since, until, below)
         with answering_archive():
+            below = below if below is None or self._is_cut(below) else None
+            wanted = _condition(self._dataset, keys, groups, since, until, below)
             stored = self._table.to_pyarrow_dataset()
             names = [name for name in schema.names if name in stored.schema.names]
             table = stored.to_table(columns=names, filter=wanted)
@@ -120,19 +135,38 @@ class ArchiveSnapshot:
         """
         if self._table is None:
             return
-        whole = record_schema(self._dataset)
-        schema = pa.schema([each for each in whole if columns is None or each.name in columns])
-        wanted = _condition(self._dataset, None, groups, since, until, below)
+        schema = self._schema(columns)
         with answering_archive():
+            below = below if below is None or self._is_cut(below) else None
+            wanted = _condition(self._dataset, None, groups, since, until, below)
             stored = self._table.to_pyarrow_dataset()
             names = [name for name in schema.names if name in stored.schema.names]
             # One file at a time: with the usual 16 the pieces in flight alone took 700 MB.
             pieces = stored.to_batches(
-                columns=names, filter=wanted, batch_size=_PIECE_ROWS, fragment_readahead=1, batch_readahead=2
+                columns=names,
+                filter=wanted,
+                batch_size=_PIECE_ROWS,
+                fragment_readahead=1,
+                batch_readahead=2,
+                fragment_scan_options=_NOT_AHEAD if _is_local(self._table) else _AHEAD,
             )
             for piece in pieces:
                 if len(piece):
                     yield with_schema(pa.table(piece), schema)
+
+    def _schema(self, columns: Collection[str] | None) -> pa.Schema:
+        return pa.schema([each for each in record_schema(self._dataset) if columns is None or each.name in columns])
+
+    def _is_cut(self, below: Mapping[int, int]) -> bool:
+        """Whether some rows may not lie below these offsets; looking at each row costs as much as reading it."""
+        assert self._table is not None
+        files = pa.table(self._table.get_add_actions(flatten=True))
+        name = f"max.{PARTITION}"
+        most = files[name].to_pylist() if name in files.column_names else [None] * len(files)
+        if None in most:  # a file without statistics
+            return True
+        parts = range(max(most, default=-1) + 1)
+        return any(part not in below or self.archived_offset(part) > below[part] for part in parts)
 
     def count(
         self,
@@ -170,6 +204,10 @@ class ArchiveSnapshot:
             names = [name for name in schema.names if name in stored.schema.names]
             table = stored.to_table(columns=names, filter=wanted)
         return with_schema(table, schema).sort_by(OFFSET)
+
+
+def _is_local(table: DeltaTable) -> bool:
+    return table.table_uri.startswith("file:") or "://" not in table.table_uri
 
 
 class Archive:
@@ -242,8 +280,13 @@ class Archive:
             before = _files_by_month(table)
             newest = max(before, default=0)
             for month, (files, size) in before.items():
-                if files > (_COMPACT_ABOVE_FILES if month == newest else 1 + size // _TARGET_BYTES):
-                    _merge(table, month, whole=month != newest or size <= _TARGET_BYTES)
+                if files <= (_COMPACT_ABOVE_FILES if month == newest else 1 + size // _TARGET_BYTES):
+                    continue
+                if month == newest:
+                    _merge(table, month, whole=size <= _TARGET_BYTES)
+                else:
+                    with suppress(CommitFailedError):  # a late record came meanwhile: the next time
+                        _sort(table, dataset, month)
             after = _files_by_month(table)
         return Compacted(sum(f for f, _ in before.values()), sum(f for f, _ in after.values()))
 
@@ -373,10 +416,17 @@ def _condition(
         of_keys = {key_group(text) for text in keys}
         wanted = of_keys if wanted is None else wanted & of_keys
     if wanted is not None:
-        conditions.append(ds.field(KEY_GROUP).isin(sorted(wanted)))
+        conditions.append(_one_of(ds.field(KEY_GROUP), wanted))
     if below is not None:
         conditions.append(_below(below))
     return reduce(and_, conditions) if conditions else None
+
+
+def _one_of(field: ds.Expression, numbers: Collection[int]) -> ds.Expression:
+    # Row groups are left out by bounds at a tenth of what it costs to look for each row's value in a set.
+    first, last = min(numbers, default=0), max(numbers, default=-1)
+    bounds = (field >= first) & (field <= last)
+    return bounds if len(numbers) == last - first + 1 else bounds & field.isin(sorted(numbers))
 
 
 def key_conditions(dataset: DatasetDef, keys: Sequence[str] | None) -> list[ds.Expression]:
@@ -386,7 +436,9 @@ def key_conditions(dataset: DatasetDef, keys: Sequence[str] | None) -> list[ds.E
     values = [value for text in keys for value in _key_values(dataset, text)]
     kind = record_schema(dataset).field(dataset.key.name).type
     storage = pa.int64() if pa.types.is_timestamp(kind) else kind
-    return [ds.field(dataset.key.name).isin(pa.array(values, storage).cast(kind))]
+    wanted = pa.array(values, storage).cast(kind)
+    # Of one value the row groups that cannot hold it are left out; of a set none is.
+    return [ds.field(dataset.key.name) == wanted[0] if len(wanted) == 1 else ds.field(dataset.key.name).isin(wanted)]
 
 
 def time_conditions(since: Instant | None, until: Instant | None) -> list[ds.Expression]:
@@ -512,8 +564,35 @@ def _files_by_month(table: DeltaTable) -> dict[int, tuple[int, int]]:
     return found
 
 
+def _sort(table: DeltaTable, dataset: DatasetDef, month: int) -> None:
+    """Write a month anew, sorted by key group, key and time throughout: a key's rows lie in a row group or two."""
+    stored = table.to_pyarrow_dataset()
+    order = [(KEY_GROUP, "ascending"), (dataset.key.name, "ascending"), (TIME, "ascending")]
+    reader = pa.RecordBatchReader.from_batches(stored.schema, _sorted(stored, order, month))
+    write_deltalake(
+        table,
+        reader,
+        mode="overwrite",
+        predicate=f"{MONTH} = {month}",
+        target_file_size=_TARGET_BYTES,
+        writer_properties=WRITER,
+    )
+
+
+def _sorted(stored: ds.Dataset, order: Sequence[tuple[str, str]], month: int) -> Iterator[pa.RecordBatch]:
+    # Some key groups at a time: a month may be larger than memory.
+    rows = stored.count_rows(filter=ds.field(MONTH) == month)
+    parts = min(KEY_GROUPS, 1 + rows // _SORTED_ROWS)
+    for part in range(parts):
+        wanted = (ds.field(MONTH) == month) & _one_of(ds.field(KEY_GROUP), groups_of(part, parts))
+        yield from stored.to_table(filter=wanted).sort_by(order).to_batches(_REWRITE_ROWS)
+
+
 def _merge(table: DeltaTable, month: int, *, whole: bool) -> None:
-    """Rewrite a month sorted by key group and time; a large month that still grows is only joined, file by file."""
+    """Merge the files of a month that still grows, keeping keys together; a large one is only joined, file by file.
+
+    Unlike a rewrite this stands beside appends, however many come.
+    """
     one = [(MONTH, "=", str(month))]
     if whole:
         table.optimize.z_order(
@@ -529,8 +608,11 @@ def answering_archive() -> Iterator[None]:
 
     Raises:
         ArchiveUnavailable: the folder or the object store does not answer.
+        CorruptState: a file is no whole Parquet file.
     """
     try:
         yield
+    except pa.ArrowInvalid as error:
+        raise CorruptState(f"a file of the archive cannot be read: {error}") from error
     except (DeltaError, OSError) as error:
         raise ArchiveUnavailable(f"the archive does not answer: {error}") from error

@@ -40,8 +40,8 @@ _MANY_KEYS = 500
 # What the records of some key groups may be of what they would be if all groups had as many.
 _EVEN = (0.5, 2.0)
 _SLICE_ROWS = 4_096
-# Ray's job, its actors and the live workers that take over; measured on two cores.
-_START_S = 15.0
+START_S = 15.0
+"""Of every price: Ray's job, its actors and the live workers that take over; measured on two cores."""
 # Per field and byte that is written, the server's share included.
 _FIELD_S, _BYTE_S = 4e-6, 10e-9
 # From here on a value is no longer stored within its hash's listpack.
@@ -157,7 +157,7 @@ class Pricing:
             rows=sample.rows,
             keys=round(weighed.keys * sample.keys_scale),
             state_bytes=round(weighed.state_bytes * scale),
-            seconds=round(_START_S + work / asked.actors, 1),
+            seconds=round(START_S + work / asked.actors, 1),
             rough=sample.rough,
         )
 

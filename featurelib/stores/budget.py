@@ -22,8 +22,8 @@ LOGS = "thyme:logs"
 _SHARE_FOR_APPENDS = 0.95
 _EASY = 0.9
 _LOOK_EVERY_US = SECOND
-# Streams are measured by their oldest entries, each of some kB to MB.
-_SAMPLED_ENTRIES = 128
+SAMPLED_ENTRIES = 128
+"""Streams are measured by so many of their oldest entries, each of some kB to MB."""
 _MB = 1 << 20
 
 
@@ -120,7 +120,7 @@ class LogRoom:
             pipe.info("memory")
             for dataset, partitions in logs.items():
                 for partition in range(int(partitions)):
-                    pipe.memory_usage(partition_key(dataset.decode(), partition, "log"), samples=_SAMPLED_ENTRIES)
+                    pipe.memory_usage(partition_key(dataset.decode(), partition, "log"), samples=SAMPLED_ENTRIES)
             info, *sizes = pipe.execute()
         limits = [limit for limit in (self._budget.memory, int(info["maxmemory"])) if limit]
         log = sum(size or 0 for size in sizes)

@@ -162,10 +162,14 @@ class Database:
 
 def upsert(connection: Connection, table: Table, values: Mapping[str, Any]) -> None:
     """Insert the row, or replace the row of the same primary key."""
-    insert = _insert(connection, table).values(values)
-    keys = table.primary_key.columns.keys()
-    changed = {name: insert.excluded[name] for name in values if name not in keys}
-    connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed))
+    upsert_all(connection, table, [values])
+
+
+def upsert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert the rows, which have the same members, or replace those of the same primary key; there is one at least."""
+    insert, keys = _insert(connection, table), table.primary_key.columns.keys()
+    changed = {name: insert.excluded[name] for name in rows[0] if name not in keys}
+    connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed), rows)
 
 
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ from featurelib.errors import ArchiveUnavailable
 from featurelib.stores.archive import INDEXED_COLUMNS, KEY_GROUP, MONTH, WRITER, Archive, answering_archive
 
 _MILLISECOND_US = 1_000
+_COMMITS_READ = 50
 
 Positions = dict[str, tuple[int, ...]]
 """Per input dataset, as ``Name@version``, and log partition the offset up to which its records are in."""
@@ -74,13 +76,15 @@ class DerivedTable:
         return {name: tuple(int(offset or 0) for offset in offsets) for name, offsets in stored.items()}
 
     def written_at(self) -> Instant:
-        """When it was last written.
+        """When rows were last written to it; merging its files is no such time.
 
         Only for a table that is there.
         """
         with answering_archive():
-            newest = DeltaTable(self.location, storage_options=self._options).history(1)[0]
-            return int(newest["timestamp"]) * _MILLISECOND_US
+            latest = DeltaTable(self.location, storage_options=self._options).history(_COMMITS_READ)
+        # Where all of these are of its upkeep the oldest is told: rather too early than too late.
+        written = next(filter(_adds_rows, latest), latest[-1])
+        return int(written["timestamp"]) * _MILLISECOND_US
 
     def forget_earlier(self) -> None:
         """Delete every file that the newest version does not need: whoever reads an older one fails."""
@@ -117,3 +121,8 @@ class DerivedTable:
                 )
             except CommitFailedError as error:
                 raise ArchiveUnavailable(f"{self.location} is being written by others; try again") from error
+
+
+def _adds_rows(commit: Mapping[str, Any]) -> bool:
+    """Whether a commit is no merging of files; what sorts a month anew overwrites it by a predicate."""
+    return commit["operation"] == "WRITE" and not commit.get("operationParameters", {}).get("predicate")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurelib.clock import DAY, HOUR, Duration
+from featurelib.clock import DAY, HOUR, Duration, Instant
 from featurelib.definitions import Cdc, DatasetDef, SourceDef, ref
 from featurelib.engine.cdc import Admitted, admit, unwrap
 from featurelib.engine.coerce import RawRecords, Rejected
@@ -110,12 +110,15 @@ class Upserted(NamedTuple):
     """What became of records that upsert.
 
     ``ends``: per log partition of the dataset that holds one of them, the offset below which all of them lie.
+    ``firsts``: per such partition the offset from which those lie that were appended now. ``times``: their event times.
     ``erased``: places of the records that were refused because their key was erased for good.
     """
 
     dataset: DatasetDef
     taken: Taken
     ends: dict[int, int]
+    firsts: dict[int, int]
+    times: frozenset[Instant]
     erased: list[int]
 
 
@@ -325,7 +328,7 @@ class Intake:
         last = _last_of_each(versions)
         admitted = whole._replace(table=whole.table.take(last), kept=whole.kept[last], deleted=whole.deleted[last])
         names = self._log.upserts.names(ref(self._dataset), [versions[row] for row in last], 2 * remember_us)
-        table, ends, erased = self._table(admitted), dict[int, int](), set[str]()
+        table, ends, firsts, erased = self._table(admitted), dict[int, int](), dict[int, int](), set[str]()
         done: list[Appended] = []
         for part, mine in enumerate(self._places(admitted.table)):
             dead = letters if part == 0 else []
@@ -336,10 +339,12 @@ class Intake:
             erased |= {versions[row].key for row in last[mine[done[-1].erased_rows]]}
             if len(mine):
                 ends[part] = done[-1].next_offset
+                firsts[part] = ends[part] - len(done[-1].rows)
         taken = self._taken(done, len(letters), admitted, events)
         taken = taken._replace(duplicates=taken.duplicates + len(versions) - len(last))
         places = [int(place) for place, each in zip(whole.kept, versions, strict=True) if each.key in erased]
-        return Upserted(self._dataset, taken, ends, places)
+        times = frozenset(each.at for each in versions)
+        return Upserted(self._dataset, taken, ends, firsts, times, places)
 
     def _versions(self, admitted: Admitted) -> list[Version]:
         key, times = texts_of(admitted.table[self._dataset.key.name]), admitted.table[TIME].to_pylist()

@@ -25,8 +25,10 @@ from featurelib.clock import DAY, Clock, Duration, Instant
 from featurelib.engine.keys import key_texts
 from featurelib.engine.records import ACCEPTED_AT, DELETED, ERASED, LATE, OFFSET, PARTITION, TIME, Mark, mark_late
 from featurelib.errors import CorruptState
-from featurelib.stores.budget import LOGS, Budget, LogRoom
+from featurelib.stores.budget import LOGS, SAMPLED_ENTRIES, Budget, LogRoom
 from featurelib.stores.dead_letters import DeadLetter, DeadLetters
+from featurelib.stores.haste import Haste
+from featurelib.stores.refused_rows import RefusedRows
 from featurelib.stores.server import answering, partition_key
 from featurelib.stores.upserts import Upserts
 
@@ -323,6 +325,8 @@ class Log:
         self._accepted_at = self._redis.register_script(_ACCEPTED_AT)
         self.dead = DeadLetters(self._redis)
         self.upserts = Upserts(self._redis)
+        self.haste = Haste(self._redis)
+        self.refused = RefusedRows(self._redis)
         self._replace_note = self._redis.register_script(_REPLACE_NOTE)
         self._clock = clock
         self._schemas: dict[tuple[str, str], pa.Schema] = {}
@@ -612,6 +616,20 @@ class Log:
             for partition in range(partitions):
                 pipe.hgetall(partition_key(dataset, partition, "head"))
             return [_head(fields) for fields in pipe.execute()]
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes that the log of each dataset takes in the server's memory, in two round trips."""
+        with answering():
+            logs = cast("dict[bytes, bytes]", self._redis.hgetall(LOGS))
+            parts = [(name.decode(), part) for name, count in logs.items() for part in range(int(count))]
+            pipe = self._redis.pipeline(transaction=False)
+            for dataset, partition in parts:
+                pipe.memory_usage(partition_key(dataset, partition, "log"), samples=SAMPLED_ENTRIES)
+            sizes = pipe.execute()
+        found = dict.fromkeys((dataset for dataset, _ in parts), 0)
+        for (dataset, _), size in zip(parts, sizes, strict=True):
+            found[dataset] += size or 0
+        return found
 
     def read(self, dataset: str, partition: int, offset: int, max_rows: int) -> pa.Table | None:
         """Records from ``offset`` on, at most ``max_rows``, with system columns; ``None`` when there are none yet."""

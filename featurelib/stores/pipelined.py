@@ -68,9 +68,13 @@ METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 
 def _size(replies: Sequence[Any]) -> int:
-    return sum(
-        len(each) if isinstance(each, bytes) else _size(each) for each in replies if isinstance(each, bytes | list)
-    )
+    size = 0
+    for each in replies:
+        if isinstance(each, bytes):
+            size += len(each)
+        elif isinstance(each, list):
+            size += _size(each)
+    return size
 
 
 class _Lost(Exception):

@@ -188,7 +188,7 @@ class _Records:
     def whole(self, dataset: DatasetDef) -> pa.Table:
         """Records of every key and time."""
         these = [each for each in self._asked if dataset in each.lookup.program.sources]
-        return self._once(dataset, these, since=None, keyed=False)
+        return self._once(dataset, these, since=None, columns=None)
 
     def left(self, program: Program, *, recent: bool) -> pa.Table:
         """Left records of a plain pipeline: those of the keys alone where keys stay what they are in the log.
@@ -201,12 +201,16 @@ class _Records:
         longest = max((horizon for horizon in horizons if horizon is not None), default=0)
         bounded = recent and None not in horizons
         since = min(each.lookup.at for each in these) - longest if bounded else None
-        return self._once(dataset, these, since=since, keyed=keyed)
+        columns = {name for each in these for name in each.lookup.program.left_columns()} if keyed else None
+        return self._once(dataset, these, since=since, columns=columns)
 
-    def _once(self, dataset: DatasetDef, these: Sequence[_Asked], *, since: Instant | None, keyed: bool) -> pa.Table:
-        place = (ref(dataset), keyed, since is None)
+    def _once(
+        self, dataset: DatasetDef, these: Sequence[_Asked], *, since: Instant | None, columns: set[str] | None
+    ) -> pa.Table:
+        """Records of the keys that are asked for, these columns of them; ``None``: of all keys, and all columns."""
+        place = (ref(dataset), columns is not None, since is None)
         if place not in self._read:
-            keys = sorted({each.lookup.key for each in these}) if keyed else None
+            keys = None if columns is None else sorted({each.lookup.key for each in these})
             cut = _furthest(dataset, these)
             self._read[place] = self._history.read(
                 dataset,
@@ -216,6 +220,7 @@ class _Records:
                 since=since,
                 until=max(each.lookup.at for each in these),
                 cut=cut,
+                columns=columns,
             )
         return self._read[place]
 

@@ -22,7 +22,9 @@ class Question(NamedTuple):
 
     ``target`` is the featureset, or the dataset of a look-up; ``at`` is ``None`` for "now"; ``entity_ids`` are as
     they were sent. Of an offline read ``instants`` has one per id, and ``row_inputs``, where rows have inputs of their
-    own, too.
+    own, too. ``nulls``: null is a value of every request feature, as other platforms have it; where it is not Optional
+    its default stands in, if it has one. ``features``: only these of the featureset, with what they are made of; none:
+    all.
     """
 
     shape: Shape
@@ -35,6 +37,8 @@ class Question(NamedTuple):
     row_inputs: tuple[Mapping[str, Any] | None, ...] = ()
     knowledge: Knowledge = "latest"
     clock: Literal["wall", "event"] | None = None
+    nulls: bool = False
+    features: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -52,13 +56,17 @@ class Question(NamedTuple):
         """JSON that :meth:`from_recorded` reads back, together with the ids the run itself holds."""
         # The run's ids are key texts, which read as the same keys; kept twice only where they would not.
         ids = self.entity_ids if any(map(_is_not_its_text, self.entity_ids)) else None
-        return {**self._asdict(), "entity_ids": ids, "inputs": dict(self.inputs)}
+        stored = {**self._asdict(), "entity_ids": ids, "inputs": dict(self.inputs)}
+        for rare in ("nulls", "features"):
+            if not stored[rare]:
+                del stored[rare]
+        return stored
 
     @classmethod
     def from_recorded(cls, stored: Mapping[str, Any], entity_ids: Sequence[str]) -> Question:
         """The question a query run was recorded with; ``entity_ids`` are the run's."""
         ids = entity_ids if stored["entity_ids"] is None else stored["entity_ids"]
-        rows = {name: tuple(stored.get(name, ())) for name in ("instants", "row_inputs")}
+        rows = {name: tuple(stored.get(name, ())) for name in ("instants", "row_inputs", "features")}
         return cls(**{**stored, **rows, "entity_ids": tuple(ids)})
 
 

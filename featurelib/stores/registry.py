@@ -8,7 +8,7 @@ runs them in a thread. Nothing here is on the hot path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import ValidationError
@@ -31,7 +31,7 @@ from featurelib.definitions import (
 from featurelib.errors import CorruptState, InvalidRequest, StoreUnavailable
 from featurelib.plan import Changes, CommitReceipt
 from featurelib.stores import keys, metadata_edits, schema
-from featurelib.stores.database import Database, newest, record_of, upsert
+from featurelib.stores.database import Database, newest, record_of, upsert, upsert_all
 from featurelib.stores.event_log import insert_event
 from featurelib.stores.keys import ROLES, KeyRecord, NewKey, Role
 from featurelib.stores.standings import Standing, standings
@@ -513,8 +513,7 @@ class Registry:
         }
         insert = schema.commits.insert().returning(schema.commits.c.sequence)
         sequence: int = connection.execute(insert, row).scalar_one()
-        for definition in commit.all:
-            _store(connection, stored.get(identity_of(definition)), definition, sequence, now)
+        _store(connection, [_row(each, stored.get(identity_of(each)), sequence, now) for each in commit.all], stored)
         metadata_edits.forget_overtaken(connection)
         _refresh_positions(connection, stored, commit)
         self._insert_event(connection, _commit_event(commit, receipt, committed_by))
@@ -571,34 +570,50 @@ def definition_of(row: Row[Any]) -> Definition:
         raise CorruptState(f"{what} does not parse at {places or 'its start'}") from None
 
 
-def _store(
-    connection: Connection, before: Row[Any] | None, definition: Definition, sequence: int, now: Instant
-) -> None:
-    """Insert or replace the definition, unless its meaning is what is stored already."""
-    meaning = digest(definition)
-    if before is not None and before.digest == meaning:
-        return
-    row = {
+def _row(definition: Definition, before: Row[Any] | None, sequence: int, now: Instant) -> dict[str, Any]:
+    """The row of ``definitions`` that holds a definition from now on."""
+    return {
         **identity_of(definition)._asdict(),
         "format": FORMAT,
-        "digest": meaning,
+        "digest": digest(definition),
         "body": definition.model_dump_json(),
         "commit_sequence": sequence,
         "created_at": now if before is None else before.created_at,
         "updated_at": now,
     }
-    upsert(connection, schema.definitions, row)
-    revision = {name: value for name, value in row.items() if name != "updated_at"}
-    connection.execute(
-        schema.definition_revisions.insert(),
-        {**revision, "revision": _last_revision(connection, identity_of(definition)) + 1, "created_at": now},
-    )
 
 
-def _last_revision(connection: Connection, identity: Identity) -> int:
+def _store(connection: Connection, rows: Sequence[dict[str, Any]], stored: Mapping[Identity, Row[Any]]) -> None:
+    """Insert or replace the definitions whose meaning is not what is stored already.
+
+    In three statements: three for each definition made a commit of 600 hold the write lock for 0.4 s.
+    """
+    changed = [row for row in rows if (before := stored.get(_named(row))) is None or before.digest != row["digest"]]
+    if not changed:
+        return
+    upsert_all(connection, schema.definitions, changed)
+    last = _last_revisions(connection)
+    kept = schema.definition_revisions.c.keys()
+    revisions = [
+        {
+            **{name: value for name, value in row.items() if name in kept},
+            "revision": last.get(_named(row), 0) + 1,
+            "created_at": row["updated_at"],
+        }
+        for row in changed
+    ]
+    connection.execute(schema.definition_revisions.insert(), revisions)
+
+
+def _named(row: Mapping[str, Any]) -> Identity:
+    return Identity(row["kind"], row["name"], row["version"])
+
+
+def _last_revisions(connection: Connection) -> dict[Identity, int]:
     revisions = schema.definition_revisions.c
-    same = (getattr(revisions, name) == value for name, value in identity._asdict().items())
-    return connection.scalar(select(func.max(revisions.revision)).where(*same)) or 0
+    named = (revisions.kind, revisions.name, revisions.version)
+    found = connection.execute(select(*named, func.max(revisions.revision)).group_by(*named))
+    return {Identity(kind, name, version): last for kind, name, version, last in found}
 
 
 def _refresh_positions(connection: Connection, stored: Mapping[Identity, Row[Any]], commit: Commit) -> None:

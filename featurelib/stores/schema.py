@@ -328,6 +328,36 @@ backfill_requests = Table(
     Index(None, "pipeline", "created_at"),
 )
 
+training_sets = Table(
+    "training_sets",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("featureset", Prose, nullable=False),
+    Column("spine", Prose),
+    Column("entity_column", Prose),
+    Column("timestamp_column", Prose, nullable=False),
+    Column("knowledge", String(16), nullable=False),
+    Column("like_id", String(36)),
+    Column("state", String(16), nullable=False),
+    Column("error", Prose),
+    Column("detail", Prose, nullable=False),
+    Column("submission_id", Prose),
+    Column("attempt", Integer, nullable=False),
+    Column("rows", BigInteger),
+    Column("parts", Integer),
+    Column("parts_done", Integer, nullable=False),
+    Column("requested_by", String(8)),
+    Column("correlation_id", Prose),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    CheckConstraint(
+        "state IN ('requested', 'running', 'cancelling', 'cancelled', 'complete', 'failed')",
+        name="state",
+    ),
+    Index(None, "created_at"),
+)
+
 erasures = Table(
     "erasures",
     metadata,

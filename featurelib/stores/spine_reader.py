@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurelib.clock import Instant
 from featurelib.definitions import DatasetDef, ref
-from featurelib.engine.asof import Knowledge
+from featurelib.engine.asof import KNOWN, Knowledge, evaluate
 from featurelib.engine.extractor import Row
 from featurelib.engine.fold import KEY
-from featurelib.engine.keys import key_group
+from featurelib.engine.keys import key_groups
 from featurelib.engine.operators import UNTIL
 from featurelib.engine.program import Program
 from featurelib.engine.read_plan import ReadPlan, View
-from featurelib.engine.records import ACCEPTED_AT, TIME
-from featurelib.engine.spine import Asked, rows_at_once
+from featurelib.engine.records import ACCEPTED_AT, TIME, record_schema
+from featurelib.engine.slices import Ints
+from featurelib.engine.spine import Asked, rows_at_once, rows_of
 from featurelib.stores.history import History
 from featurelib.stores.online_reader import Lookup
 
@@ -41,7 +43,7 @@ class Evidence(NamedTuple):
 
 
 class _Range(NamedTuple):
-    keys: list[str]
+    keys: pl.Series
     since: Instant | None
     until: Instant
 
@@ -72,18 +74,31 @@ class SpineReader:
             StoreUnavailable: the log or the archive does not answer.
             ValueOverflow: a sum left the range of its type, for whichever row.
         """
-        program, horizon = view.program, view.program.horizon
         if not asked:
             return []
-        since = None if horizon is None or not program.plain else min(at for _, at in asked) - horizon
-        found = self._rows(program, asked, since)
+        instants = np.array([at for _, at in asked], dtype=np.int64)
+        return rows_of(self.frame(view, pl.Series([key for key, _ in asked], dtype=pl.String), instants))
+
+    def frame(self, view: View, keys: pl.Series, instants: Ints) -> pl.DataFrame:
+        """The rows of a view as :func:`~featurelib.engine.asof.evaluate` gives them: one per key text and instant.
+
+        Raises:
+            StoreUnavailable: the log or the archive does not answer.
+            ValueOverflow: a sum left the range of its type, for whichever row.
+        """
+        program, horizon = view.program, view.program.horizon
+        if not len(keys):
+            nothing = {dataset.name: record_schema(dataset).empty_table() for dataset in program.sources}
+            return evaluate(program, program.shape_all(nothing), keys, instants)
+        since = None if horizon is None or not program.plain else int(instants.min()) - horizon
+        found = self._frame(program, keys, instants, since)
+        if since is None or found[KNOWN].all() or not self._has_before(program, since):
+            return found
         # Nothing in the longest window: a key that was ever seen is known, and its windows are empty (decision 9).
-        unseen = [line for line, row in enumerate(found) if row is None] if since is not None else []
-        if unseen:
-            older = self._rows(program, [asked[line] for line in unseen], None)
-            for line, row in zip(unseen, older, strict=True):
-                found[line] = row
-        return found
+        known = found[KNOWN].to_numpy()
+        older = self._frame(program, keys.filter(pl.Series(~known)), instants[~known], None)
+        line = np.argsort(np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)]))
+        return pl.concat([found.filter(pl.Series(known)), older])[pl.Series(line)]
 
     def evidence(self, lookup: Lookup) -> Evidence:
         """The row of one key at an instant, and when it changed last, by event time.
@@ -93,7 +108,7 @@ class SpineReader:
             ValueOverflow: a sum left the range of its type.
         """
         program, key, at = lookup
-        wanted = _Range([key], None, at)
+        wanted = _Range(pl.Series([key]), None, at)
         records = {dataset.name: self._records(program, dataset, wanted) for dataset in program.sources}
         if self._knowledge == "as_served":
             records = _accepted_by(at, records)
@@ -103,15 +118,18 @@ class SpineReader:
         newest = instants.filter(instants <= at).max()
         return Evidence(row, None if newest is None else int(cast("int", newest)))
 
-    def _rows(self, program: Program, asked: Sequence[Asked], since: Instant | None) -> list[Row]:
-        keys = sorted({key for key, _ in asked})
-        wanted = _Range(keys, since, max(at for _, at in asked))
+    def _frame(self, program: Program, keys: pl.Series, instants: Ints, since: Instant | None) -> pl.DataFrame:
+        wanted = _Range(keys.unique(), since, int(instants.max()))
         records = {dataset.name: self._records(program, dataset, wanted) for dataset in program.sources}
         if self._knowledge == "latest":
-            return rows_at_once(program, program.shape_all(records), asked)
+            return evaluate(program, program.shape_all(records), keys, instants)
         if program.plain and not program.rights:
-            return rows_at_once(program, program.shape_all(records), asked, "as_served")
-        return _as_served(program, records, asked)
+            return evaluate(program, program.shape_all(records), keys, instants, knowledge="as_served")
+        return _as_served(program, records, keys, instants)
+
+    def _has_before(self, program: Program, since: Instant) -> bool:
+        cut = dict(enumerate(self.cut[ref(program.left)]))
+        return self._history.has_before(program.left, cut, since)
 
     def _records(self, program: Program, dataset: DatasetDef, wanted: _Range) -> pa.Table:
         # Of a plain pipeline only the left records of the keys that are asked for, and within reach of a window, can
@@ -122,24 +140,30 @@ class SpineReader:
         return self._history.read(
             dataset,
             len(offsets),
-            keys=wanted.keys if keyed and len(wanted.keys) <= _MOST_KEYS else None,
-            groups=sorted({key_group(key) for key in wanted.keys}) if keyed else None,
+            keys=wanted.keys.sort().to_list() if keyed and len(wanted.keys) <= _MOST_KEYS else None,
+            groups=np.unique(key_groups(wanted.keys)).tolist() if keyed else None,
             since=wanted.since if left else None,
             until=wanted.until,
             cut=dict(enumerate(offsets)),
+            columns=program.left_columns() if keyed and dataset not in program.rights else None,
+            # The engine orders what it makes of them; a user's function gets them as they are.
+            ordered=not keyed,
         )
 
 
-def _as_served(program: Program, records: Mapping[str, pa.Table], asked: Sequence[Asked]) -> list[Row]:
+def _as_served(program: Program, records: Mapping[str, pa.Table], keys: pl.Series, instants: Ints) -> pl.DataFrame:
     """Rows of a pipeline whose rows depend on other records than their own: instant by instant."""
-    by_instant: dict[Instant, list[int]] = {}
-    for line, (_, at) in enumerate(asked):
-        by_instant.setdefault(at, []).append(line)
-    found: dict[int, Row] = {}
-    for at, lines in by_instant.items():
-        rows = rows_at_once(program, program.shape_all(_accepted_by(at, records)), [asked[line] for line in lines])
-        found.update(zip(lines, rows, strict=True))
-    return [found[line] for line in range(len(asked))]
+    lines = [np.flatnonzero(instants == at) for at in np.unique(instants)]
+    frames = [
+        evaluate(
+            program,
+            program.shape_all(_accepted_by(int(instants[these[0]]), records)),
+            keys.gather(pl.Series(these)),
+            instants[these],
+        )
+        for these in lines
+    ]
+    return pl.concat(frames)[pl.Series(np.argsort(np.concatenate(lines)))]
 
 
 def _accepted_by(at: Instant, records: Mapping[str, pa.Table]) -> dict[str, pa.Table]:

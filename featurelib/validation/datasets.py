@@ -119,3 +119,7 @@ def _feeding(dataset: DatasetDef, key: str, world: Definitions) -> Iterator[Find
     if makers and world.source(dataset.name):
         text = f"it has a source and is filled by the pipeline `{makers[0]}`"
         yield Finding("source_on_derived", key, dataset.name, text, "A dataset is fed by one of them.")
+    if dataset.upsert and (makers or world.cdc(dataset.name) != "append"):
+        by = f"the pipeline `{makers[0]}` says" if makers else f"its source's cdc={world.cdc(dataset.name)!r} says"
+        text = f"upsert=True is of records that are appended; {by} which of them count"
+        yield Finding("upsert_without_records", key, dataset.name, text, "Leave out upsert=True.")

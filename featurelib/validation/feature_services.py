@@ -16,7 +16,7 @@ from featurelib.definitions import (
     WildcardDef,
 )
 from featurelib.lineage import made_of
-from featurelib.types import element_type
+from featurelib.types import element_type, is_nested
 from featurelib.validation.findings import Finding
 
 
@@ -25,9 +25,17 @@ def check_feature_service(service: FeatureServiceDef, world: Definitions) -> lis
     return _Rules(service, world).check()
 
 
-def needed_context(featureset: FeaturesetDef, world: Definitions) -> Iterator[FeatureDef]:
-    """The request features that a read of a featureset takes: its own, and those its extractors reach in others."""
-    names = [feature.name for feature in featureset.features]
+def needed_context(
+    featureset: FeaturesetDef, world: Definitions, names: Iterable[str] | None = None
+) -> Iterator[FeatureDef]:
+    """The request features that a read of a featureset takes: its own, and those its extractors reach in others.
+
+    Args:
+        featureset: what is read.
+        world: every definition.
+        names: the features of it that are read; ``None``: all.
+    """
+    names = [feature.name for feature in featureset.features] if names is None else names
     return (each.feature for each in made_of(featureset, names, world) if each.feature.request)
 
 
@@ -64,6 +72,10 @@ class _Rules:
         for name in _twice(view.name for view in self.service.views):
             text = f"two parts of the service are called `{name}`"
             self._add("duplicate_name", name, text, "Give one of them a name=.")
+        for key in self.service.join_keys:
+            if is_nested(key.type):
+                text = f"the join key `{key.name}` is {key.type}, whose values have no text that names one entity"
+                self._add("invalid_key_type", key.name, text, "Declare it as str or int.")
         for view in self.service.views:
             for name in _twice(view.features):
                 self._add("duplicate_name", view.name, f"`{view.name}.{name}` is named twice", "Name it once.")
@@ -139,9 +151,14 @@ class _Rules:
         taken: set[str] = set()
         for view in self.service.views:
             featureset = self.world.featureset(view.featureset)
-            for feature in needed_context(featureset, self.world) if featureset else ():
+            if featureset is None:
+                continue
+            needed = {feature.name for feature in needed_context(featureset, self.world, view.features)}
+            # What only other features of the featureset take may be declared too: a slice that grows will take it.
+            for feature in needed_context(featureset, self.world):
                 taken.add(feature.name)
-                self._taken(view, feature, given.get(feature.name))
+                if feature.name in needed or feature.name in given:
+                    self._taken(view, feature, given.get(feature.name))
         for name in given:
             if name not in taken:
                 text = f"nothing of the service takes `{name}` from the request context"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from featurelib.declarations import did_you_mean
 from featurelib.definitions import DatasetDef, Definitions, ExtractorDef, FeatureDef, FeaturesetDef, FieldDef
 from featurelib.inference import UNKNOWN, Columns, fits, unknown_column
-from featurelib.types import SCALARS
+from featurelib.types import SCALARS, is_nested
 from featurelib.validation.code import code_mistakes, looked_up
 from featurelib.validation.findings import Finding
 from featurelib.validation.scope import dataset_columns
@@ -166,6 +166,9 @@ class _Rules:
             text, hint = "no feature is the entity id", "Begin with a bare one: `user: str = feature()`."
             self._add("no_entity", "", text, hint)
             return
+        if is_nested(entity.type):
+            text = f"the entity id `{entity.name}` is {entity.type}, whose values have no text that names one entity"
+            self._add("invalid_key_type", entity.name, text, "Declare it as str or int.")
         for feature in self.featureset.features:
             made = feature.request or feature.lookup is not None or feature.name in outputs
             if not made and feature.name != entity.name:

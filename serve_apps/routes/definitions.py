@@ -92,7 +92,7 @@ class FeaturesetStatus(Shown):
     name: str = Field(examples=["Rider"])
     """Its name."""
     version: int
-    """Always 1: featuresets have no version in code."""
+    """The version that is committed: one per commit that changed it."""
     feature_count: int
     """How many features it has."""
     features: list[FeatureRecord]
@@ -131,13 +131,13 @@ class PhysicalAsset(Shown):
     """A thing that is kept for a definition."""
 
     kind: Literal["stream", "state", "table"]
-    """A log, a pipeline's state, or a table."""
+    """A log, a pipeline's state, or a table of the archive."""
     name: str = Field(examples=["Ride@1"])
     """What it is named by."""
     owner: str = Field(examples=["Ride"])
     """The definition it is kept for."""
     bytes: int | None
-    """Its size; null where it is not known."""
+    """What a log takes in memory; null of others, and while the online store does not answer."""
 
 
 class Status(Shown):

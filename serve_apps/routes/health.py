@@ -14,6 +14,7 @@ from serve_apps.freshness import Shown
 from serve_apps.metrics import CONTENT_TYPE
 from serve_apps.routes.access import ServicesOf
 from serve_apps.services import Services
+from serve_apps.siblings import labelled
 
 router = APIRouter(tags=["operations"])
 
@@ -64,8 +65,13 @@ def _found(services: Services) -> Found | None:
 @router.head("/metrics", response_class=PlainTextResponse)
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics(services: ServicesOf) -> Response:
-    """Prometheus text: of this replica, how fresh jobs and datasets are, and what the monitor found."""
-    services.metrics.plan_version.set(services.current.snapshot.version)
-    services.metrics.freshness.shown = _shown(services)
-    services.metrics.findings.found = _found(services)
-    return Response(services.metrics.text(), media_type=CONTENT_TYPE)
+    """Prometheus text: of every replica on this port, how fresh jobs and datasets are, and what the monitor found."""
+    siblings, shown = services.siblings, services.metrics
+    told = siblings.told()
+    own = services.figures()
+    shown.replicas.labels("told").set(1 + len(told.figures))
+    shown.replicas.labels("silent").set(len(told.silent))
+    shown.freshness.shown = _shown(services)
+    shown.findings.found = _found(services)
+    replicas = own if siblings.is_alone else labelled({siblings.name: own, **told.figures})
+    return Response(replicas + shown.common(), media_type=CONTENT_TYPE)

@@ -231,6 +231,8 @@ class LogRoutes:
     def __init__(self, services: Services) -> None:
         self._service = _service(services)
         self._threads = limiter()
+        self.body_limit = services.settings.ingest.stream_bytes
+        """Most bytes of a body that is taken while it comes."""
         self.table: Mapping[str, Mapping[str, Handler]] = {LOG_PATH: {"POST": self.log}}
 
     def streams(self, exchange: Exchange) -> bool:

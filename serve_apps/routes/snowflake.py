@@ -22,6 +22,7 @@ from serve_apps.intake_service import IntakeService
 from serve_apps.messages import Answer, Call, Handler, encode
 from serve_apps.services import Services
 from serve_apps.snowflake_ingest import StreamIngest
+from serve_apps.snowflake_outcomes import Outcomes
 from serve_apps.snowflake_query import Answered, FeatureQueries
 from serve_apps.snowflake_views import FeaturesetRevisions
 from serve_apps.snowflake_wire import (
@@ -51,8 +52,13 @@ class SnowflakeRoutes:
         self._ingest = StreamIngest(
             IntakeService(stores.registry, stores.log, services.shapes, services.settings),
             Inputs(stores.log),
-            Applying(stores.online),
-            Orders(stores.registry.database, services.clock),
+            Outcomes(
+                Applying(stores.online),
+                Orders(stores.registry.database, services.clock),
+                stores.registry,
+                stores.log.refused,
+                self._settings,
+            ),
             self._settings,
         )
         self._queries = FeatureQueries(services, self._revisions)

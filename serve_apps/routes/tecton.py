@@ -7,16 +7,18 @@ query server; nothing is decided here but the wire format.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import msgspec
 
 from featurelib.clock import Instant, format_instant
 from featurelib.definitions import ParameterDef
-from featurelib.errors import FailedPrecondition, InvalidRequest, NotFound, RateLimited
+from featurelib.engine.user_code import TimeLimit
+from featurelib.errors import FailedPrecondition, InvalidRequest, NotFound, RateLimited, TimedOut, UserCodeError
 from featurelib.stores.pipelined import Meter
 from featurelib.types import Value
-from serve_apps.messages import Answer, Call, Handler, json_answer
+from serve_apps.messages import Answer, Call, Handler, encode, json_answer
 from serve_apps.run_log import RunLog
 from serve_apps.service_plan import ServedFeature, ServicePlan, ServicePlans
 from serve_apps.service_reads import AskedRow, FreeValues, How, ServiceAnswer, ServiceReads, Status
@@ -40,6 +42,8 @@ from serve_apps.tecton_wire import (
 )
 
 PREFIX = "/api/v1/feature-service"
+# Join keys of other types are in the wire's form already.
+_NUMBERS = frozenset({"int", "float"})
 _SIZE_EXCEEDED, _LATENCY_EXCEEDED = "REDIS_RESPONSE_SIZE_LIMIT_EXCEEDED", "REDIS_LATENCY_LIMIT_EXCEEDED"
 
 
@@ -50,12 +54,20 @@ class _Shown:
         self.plan = plan
         self.encoders = [encoder(feature.type) for feature in plan.features]
         self._told: dict[Options, list[Json] | None] = {}
+        self._written: dict[Options, msgspec.Raw | None] = {}
 
     def told(self, options: Options) -> list[Json] | None:
         """``metadata.features`` without statuses and times, not to be changed; ``None``: nothing is asked for."""
         if options not in self._told:
             self._told[options] = _told(self.plan, options)
         return self._told[options]
+
+    def written(self, options: Options) -> msgspec.Raw | None:
+        """What :meth:`told` gives, as JSON: it is the same in every answer."""
+        if options not in self._written:
+            told = self.told(options)
+            self._written[options] = None if told is None else msgspec.Raw(encode(told))
+        return self._written[options]
 
 
 class _Read(NamedTuple):
@@ -124,7 +136,7 @@ class TectonRoutes:
         read = await self._read(call, plan, rows, asked) if rows else _nothing(self._shown_of(plan), asked, call)
         read.answer.meter.add(free.meter)
         key = plan.join_keys[plan.free_key]
-        shown = encoded(free.values, encoder(key.type))
+        shown = encoded(free.values, encoder(key.type) if key.type in _NUMBERS else None)
         found = [{"features": f, "joinKeys": [k]} for f, k in zip(_rows(read), shown, strict=True)]
         metadata = self._metadata_of(read, single=False)
         metadata["joinKeys"] = [_parameter(key)]
@@ -206,12 +218,22 @@ class TectonRoutes:
         """The values of the free join key: the one that was sent after all, or every one there is."""
         if plan.free_key is not None and plan.free_key in row.keys:
             return FreeValues([row.keys[plan.free_key]], Meter())
-        with self._admitted():
+        self._admit()
+        try:
             return await self._reads.free_values(call, plan, row.keys, self._how(asked))
+        finally:
+            self._under_way -= 1
 
     async def _read(self, call: Call, plan: ServicePlan, rows: Sequence[AskedRow], asked: Wanted) -> _Read:
-        with self._admitted():
+        self._admit()
+        try:
             answer = await self._reads.read(call, plan, rows, self._how(asked))
+        except UserCodeError as error:
+            if isinstance(error.__cause__, TimeLimit):
+                raise TimedOut(f"Timed out: {error}") from error
+            raise
+        finally:
+            self._under_way -= 1
         if asked.zero_counts:
             answer = answer._replace(values=_with_zeros(plan.features, answer.values))
         return _Read(self._shown_of(plan), asked, answer, call.started)
@@ -232,18 +254,14 @@ class TectonRoutes:
             most_bytes=self._limits.read_limit_bytes,
             partial=asked.partial,
             effective=asked.options.effective_times,
+            bare=not (asked.options.statuses or asked.options.effective_times or asked.options.slo_info),
         )
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Count a read while it is under way."""
+    def _admit(self) -> None:
+        """Count a read as under way; whoever reads takes it off."""
         if self._under_way >= self._limits.concurrent_reads:
             raise RateLimited("GetFeatures exceeded the concurrent request limit, please retry later")
         self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
 
     def _metadata_of(self, read: _Read, *, single: bool) -> Json:
         options = read.wanted.options
@@ -286,8 +304,17 @@ def _share(info: Json, rows: int) -> Json:
 
 
 def _rows(read: _Read) -> list[list[Any]]:
-    columns = [encoded(*each) for each in zip(read.answer.values, read.shown.encoders, strict=True)]
-    return [list(row) for row in zip(*columns, strict=True)]
+    columns, encoders = read.answer.values, read.shown.encoders
+    if columns and len(columns[0]) == 1:
+        # As most requests have it; a list per column costs more than its one value.
+        return [
+            [
+                value if encode is None or value is None else encode(value)
+                for (value,), encode in zip(columns, encoders, strict=True)
+            ]
+        ]
+    shown = [encoded(*each) for each in zip(columns, encoders, strict=True)]
+    return [list(row) for row in zip(*shown, strict=True)]
 
 
 def _with_zeros(features: Sequence[ServedFeature], values: Sequence[Sequence[Value]]) -> list[Sequence[Value]]:
@@ -308,12 +335,12 @@ _OF_FEATURE: tuple[tuple[str, str, _Teller], ...] = (
 """By option, the member and what it says of a feature, whatever was read."""
 
 
-def _described(read: _Read, *, single: bool) -> list[Json] | None:
+def _described(read: _Read, *, single: bool) -> list[Json] | msgspec.Raw | None:
     """``metadata.features``; ``None`` where nothing of it was asked for."""
     options, answer = read.wanted.options, read.answer
-    told = read.shown.told(options)
-    if told is None or not (options.statuses or options.effective_times):
-        return told
+    if not (options.statuses or options.effective_times):
+        return read.shown.written(options)
+    told = read.shown.told(options) or ()
     found = [dict(each) for each in told]
     for place, each in enumerate(found):
         if options.statuses:

@@ -227,6 +227,15 @@ def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(connect, secret):
     client.send(b"{}").refused(400, "invalid_request")
 
 
+def test_a_client_that_waits_to_be_asked_for_the_body_of_a_get_is_asked_too(connect):
+    client = connect().send(b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    assert client.head()[0] == 100
+    client.send(b"{}")
+    assert client.answer()[0] == 200
+    bare = connect().send(b"GET /health HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n")
+    assert bare.head()[0] == 200
+
+
 def test_a_client_that_would_be_refused_anyway_is_not_asked_for_its_body(connect):
     connect().send(post("wrong", 2, "Expect: 100-continue")).refused(401, "unauthenticated")
 

@@ -14,8 +14,11 @@ import pytest
 from deltalake import DeltaTable
 
 from featurelib.clock import HOUR, format_instant
+from featurelib.engine.read_plan import compile_views
 from featurelib.errors import NotFound
+from featurelib.stores import archive
 from featurelib.stores.archive import Archive
+from featurelib.stores.derived import DerivedTable
 from jobs.derived import DerivedTables, Refreshed
 from tests.api.conftest import Platform
 from tests.api.test_offline import START, archive_all, sent, take_trips, trips, wire
@@ -113,6 +116,62 @@ async def test_a_reader_opens_the_months_and_row_groups_it_asks_for(taken, table
     assert frame.columns[:6] == ["__month", "__key_group", "__time", "__accepted_at", "__deleted", "city"]
     assert set(frame["__month"]) == {202603}
     assert frame["__key_group"].is_sorted()
+
+
+async def test_a_scheduled_run_brings_all_up_to_date_merges_their_files_and_deletes_what_nobody_needs(
+    taken, client, tables, monkeypatch
+):
+    monkeypatch.setattr(archive, "_COMPACT_ABOVE_FILES", 4)
+    upkeep = taken.settings.archive.model_copy(update={"derived_anew_every_s": 0, "history_hours": 0})
+    first = tables.keep_up(upkeep)
+    assert ([each.anew for each in first.done], first.failures) == ([True] * 4, [])
+    for round_ in range(6):
+        taken.clock.advance(HOUR)
+        await sent(client, "Trip", trips(random.Random(20 + round_))[:3])
+        kept = tables.keep_up(upkeep)
+        assert {each.dataset: each.anew for each in kept.done}["ByCity@1"] is False
+    location = Archive(taken.settings.archive_url).location(taken.registry.definitions().dataset("ByCity"))
+    # A handful of appends stay as they are; more are merged, and the files they were in go.
+    assert files_of(location) == len(DeltaTable(location).file_uris()) <= 4
+    await check(taken, client, "ByCity", 30, seed=3)
+    assert {each.rows for each in tables.keep_up(upkeep).done} == {0}
+
+
+async def test_a_table_that_can_only_be_made_anew_waits_for_its_turn_unless_something_was_erased(taken, client, tables):
+    tables.refresh("ByRider")
+    await sent(client, "Weather", [{"city": "Oslo", "rain": 9.0, "at": format_instant(START + HOUR)}])
+    rarely = taken.settings.archive
+    assert Refreshed("ByRider@1", 0, anew=False) in tables.keep_up(rarely).done
+    async with taken.client("admin") as admin:
+        await admin.post("/api/v1/erase", json={"dataset": "Trip", "entity_ids": ["1"]})
+    (rider,) = [each for each in tables.keep_up(rarely).done if each.dataset == "ByRider@1"]
+    assert rider.anew
+    assert 1 not in set(table_of(taken, "ByRider")["rider"])
+
+
+async def test_merging_files_does_not_hide_that_rows_are_older_than_an_erasure(taken, client, tables):
+    tables.refresh("ByCity")
+    view = compile_views(taken.registry.definitions())[0]["ByCity"]
+    table = DerivedTable(Archive(taken.settings.archive_url), view.dataset, view.program, {"Trip@1": 2})
+    written = table.written_at()
+    DeltaTable(table.location).optimize.z_order(["__key_group", "__time"])
+    archive._sort(DeltaTable(table.location), 202603)
+    assert (table.written_at(), DeltaTable(table.location).version()) == (written, 2)
+    await sent(client, "Trip", trips(random.Random(8))[:5])
+    tables.refresh("ByCity")
+    assert table.written_at() > written
+
+
+def put_in_the_way(location: str) -> None:
+    Path(location).parent.mkdir(parents=True)
+    Path(location).write_text("no folder")
+
+
+async def test_a_table_that_fails_holds_up_no_other(taken, tables):
+    put_in_the_way(Archive(taken.settings.archive_url).location(taken.registry.definitions().dataset("ByCity")))
+    kept = tables.keep_up(taken.settings.archive)
+    assert [each.dataset for each in kept.done] == ["ByRider@1", "Ending@1", "Newest@1"]
+    assert [each.partition(": ")[0] for each in kept.failures] == ["ByCity@1"]
 
 
 def test_a_dataset_that_no_pipeline_gives_is_refused(tables):

@@ -95,6 +95,42 @@ async def test_a_loop_is_interrupted_and_the_next_request_is_answered(start, iso
         platform.services.check_background()
 
 
+LOOPS = """
+from featurelib import FeatureService
+from tests.api.user_code import Looping
+
+loops = FeatureService("loops", [Looping])
+"""
+
+
+@pytest.mark.parametrize("isolation", ["inline", "process"])
+async def test_an_extractor_beyond_its_limit_is_told_in_the_words_of_every_door(start, isolation, tmp_path):
+    (tmp_path / "loops.py").write_text(LOOPS)
+    async with start(extractor_isolation=isolation, extractor_processes=1) as platform:
+        await open_shops(platform)
+        async with platform.client() as client:
+            loops = compile_module(tmp_path / "loops.py", platform.registry.definitions())
+            assert (await client.post("/api/v1/commit", content=loops.model_dump_json())).is_success
+    limits = {"extractor_soft_limit_ms": 50, "extractor_hard_limit_ms": 30_000}
+    context = {"forever": True}
+    params = {"featureServiceName": "loops", "workspaceName": "prod", "joinKeyMap": {"shop": "a"}}
+    rows = [{"entity": {"shop": "a"}, "request_context": context}]
+    asked = {"name": "Looping", "version": "v1", "object_type": "feature_view", "request_rows": rows}
+    limited = start(extractor_isolation=isolation, extractor_processes=1, **limits)
+    async with limited as platform, platform.client() as client:
+        path = "/api/v1/feature-service/get-features"
+        tecton = await client.post(path, json={"params": {**params, "requestContextMap": context}})
+        snowflake = await client.post(
+            "/api/v1/query", json={**asked, "metadata_options": {"include_serving_status": True}}
+        )
+    assert (tecton.status_code, tecton.json()["code"]) == (504, 4)
+    assert tecton.json()["message"].startswith("Timed out: ")
+    assert "Looping." in tecton.json()["message"]
+    assert "took longer than 50 ms and was interrupted" in tecton.json()["message"]
+    assert snowflake.status_code == 207
+    assert snowflake.json()["results"] == [{"features": [None], "status": ["TIME_OUT"]}]
+
+
 async def test_an_extractor_that_cannot_be_stopped_is_quarantined_and_its_replica_replaced(start):
     async with start(**PATIENT) as platform:
         await open_shops(platform)

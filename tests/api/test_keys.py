@@ -27,8 +27,11 @@ DELIVERIES = {"/api/v1/webhooks/{dataset}"}
 def needed_role(method, path):
     """The rule, in one place: reading needs a reader, changing anything a writer, who may what and secrets an admin.
 
-    Of those below `authorization-service` the roles of principals decide, once it is known what is asked.
+    Of those below `authorization-service` the roles of principals decide, once it is known what is asked. Training sets
+    are reads: who asked for one may end and delete it.
     """
+    if path.startswith("/api/v1/training-sets"):
+        return "reader"
     if path == "/api/v1/secrets-service/scopes" or path.startswith("/api/v1/authorization-service/"):
         return "reader"
     if path.startswith(("/api/v1/keys", "/api/v1/principals", "/api/v1/secrets")):

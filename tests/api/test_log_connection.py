@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import threading
@@ -10,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.processes import wait_until
@@ -20,6 +23,8 @@ from featurelib.stores.registry import Registry
 from serve_apps import connection
 from serve_apps.intake_service import IntakeService
 from serve_apps.listener import Listener
+from serve_apps.routes.training_sets import PARQUET
+from serve_apps.routes.training_sets import PATH as TRAINING_SETS
 from serve_apps.services import open_services
 from serve_apps.web import Application
 from tests.api.test_connections import Client
@@ -181,3 +186,30 @@ def test_a_slow_sender_is_given_up(client, secret, log, monkeypatch):
     client.send(head(secret, f"Content-Length: {3 * MB}"), line(1))
     assert client.is_closed()
     assert held(log) == 0
+
+
+def as_parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def test_a_large_spine_is_taken_while_it_comes_and_nothing_is_kept_of_one_whose_sender_leaves(settings, port, secret):
+    rows = 30_000  # above what a replica reads by itself, and a body beyond serving.max_body_bytes
+    instants = pa.array(range(rows), pa.int64())
+    body = as_parquet(
+        pa.table({"rider": pa.array([7] * rows), "timestamp": instants, "label": [str(n) for n in range(rows)]})
+    )
+    assert len(body) > settings.serving.max_body_bytes
+    pieces = (body[start : start + 10_000] for start in range(0, len(body), 10_000))
+    headers = {"Authorization": f"Bearer {secret}", "Content-Type": PARQUET.decode()}
+    answer = httpx2.post(f"http://127.0.0.1:{port}{TRAINING_SETS}?featureset=Rider", content=pieces, headers=headers)
+    assert (answer.status_code, answer.json().get("rows")) == (202, rows), answer.text
+    (stored_as,) = Path(settings.training_url).rglob("spine.*")
+    assert stored_as.read_bytes() == body
+    with socket.create_connection(("127.0.0.1", port)) as leaving:
+        lines = [f"POST {TRAINING_SETS}?featureset=Rider HTTP/1.1", "Host: x", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        leaving.sendall("\r\n".join([*lines, "", ""]).encode() + body[:5_000])
+        assert wait_until(lambda: len(list(Path(settings.training_url).iterdir())) == 2, 30.0)
+    assert wait_until(lambda: list(Path(settings.training_url).iterdir()) == [stored_as.parent], 30.0)

@@ -22,7 +22,7 @@ def settings(settings: Settings) -> Settings:
 async def test_a_full_log_answers_503_with_retry_after_and_takes_the_same_records_later(rides, platform):
     dataset = platform.registry.definitions().dataset("Ride")
     ride = {"rider": 7, "city": "Oslo", "fare": 1.0, "at": "2026-03-01T09:00:00Z"}
-    many = [{**ride, "ride": os.urandom(600).hex()} for _ in range(1_000)]
+    many = [{**ride, "ride": os.urandom(500).hex()} for _ in range(1_200)]
     Intake(platform.log, dataset, 2, Lateness(None, 0)).accept(many)
     platform.clock.advance(2 * SECOND)
     heads = platform.log.heads(ref(dataset), 2)

@@ -305,3 +305,10 @@ async def test_beyond_the_most_runs_outcomes_are_not_told_apart_but_counted(door
     answer = await send(door, lines(*events))
     assert counts(answer) == (5, 0, 5)
     assert runs(answer) == [("accepted", 1), ("dead_letter", 1), ("accepted", 1), ("mixed", 7)]
+
+
+async def test_a_number_that_no_double_holds_costs_its_own_record(door):
+    huge = json.dumps({**ride("r2"), "fare": "?"}).replace('"?"', "1e400").encode()
+    answer = await send(door, lines(ride("r1"), huge, ride("r3")))
+    assert counts(answer) == (2, 0, 1)
+    assert runs(answer) == [("accepted", 1), ("dead_letter", 1), ("accepted", 1)]

@@ -198,6 +198,8 @@ REFUSED = {
     "empty timestamp": ({"timestamp": ""}, "INVALID_TIMESTAMP", "timestamp"),
     "number as timestamp": ({"timestamp": 1705314600}, "INVALID_TIMESTAMP", "got number"),
     "timestamp of no calendar": ({"timestamp": "2026-02-30T00:00:00Z"}, "INVALID_TIMESTAMP", "timestamp"),
+    "key with NUL": ({"user_id": "a\0b"}, "INVALID_FIELD_TYPE", "user_id"),
+    "key too long": ({"user_id": "k" * 1_025}, "INVALID_FIELD_TYPE", "1 to 1024 characters"),
     "too large": ({"merchant_category": "x" * 3_000}, "RECORD_TOO_LARGE", "2000"),
 }
 
@@ -211,6 +213,20 @@ def test_a_record_that_does_not_fit_has_the_documented_code(served, post, user, 
         assert (error["index"], error["error"]["code"]) == (0, code)
         assert words in error["error"]["message"]
     assert stored(served, user) == []
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "1" + "0" * 1_200])
+def test_a_number_that_no_double_holds_costs_its_own_record(served, post, user, number):
+    good = paid(user)
+    text = json.dumps(body(good, {**good, "amount": "?", "timestamp": "2026-03-01T11:31:00Z"}))
+    answer = served.producer.post(URL, content=text.replace('"?"', number))
+    assert answer.status_code == 207, answer.text
+    found = answer.json()["sources"][SOURCE]
+    (error,) = found["records"]["errors"]
+    assert (error["index"], error["error"]["code"]) == (1, "INVALID_FIELD_TYPE")
+    assert error["error"]["message"].startswith("Field 'amount': ")
+    assert found["feature_views"] == APPLIED
+    assert len(stored(served, user)) == len(letters(served, user)) == 1
 
 
 INSTANTS = {
@@ -245,6 +261,8 @@ WRONG = {
     "dry_run a text": (b'{"records": {"a": []}, "dry_run": "yes"}', "dry_run"),
     "unknown member": (b'{"records": {"a": []}, "dryRun": true}', "dryRun"),
     "NaN": (b'{"records": {"a": [{"amount": NaN}]}}', "not JSON"),
+    "NaN beside 1e400": (b'{"records": {"a": [{"amount": 1e400, "tip": NaN}]}}', "not JSON"),
+    "of another form beside 1e400": (b'{"records": {"a": [1e400]}}', "object"),
     "nested too deeply": (b'{"records": {"a": [{"x": ' + b"[" * 20_000, "too deeply"),
     "empty": (b"", "not JSON"),
 }

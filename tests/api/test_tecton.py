@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import runpy
-import shutil
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import httpx2
@@ -16,23 +14,16 @@ import tecton_client
 from tecton_client import exceptions as refused
 
 from cluster.processes import wait_until
-from cluster.sockets import bind_listener
-from featurelib.clock import DAY, to_datetime
+from featurelib.clock import DAY
 from featurelib.compile import compile_module
-from featurelib.settings import Settings
 from featurelib.stores.keys import NewKey
 from featurelib.stores.principals import Author
 from featurelib.stores.role_assignments import Assignment, Holder
 from featurelib.stores.standings import Resource
-from serve_apps.listener import Listener
-from serve_apps.services import AccessStores, open_services
-from serve_apps.web import Application
-from tests.api.conftest import NOON, Platform
-from tests.support.clocks import MovedClock
+from serve_apps.services import AccessStores
+from tests.api.tecton import EXAMPLE, READ, Served, started
 
-EXAMPLE = "examples/tecton/features.py"
 SERVICE = "fraud_detection_feature_service"
-READ = "/api/v1/feature-service/get-features"
 BATCH = "/api/v1/feature-service/get-features-batch"
 METADATA = "/api/v1/feature-service/metadata"
 QUERY = "/api/v1/feature-service/query-features"
@@ -88,15 +79,29 @@ class OfPair:
         return shown.groupby("user_id", "ad").aggregate(times=Count(window="7d"))
 
 @dataset(index=True)
+class OfTime:
+    pair: str = field(key=True)
+    times: int = field()
+    at: datetime = field(timestamp=True)
+
+    @pipeline(version=1)
+    @inputs(Shown)
+    def by_time(cls, shown):
+        return shown.groupby("user_id", "at").aggregate(times=Count(window="7d"))
+
+@dataset(index=True)
 class OfUser:
     user_id: str = field(key=True)
     ads: list[int] = field()
+    moments: list[datetime] = field()
     at: datetime = field(timestamp=True)
 
     @pipeline(version=1)
     @inputs(Shown)
     def by_user_ads(cls, shown):
-        return shown.dedup("shown").groupby("user_id").aggregate(ads=Distinct(of="ad", window="7d"))
+        return shown.dedup("shown").groupby("user_id").aggregate(
+            ads=Distinct(of="ad", window="7d"), moments=Distinct(of="at", window="7d")
+        )
 
 @featureset
 class Pair:
@@ -107,6 +112,16 @@ class Pair:
 class UserAds:
     user_id: str = feature()
     ads: list[int] = feature(ref=OfUser.ads)
+
+@featureset
+class UserMoments:
+    user_id: str = feature()
+    moments: list[datetime] = feature(ref=OfUser.moments)
+
+@featureset
+class Moment:
+    pair: str = feature()
+    times: int = feature(ref=OfTime.times)
 
 @featureset
 class Broken:
@@ -123,6 +138,10 @@ ads = FeatureService(
     "ads", [Slice(Pair, join_keys=["user_id", "ad"])], join_keys={"user_id": str, "ad": int},
     wildcard=Wildcard("ad", UserAds.ads), workspace="ads",
 )
+moments = FeatureService(
+    "moments", [Slice(Moment, join_keys=["user_id", "at"])], join_keys={"user_id": str, "at": datetime},
+    wildcard=Wildcard("at", UserMoments.moments), workspace="ads",
+)
 pairs = FeatureService(
     "pairs", [Slice(Pair, join_keys=["user_id", "ad"])], join_keys={"user_id": str, "ad": int}, workspace="ads"
 )
@@ -136,7 +155,7 @@ class Strict:
     @extractor_inputs("amount")
     @extractor_outputs("twice")
     def double(cls, ts, amount):
-        return 2 * amount
+        return None if amount is None else 2 * amount
 
 broken = FeatureService("broken", [Broken], workspace="ads")
 strict = FeatureService("strict", [Strict], workspace="ads")
@@ -144,71 +163,13 @@ same = FeatureService("fraud_detection_feature_service", [UserAds], workspace="a
 """
 
 
-class Served(NamedTuple):
-    """Where it is served, by what, and a client with a reader's key."""
-
-    url: str
-    platform: Platform
-    http: httpx2.Client
-    opened: list[tecton_client.TectonClient]
-
-    @property
-    def key(self) -> str:
-        return self.platform.keys["reader"][1]
-
-    def client(self, key: str | None = None) -> tecton_client.TectonClient:
-        """The published client."""
-        made = tecton_client.TectonClient(url=self.url, default_workspace_name="prod", api_key=key or self.key)
-        self.opened.append(made)
-        return made
-
-    def read(self, path: str = READ, **params: Any) -> httpx2.Response:
-        return self.http.post(path, json={"params": params})
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, module_redis, migrated) -> Iterator[Served]:
     """The example, committed and loaded, and a few services more."""
-    folder = tmp_path_factory.mktemp("tecton")
-    shutil.copy(migrated, folder / "registry.db")
-    (folder / "more.py").write_text(MORE)
-    chosen = Settings(
-        data_dir=folder,
-        online={"redis_url": module_redis.url},
-        registry={"url": f"sqlite:///{folder}/registry.db"},
-        serving={"plan_poll_ms": 20, "max_body_bytes": 65_536, "query_run_writer": "thread"},
-        tecton={"concurrent_reads": 8},
-    )
-    platform = Platform(chosen, MovedClock(NOON))
-    application = Application(lambda: open_services(chosen, platform.clock))
-    listener = Listener(application, bind_listener("127.0.0.1", 0))
-    listener.start()
-    url = f"http://127.0.0.1:{listener.port}"
-    headers = {"Authorization": f"Tecton-key {platform.keys['reader'][1]}"}
-    _load(platform, url, folder)
-    with httpx2.Client(base_url=url, headers=headers) as http:
-        made = Served(url, platform, http, [])
-        yield made
-        for client in made.opened:
-            client._client.close()
-    listener.stop()
-    platform.log.close()
-    platform.registry.close()
-
-
-def _load(platform: Platform, url: str, folder: Any) -> None:
-    functions, now = runpy.run_path(EXAMPLE), to_datetime(NOON)
     shown = [{"shown": f"s{n}", "user_id": "u1", "ad": ad, "at": "2026-03-01T10:00:00Z"} for n, ad in enumerate("112")]
-    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {platform.keys['writer'][1]}"}) as writer:
-        for path in (EXAMPLE, folder / "more.py"):
-            done = writer.post("/api/v1/commit", content=compile_module(path).model_dump_json())
-            assert done.is_success, done.text
-        platform.create_logs()
-        rows = {"User": functions["users"](now), "Payment": functions["payments"](now), "Shown": shown}
-        for dataset, events in rows.items():
-            plain = json.loads(json.dumps(events, default=lambda instant: instant.isoformat()))
-            assert writer.post("/api/v1/log", json={"dataset": dataset, "events": plain}).is_success
-    platform.fold()
+    folder = tmp_path_factory.mktemp("tecton")
+    with started(folder, module_redis.url, migrated, MORE, {"Shown": shown}) as made:
+        yield made
 
 
 U1 = {"featureServiceName": SERVICE, "workspaceName": "prod", "joinKeyMap": {"user_id": "u1"}}
@@ -331,6 +292,18 @@ def test_extra_request_context_is_refused_unless_it_is_to_be_ignored(served):
 def test_a_null_in_the_request_context_and_what_is_no_number_are_read_as_null(served, given):
     answer = served.read(**{**U1, "requestContextMap": {"amount": given}})
     assert answer.json()["result"] == {"features": [*OF_U1[:9], None, True]}
+
+
+@pytest.mark.parametrize("given", [None, "NaN", "Infinity", "-Infinity"])
+def test_null_is_a_value_of_every_request_feature_and_a_run_of_it_can_be_replayed(served, given):
+    answer = served.read(**strictly(given))
+    assert answer.json()["result"] == {"features": [None]}
+    admin = {"Authorization": f"Bearer {served.platform.keys['admin'][1]}"}
+    with httpx2.Client(base_url=served.url, headers=admin) as http:
+        run = answer.headers["x-query-run-id"]
+        _once_written(http, run)
+        replayed = http.post(f"/query-runs/{run}/replay", params={"knowledge": "as_served"}).json()
+    assert set(replayed["features"].values()) == {"same"}
 
 
 def test_a_pinned_watermark_reads_the_past(served):
@@ -469,6 +442,14 @@ def test_a_wildcard_gives_a_row_for_every_value_of_the_key_left_out(served):
     assert told["outputJoinKeys"] == answer["metadata"]["joinKeys"]
 
 
+@pytest.mark.parametrize("sent", [{}, {"at": "2026-03-01T11:00:00+01:00"}, {"at": "2026-03-01T10:00:00Z"}])
+def test_an_instant_is_a_join_key_that_may_be_sent_or_left_out(served, sent):
+    asked = {**ADS, "featureServiceName": "moments", "joinKeyMap": {"user_id": "u1", **sent}}
+    answer = served.read(QUERY, **asked).json()
+    assert answer["results"] == [{"features": ["3"], "joinKeys": ["2026-03-01T10:00:00Z"]}], answer
+    assert answer["metadata"]["joinKeys"] == [{"name": "at", "dataType": {"type": "timestamp"}}]
+
+
 def test_a_wildcard_read_measures_and_records_the_reading_of_the_key_too(served):
     asked = {"metadataOptions": {"includeSloInfo": True}}
     sizes, runs = [], []
@@ -560,7 +541,7 @@ BAD = {
         strictly("much"),
         400,
         3,
-        "Unexpected JSON type for amount in requestContextMap. Expected float64.",
+        "Unexpected JSON type for amount in requestContextMap. Expected float64 or null.",
     ),
     "a deep struct": (
         in_context({"a": {"b": []}}),
@@ -568,9 +549,6 @@ BAD = {
         3,
         "Unexpected JSON type for amount",
     ),
-    "a null that nothing stands in for": (strictly(None), 400, 3, "not null"),
-    "an infinite float": (strictly("Infinity"), 400, 3, "no number"),
-    "NaN": (strictly("NaN"), 400, 3, "no number"),
     "a list of keys": (changed(joinKeyMap=[]), 400, 3, "Unexpected JSON type for joinKeyMap. Expected object."),
     "both name and id": (changed(featureServiceId="0" * 32), 400, 3, "exactly one of featureServiceName"),
     "both a service and a view": (
@@ -760,15 +738,6 @@ class TestThePublishedClient:
         metadata, answer = asyncio.run(read())
         assert len(metadata.feature_values) == len(answer.result.features) == len(NAMES)
 
-    def test_a_wrong_request_is_a_bad_request_error(self, served):
-        with pytest.raises(refused.BadRequestError, match="Missing required join key: user_id"):
-            served.client().get_features(feature_service_name=SERVICE, request_context_map={"amount": 1.0})
-
-    def test_a_wrong_key_is_an_unauthorized_error(self, served):
-        client = served.client("wrong")
-        with pytest.raises(refused.UnauthorizedError, match="invalid 'Tecton-key' authorization header"):
-            client.get_features(feature_service_name=SERVICE)
-
     def test_a_workspace_without_a_role_is_a_forbidden_error_until_it_is_given(self, served):
         access = AccessStores.over(served.platform.registry, served.platform.settings, served.platform.clock)
         access.principals.create("service_account", "reads-ads", {}, Author())
@@ -782,47 +751,12 @@ class TestThePublishedClient:
         status = httpx2.get(f"{served.url}/api/v1/status", headers={"Authorization": f"Bearer {secret}"}).json()
         assert {each["workspace"] for each in status["feature_services"]} == {"ads"}
 
-    def test_an_unknown_service_is_a_not_found_error(self, served):
-        with pytest.raises(refused.NotFoundError, match="Unable to query FeatureService nothing for workspace prod"):
-            served.client().get_features(feature_service_name="nothing", join_key_map={"user_id": "u1"})
-
-    def test_too_many_requests_are_a_resource_exhausted_error(self, served):
-        _, secret = served.platform.registry.create_key("reader", "slow", rate_limit=1)
-        client = served.client(secret)
-        asked = {"feature_service_name": SERVICE, "join_key_map": {"user_id": "u1"}}
-        asked["request_context_map"] = {"amount": 1.0}
-        assert wait_until(lambda: _is_known(client), 10.0, every_s=0.02)
-        with pytest.raises(refused.ResourceExhaustedError, match="may send 1 requests a second"):
-            _again_and_again(lambda: client.get_features(**asked))
-
-    def test_failing_user_code_is_the_base_class(self, served):
-        with pytest.raises(refused.TectonHttpException, match="500") as error:
-            served.client().get_features(
-                feature_service_name="broken", workspace_name="ads", join_key_map={"user_id": "u1"}
-            )
-        assert type(error.value) is refused.TectonHttpException
-
 
 def _may(client: tecton_client.TectonClient, workspace: str) -> bool:
     try:
         client.get_feature_service_metadata(feature_service_name="ads", workspace_name=workspace)
     except (refused.ForbiddenError, refused.UnauthorizedError):
         return False
-    return True
-
-
-def _again_and_again(call: Callable[[], Any]) -> None:
-    for _ in range(20):
-        call()
-
-
-def _is_known(client: tecton_client.TectonClient) -> bool:
-    try:
-        client.get_feature_service_metadata(feature_service_name=SERVICE)
-    except refused.UnauthorizedError:
-        return False
-    except refused.ResourceExhaustedError:
-        return True
     return True
 
 

@@ -21,7 +21,16 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from featurelib.clock import DAY, MINUTE, format_instant, to_datetime
-from featurelib.errors import Conflict, Erased, NotFound, StoreUnavailable, ThymeError, UserCodeError
+from featurelib.errors import (
+    ArchiveUnavailable,
+    Conflict,
+    CorruptState,
+    Erased,
+    NotFound,
+    StoreUnavailable,
+    ThymeError,
+    UserCodeError,
+)
 from featurelib.stores.archive import Archive
 from featurelib.stores.training_files import Manifest, read_manifest
 from jobs import training_run
@@ -252,11 +261,11 @@ async def test_a_full_disk_is_told_and_the_same_request_goes_on(taken, tmp_path)
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process grows beyond a few bytes."""
+def full_disk(most: int = 64) -> Iterator[None]:
+    """No file of this process grows beyond so many bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
     try:
         yield
     finally:
@@ -379,6 +388,37 @@ async def test_a_file_that_cannot_be_read_is_refused_by_its_name(taken, tmp_path
         with pytest.raises(ThymeError, match=rf"spine: .*spine\.{form}") as refused:
             made(taken, asked(str(broken(tmp_path, form)), tmp_path / "out"))
         assert (refused.value.status, refused.value.retryable) == (400, False), form
+
+
+def cut_in_half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def garble(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[:4] + bytes(255 - each for each in data[4:-8]) + data[-8:])
+
+
+def archived_files(platform: Platform, dataset: str) -> list[Path]:
+    found = platform.registry.definitions().dataset(dataset)
+    return list(Path(Archive(platform.settings.archive_url).location(found)).rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [(cut_in_half, CorruptState), (garble, ThymeError), (Path.unlink, ArchiveUnavailable)],
+    ids=["cut in half", "garbled", "gone"],
+)
+async def test_a_damaged_file_of_the_archive_is_named_and_nothing_is_made(taken, client, tmp_path, damage, error):
+    archive_all(taken)
+    for file in archived_files(taken, "Trip"):
+        damage(file)
+    with pytest.raises(error, match=r"part-\d+.*\.parquet"):
+        made(taken, asked(stored(spine(), tmp_path / "in"), tmp_path / "out"))
+    assert not (tmp_path / "out" / "_manifest.json").exists()
+    answer = await client.get("/features?featureset=Rider&entity_id=1&timestamp=2026-03-01T10:00:00Z")
+    assert answer.json()["error"] in ("corrupt_state", "archive_unavailable")
+    assert ".parquet" in answer.json()["detail"]
 
 
 async def test_instants_before_all_records_have_defaults_and_no_rows(taken, tmp_path):

@@ -22,6 +22,7 @@ from featurelib.definitions import (
     PipelineDef,
     SourceDef,
 )
+from featurelib.engine import sizing
 from featurelib.engine.program import Program
 from featurelib.engine.records import record_schema
 from featurelib.engine.sizing import Load, hash_bytes, held_rows, state_size
@@ -170,6 +171,16 @@ def test_a_key_of_more_rows_than_are_laid_out_is_scaled_from_one_of_the_same_den
     assert whole.bytes_per_key == pytest.approx(2 * half.bytes_per_key, rel=0.01)
 
 
+def test_of_each_of_many_pipelines_fewer_rows_are_laid_out_which_say_the_same(monkeypatch):
+    laid = []
+    whole = sizing.lay_out
+    monkeypatch.setattr(sizing, "lay_out", lambda *given: laid.append(given[1].events_per_key) or whole(*given))
+    program, load = _program("sums of two windows"), Load(events_per_key=100_000, over_us=OVER)
+    alone, beside = state_size(program, load), state_size(program, load, beside=299)
+    assert laid == [5_000, 1_000]
+    assert beside.bytes_per_key == pytest.approx(alone.bytes_per_key, rel=0.05)
+
+
 def test_the_total_is_that_of_all_keys():
     program = _program("sums of two windows")
     size = state_size(program, Load(keys=1_000, events_per_key=50))
@@ -181,9 +192,10 @@ def test_the_prediction_is_the_same_each_time():
     assert state_size(program, Load(events_per_key=300)) == state_size(program, Load(events_per_key=300))
 
 
-def test_a_set_states_what_each_distinct_value_adds():
+@pytest.mark.parametrize("events", [10_000, 60_000], ids=["all rows laid out", "a part of the rows laid out"])
+def test_a_set_states_what_each_distinct_value_adds(events):
     program = _program("distinct values and a sketch")
-    one, many = (state_size(program, Load(events_per_key=10_000, distinct=distinct)) for distinct in (1, 200))
+    one, many = (state_size(program, Load(events_per_key=events, distinct=distinct)) for distinct in (1, 200))
     assert many.bytes_per_key - one.bytes_per_key == pytest.approx(200 * many.bytes_per_distinct, rel=0.05)
     assert state_size(_program("lifetime with text"), Load()).bytes_per_distinct is None
 

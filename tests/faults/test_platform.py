@@ -9,19 +9,42 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
 from cluster import local
 from cluster.launcher import Job, Launcher
 from cluster.processes import Owned, wait_until
 from cluster.state import read_state
-from featurelib.errors import ThymeError
+from featurelib.clock import SystemClock, format_instant
+from featurelib.errors import NotFound, ThymeError
+from featurelib.settings import Settings, load_settings
+from featurelib.stores.online import OnlineStore, StateName
+from jobs.monitor import MonitorTask
 from tests.support.accounts import ACCOUNTS_MODULE, SIZES, account_changes, in_process, json_lines
 from tests.support.platforms import Platform
-from tests.support.towns import CATCH_UP_ROWS, CITIES, DEADLINE_S, FLEET_MODULE, START_S, Town, running_town
+from tests.support.published import (
+    ingest_as_snowflakes_client,
+    query_as_snowflakes_client,
+    read_by_tecton_client,
+    refused_by_tecton_client,
+)
+from tests.support.towns import (
+    CATCH_UP_ROWS,
+    CITIES,
+    DEADLINE_S,
+    FLEET_MODULE,
+    RIDERS,
+    START_S,
+    Town,
+    running_town,
+)
 
 # Waits end as soon as what they wait for is there: their bounds are for what never comes, however full the machine.
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -218,8 +241,107 @@ def test_an_offline_read_of_many_rows_is_a_job_and_answers_what_the_replica_does
     rows = by_job.to_dict()
     assert rows == [row for half in by_replica for row in half.to_dict()]
     assert len({row["rides"] for row in rows}) > len(CITIES)
+    # Once more as a training set: asked for over HTTP, made by a job on Ray Data, with a manifest.
+    made = town.client.query_offline("CityFeatures", asked, training_set=True)
+    assert made.to_dict() == rows
+    assert made.metadata["manifest"]["rows"] == len(asked)
+    shown = town.client.training_set(made.metadata["training_set"])
+    assert (shown["state"], shown["attempt"], shown["parts_done"]) == ("complete", 1, shown["parts"])
+    assert len(jobs_named(town, shown["id"])) == 1
+
+
+def test_injected_skew_is_told_of_with_the_runs_that_served_it_and_nothing_else_is(town: Town) -> None:
+    town.settles()
+    seconds = [0.0]
+    with closing(MonitorTask(_monitored(town), seconds=lambda: seconds[0])) as monitor:
+        monitor.step()  # the first round only begins
+        right = town.client.query("CityFeatures", "ams")
+        with _mistaken(town, "by_city@1", "ams", right="ber"):
+            wrong = town.client.query("CityFeatures", "ams")
+        fine = [right, town.client.query("CityFeatures", "cph"), town.client.query_batch("RiderFeatures", RIDERS)]
+        differing = {("CityFeatures", name) for name in ("rides", "cents") if wrong[name] != right[name]}
+        assert differing
+        for read in (wrong, *fine):
+            assert wait_until(lambda run=read.query_run_id: _is_recorded(town, run), DEADLINE_S, every_s=0.1)
+        seconds[0] += 61  # the next round is due
+        monitor.step()
+    (event,) = town.client.events(event_type="consistency_mismatch")
+    assert (event["severity"], event["subject"]) == ("error", "CityFeatures")
+    assert wrong.query_run_id in str(event["detail"])
+    found = {(each["target"], each["feature"]): each for each in town.client.consistency()["features"]}
+    causes = {name: each["causes"] for name, each in found.items() if each["different"]}
+    assert causes == {name: {"unknown": 1} for name in differing}
+    assert found["RiderFeatures", "wet"]["compared"] == 1
+
+
+def _monitored(town: Town) -> Settings:
+    """The platform's settings as a monitor in this process reads them: every run is old enough at once."""
+    online, monitor = {"redis_url": town.platform.online_url()}, {"consistency_settle_s": 0, "statistics_every_s": 0}
+    return load_settings(data_dir=town.platform.data, online=online, monitor=monitor)
+
+
+@contextmanager
+def _mistaken(town: Town, pipeline: str, key: str, *, right: str) -> Iterator[None]:
+    """Meanwhile the online store holds the state of another key, which nobody wrote there."""
+    url = town.platform.online_url()
+    with closing(OnlineStore(url)) as states, closing(redis.Redis.from_url(url)) as store:
+        state = StateName(pipeline, states.generation(pipeline))
+        before = store.dump(state.key(key))
+        store.restore(state.key(key), 0, store.dump(state.key(right)), replace=True)
+        try:
+            yield
+        finally:
+            store.restore(state.key(key), 0, before, replace=True)
+
+
+def _is_recorded(town: Town, run_id: str) -> bool:
+    try:
+        return bool(town.client.query_run(run_id))
+    except NotFound:
+        return False
 
 
 def jobs_named(town: Town, module: str) -> list[Job]:
     with Launcher.of(town.platform.settings) as launcher:
         return [job for job in launcher.jobs() if module in job.entrypoint]
+
+
+def test_clients_of_other_platforms_move_by_changing_a_url(town: Town) -> None:
+    url, key = f"http://127.0.0.1:{town.platform.ports[0]}", (town.platform.data / "secrets" / "admin-key").read_text()
+    for example in ("tecton", "snowflake"):
+        path = Path(__file__).parents[2] / "examples" / example / "features.py"
+        # It waits a minute for new workers, which a machine full of tests may take longer to start.
+        subprocess.run([town.platform.binary("python"), path], env=town.platform.environment, check=False)
+    # By a published client: every call, and every exception that a request can bring about.
+    assert wait_until(lambda: _paid(town) == 2, DEADLINE_S, every_s=0.2), town.client.jobs()
+    assert wait_until(lambda: refused_by_tecton_client(url, key) == "", DEADLINE_S, every_s=0.2)
+    plain, *others = read_by_tecton_client(url, key)
+    assert (plain[0], plain[6], len(plain)) == ("2", "NO", 11)
+    assert others == [plain, plain]
+    town.client.create_principal("service_account", "stranger")
+    stranger = town.client.create_key("reader", name="stranger", principal="stranger")["key"]
+    slow = town.client.create_key("reader", name="slow", rate_limit=1)["key"]
+    keys = {"UnauthorizedError": "nobody's", "ForbiddenError": stranger, "ResourceExhaustedError": slow}
+    changes: dict[str, dict[str, Any]] = {
+        "BadRequestError": {"join_key_map": {}},
+        "NotFoundError": {"feature_service_name": "nothing"},
+    }
+    for name in (*keys, *changes):
+        asked = partial(refused_by_tecton_client, url, keys.get(name, key), **changes.get(name, {}))
+        assert wait_until(lambda asked=asked, name=name: asked() == name, DEADLINE_S, every_s=0.05), name
+    # An ingest is answered when its view has applied it: the read that follows sees it.
+    now = format_instant(SystemClock().now())
+    assert wait_until(lambda: _is_applied(url, key, now), DEADLINE_S, every_s=0.2)
+    assert query_as_snowflakes_client(url, key)["txn_count_24h"] == 1
+
+
+def _paid(town: Town) -> int:
+    try:
+        return int(town.client.query("UserPayments", "u1")["payments_24h"][0] or 0)
+    except ThymeError:
+        return 0
+
+
+def _is_applied(url: str, key: str, timestamp: str) -> bool:
+    told = ingest_as_snowflakes_client(url, key, timestamp)  # a replica knows a new stream source within a second
+    return told["records"] == {"total": 1, "failed": 0} and told["feature_views"]["failed"] == 0

@@ -33,7 +33,7 @@ from featurelib.engine import asof
 from featurelib.engine.asof import KNOWN, evaluate
 from featurelib.engine.program import Program, states_of
 from featurelib.engine.records import record_schema
-from featurelib.engine.slices import ExactSums, SliceTree, SortedRows, codes_of
+from featurelib.engine.slices import ExactSums, SliceTree, SortedRows, Ticks, codes_of
 from featurelib.errors import InvalidRequest, ValueOverflow
 from featurelib.expr import col
 from featurelib.windows import AnyWindow, Continuous, Hopping, Lifetime, Session, Tumbling
@@ -301,6 +301,33 @@ def test_a_sum_beyond_64_bits_is_an_error_and_one_that_comes_back_is_a_sum() -> 
         evaluate(program, shaped, ["u0"], np.array([T0 + MINUTE]))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_in_which_rows_are_given_does_not_matter(seed: int) -> None:
+    """Ties within an instant included, of which there are many."""
+    chosen = random.Random(seed)
+    program = program_of([aggregate(name, options, Continuous("1h")) for name, options in AGGREGATES])
+    records = records_of(chosen, 150)
+    shaped = program.shape_all({"Event": records})
+    keys, instants = pairs_of(chosen, records, 60)
+    shuffled = shaped.sample(fraction=1.0, shuffle=True, seed=seed)
+    assert evaluate(program, shuffled, keys, instants).equals(evaluate(program, shaped, keys, instants))
+
+
+@given(
+    times=st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=20),
+    others=st.lists(st.integers(-(2**41), 2**41), max_size=20),
+    bits=st.sampled_from([6, 62]),
+)
+def test_ticks_of_rows_and_other_instants_compare_as_they_do(times: list[int], others: list[int], bits: int) -> None:
+    rows = np.array(times, dtype=np.int64)
+    ticks = Ticks(rows, bits)
+    asked = np.array([*others, *times, *(time + 1 for time in times)], dtype=np.int64)
+    of_rows, of_asked = ticks.of(rows), ticks.of(asked)
+    assert np.array_equal(np.sign(of_rows[:, None] - of_asked), np.sign(rows[:, None] - asked))
+    assert max(int(of_asked.max()), int(of_rows.max())).bit_length() <= ticks.bits <= max(bits, 42)
+    assert min(int(of_asked.min()), int(of_rows.min())) >= 0
+
+
 WITH_KERNELS = ["Count", "Sum", "Avg", "Min", "Max", "Variance", "Stddev", "Last", "First", "FirstK", "ExpDecaySum"]
 
 
@@ -312,8 +339,9 @@ def test_the_aggregates_of_most_pipelines_have_kernels() -> None:
     shaped = program.shape_all({"Event": records_of(random.Random(4), 60)})
     pairs = asof._pairs(["u1", "u2"], np.array([T0 + HOUR, T0]))
     rows = SortedRows(shaped, codes_of(shaped["__key"], pairs.keys), "__time")
+    first, end = rows.first(pairs.code), rows.place(pairs.code, pairs.at, "right")
     for output in program.fold.layout:
-        slices = asof._slices(rows, pairs, program.fold.windows[output.window])
+        slices = asof._slices(rows, pairs, program.fold.windows[output.window], first, end)
         assert slices is not None
         assert output.aggregator.over(slices) is not None, output.aggregator
 

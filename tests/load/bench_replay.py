@@ -230,9 +230,9 @@ async def asking(platform: Platform) -> AsyncIterator[Rest]:
 
 
 async def counted(ask: Rest, name: str) -> int:
-    """A counter of the query server."""
-    text = (await ask("GET", "/metrics")).text
-    return int(float(next(line for line in text.splitlines() if line.startswith(name)).split()[-1]))
+    """A counter of the query server, summed over its replicas."""
+    lines = (await ask("GET", "/metrics")).text.splitlines()
+    return int(sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{"))))
 
 
 async def settled(ask: Rest, wanted: int) -> int:

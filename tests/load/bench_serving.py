@@ -296,7 +296,7 @@ class Bench:
         self.ingestion.keys = POPULATION
 
     def metric(self, name: str, having: str = "") -> float:
-        """A counter of the query server, summed over those labels that have this in them; of one replica."""
+        """A counter of the query server, summed over those labels that have this in them."""
         text = httpx2.get(f"http://127.0.0.1:{self.platform.ports[0]}/metrics", trust_env=False).text
         lines = [line for line in text.splitlines() if line.startswith((name + " ", name + "{")) and having in line]
         return sum(float(line.rpartition(" ")[2]) for line in lines)

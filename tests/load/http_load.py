@@ -73,6 +73,29 @@ def measure(job: Job) -> Load:
     return Load(**json.loads(done.stdout))
 
 
+def in_turn(port: int, kinds: Sequence[Sequence[bytes]], rounds: int) -> list[list[float]]:
+    """How many milliseconds each kind of request took, one after the other again and again: all meet the same machine.
+
+    Raises:
+        ValueError: one was not answered with 200.
+    """
+    connections = [_Connection(port) for _ in kinds]
+    waits: list[list[float]] = [[] for _ in kinds]
+    for number in range(rounds):
+        for kind, connection, found in zip(kinds, connections, waits, strict=True):
+            request = kind[number % len(kind)]
+            began = time.perf_counter()
+            connection.ask(request, began)
+            while (answered := connection.answered()) is None:
+                pass
+            found.append((time.perf_counter() - began) * 1_000)
+            if not answered:
+                raise ValueError(f"refused: {request!r}")
+    for connection in connections:
+        connection.socket.close()
+    return waits
+
+
 def get(path: str, key: str = "") -> bytes:
     """A GET of this path."""
     return f"GET {path} HTTP/1.1\r\nHost: thyme\r\n{_bearer(key)}\r\n".encode()

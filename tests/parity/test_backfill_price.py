@@ -91,4 +91,4 @@ def test_an_empty_history_costs_only_the_start(world: World, tmp_path: Path) -> 
     asked = BackfillAsked.now(world.program, world.log, 2, T0 + 1_000 * HOUR)
     price = Pricing(world.program, History(Archive(str(tmp_path / "archive")), world.log)).price(asked)
     assert (price.rows, price.keys, price.state_bytes) == (0, 0, 0)
-    assert price.seconds >= backfill_price._START_S
+    assert price.seconds >= backfill_price.START_S

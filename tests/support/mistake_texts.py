@@ -183,6 +183,18 @@ SAYS: dict[str, list[tuple[str, str]]] = {
     "source: source of no dataset": [
         ("the source feeds `A`, which is not a dataset", "The commit has none."),
     ],
+    "source: upsert beside change data": [
+        (
+            "upsert=True is of records that are appended; its source's cdc='upsert' says which of them count",
+            "Leave out upsert=True.",
+        )
+    ],
+    "source: upsert of a pipeline's output": [
+        (
+            "upsert=True is of records that are appended; the pipeline `p` says which of them count",
+            "Leave out upsert=True.",
+        )
+    ],
     "source: source of a pipeline's output": [
         ("it has a source and is filled by the pipeline `p`", "A dataset is fed by one of them."),
     ],

@@ -265,6 +265,25 @@ class Pigeons:
 class A:
     pass
 """,
+    "upsert beside change data": """
+@source(FileSource(path="a.csv"), cdc="upsert")
+@dataset(upsert=True)  #! upsert_without_records
+class A:
+    x: int = field(key=True)
+    at: datetime = field(timestamp=True)
+""",
+    "upsert of a pipeline's output": EVENT
+    + """
+@dataset(upsert=True)  #! upsert_without_records
+class Out:
+    shop: str = field(key=True)
+    n: int = field()
+    at: datetime = field(timestamp=True)
+    @pipeline()
+    @inputs(Sale)
+    def p(cls, sales):
+        return sales.groupby("shop").aggregate(n=Count())
+""",
     "source of a pipeline's output": EVENT
     + """
 @source(FileSource(path="a.csv"))

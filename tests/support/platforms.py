@@ -38,6 +38,7 @@ class Platform:
             # One process less; where it is what is tried, it is asked for.
             "THYME_MONITOR__CONSISTENCY_EVERY_S": "0",
             "THYME_MONITOR__STATISTICS_EVERY_S": "0",
+            "THYME_ARCHIVE__DERIVED_EVERY_S": "0",
         }
 
     @property

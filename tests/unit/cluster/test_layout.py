@@ -26,6 +26,7 @@ def test_settings_survive_the_way_through_the_environment(tmp_path, monkeypatch)
         online={"redis_url": "redis://:p@127.0.0.1:7000/0"},
         serving={"query_port": 9001, "auth": False},
         cluster={"cpus": 3},
+        training={"spine_roots": ("/spines", "s3://spines")},
     )
     for name, value in settings_environment(settings).items():
         monkeypatch.setenv(name, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +64,12 @@ def test_the_job_is_given_what_was_asked_with_whole_paths_and_its_last_line_is_s
         *("--spine", str(tmp_path / "my spine.parquet"), "--output", "s3://bucket/out"),
         *("--format", "parquet", "--timestamp-column", "timestamp", "--knowledge", "latest", "--overwrite"),
     ]
+
+
+def test_what_was_made_is_json(run, service):
+    answer(service, "SUCCEEDED", "s3://bucket/a: b: 120 rows, sha256 ab\n")
+    result = run("Rider", "--spine", "rows.csv", "--output", "s3://bucket/a: b", "--json")
+    assert json.loads(result.stdout) == {"output": "s3://bucket/a: b", "rows": 120, "rows_sha256": "ab"}
 
 
 def test_what_ended_the_job_is_told_and_the_command_fails(run, service):

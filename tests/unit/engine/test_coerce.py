@@ -234,10 +234,24 @@ def test_one_surrogate_takes_no_neighbour_along_and_names_itself_in_ascii():
     rejected.message.encode()
 
 
-@pytest.mark.parametrize(("key", "reason"), [("", "empty_key"), (None, "missing_field"), (5, "wrong_type")])
-def test_a_key_must_be_a_text_that_is_not_empty(key, reason):
-    (rejected,) = coerce([{"id": key, "at": 1, "x": 1}], dataset("int")).rejected
-    assert (rejected.reason, rejected.field) == (reason, "id")
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("", "empty_key"),
+        (None, "missing_field"),
+        (5, "wrong_type"),
+        ("k" * 1_025, "invalid_key"),
+        ("é" * 1_025, "invalid_key"),
+        ("a\0b", "invalid_key"),
+    ],
+)
+def test_a_key_must_be_a_text_that_a_read_can_name(key, reason):
+    others = [{"id": good, "at": 1, "x": 1} for good in ("k" * 1_024, "é" * 1_024, "a b")]
+    result = coerce([*others, {"id": key, "at": 1, "x": 1}], dataset("int"))
+    (rejected,) = result.rejected
+    assert (rejected.row, rejected.reason, rejected.field) == (3, reason, "id")
+    assert len(rejected.message) < 200
+    assert len(result.table) == 3
 
 
 def test_a_bad_record_never_takes_its_neighbours_along():

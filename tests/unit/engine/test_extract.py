@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import re
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 
@@ -121,6 +123,56 @@ def test_inputs_are_given_by_position_after_cls_and_ts(one):
 def test_the_instant_is_an_aware_utc_datetime(one):
     assert one("def f(cls, ts, x): return ts", output="datetime") == AT
     assert one("def f(cls, ts, x): return ts.utcoffset().total_seconds() + ts.hour") == 12.0
+
+
+MONEY = "struct[units: int, price: decimal(2), at: datetime, tags: dict[str, list[int]]]"
+
+
+def money(units: int) -> dict[str, object]:
+    return {"units": units, "price": Decimal("0.60"), "at": AT, "tags": {"a": [1, None]}}
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_structs_and_maps_go_in_and_come_out_as_they_are(one, vectorized):
+    source = "def f(cls, ts, x): return x"
+    assert one(source, input_type=MONEY, output=MONEY, value=money(3), vectorized=vectorized) == money(3)
+    assert one(source, input_type=MONEY, output=MONEY, value=None, vectorized=vectorized) is None
+    counts = {"input_type": "dict[str, int]", "output": "dict[str, int]", "vectorized": vectorized}
+    assert one(source, value={"a": 1, "b": None}, **counts) == {"a": 1, "b": None}
+    assert one(source, value={}, **counts) == {}
+
+
+def test_the_only_output_may_be_the_dict_itself_or_stand_under_its_name(one):
+    bare = "def f(cls, ts, x): return {'a': x.units}"
+    named = "def f(cls, ts, x): return {'y': {'a': x['units']}}"
+    for source in (bare, named):
+        assert one(source, input_type=MONEY, output="dict[str, int]", value=money(3)) == {"a": 3}
+
+
+def test_what_user_code_does_to_a_struct_changes_no_other_value(one):
+    value = money(3)
+    source = "def f(cls, ts, x):\n    x['tags']['a'].append(2)\n    x['tags']['b'] = []\n    return len(x.tags['a'])"
+    assert one(source, input_type=MONEY, output="int", value=value) == 3
+    assert value == money(3)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ("{'units': 'x'}", "output 'y': units: 'x' is not an int"),
+        ("{'unit': 1}", "output 'y': 'unit' is no member of the struct; it has units, price, at, tags"),
+        ("7", "output 'y': 7 is not a struct of units, price, at, tags"),
+        ("{'tags': {1: []}}", "output 'y': tags: 1 is not text, which the keys of a map are"),
+    ],
+)
+def test_a_struct_that_does_not_fit_is_refused_by_its_path(one, returned, words):
+    with pytest.raises(UserCodeError, match=re.escape(words)):
+        one(f"def f(cls, ts, x): return {returned}", output=MONEY)
+
+
+def test_a_member_that_a_struct_has_not_is_an_error_that_names_the_others(one):
+    with pytest.raises(UserCodeError, match="no member 'unit'; it has units, price, at, tags"):
+        one("def f(cls, ts, x): return x.unit", input_type=MONEY, value=money(3))
 
 
 def test_a_single_parameter_called_inputs_takes_a_dict(one):

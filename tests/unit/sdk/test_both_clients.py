@@ -139,11 +139,23 @@ OPERATIONS = {
         {"GET /api/v1/datasets/D/statistics": {"columns": []}},
     ),
     "replay": (lambda c: c.replay("r", knowledge="as_served"), {"POST /query-runs/r/replay": {"kind": "online"}}),
+    "request_training_set": (
+        lambda c: c.request_training_set("F", where="/spines/x.parquet", knowledge="as_served"),
+        {"POST /api/v1/training-sets": (202, {"id": "t"})},
+    ),
+    "training_sets": (lambda c: c.training_sets(featureset="F"), {"GET /api/v1/training-sets": [{"id": "t"}]}),
+    "training_set": (lambda c: c.training_set("t", wait_s=5), {"GET /api/v1/training-sets/t": {"state": "running"}}),
+    "cancel_training_set": (
+        lambda c: c.cancel_training_set("t"),
+        {"POST /api/v1/training-sets/t/cancel": {"state": "cancelling"}},
+    ),
+    "delete_training_set": (lambda c: c.delete_training_set("t"), {"DELETE /api/v1/training-sets/t": {"id": "t"}}),
 }
 BODIES = {
     "query with inputs": {"featureset": "F", "entity_id": "a", "inputs": {"x": 1}},
     "query_offline": {"featureset": "F", "queries": [{"entity_id": "a", "timestamp": "1970-01-01T00:00:00Z"}]},
     "start_backfill": {"pipeline": "p", "since": "1970-01-01T00:00:00Z"},
+    "request_training_set": {"featureset": "F", "spine": "/spines/x.parquet", "knowledge": "as_served"},
     "create_key": {"role": "writer", "label": "n", "rate_limit": 5},
     "register_public_key": {"public_key": "PEM", "label": "USER", "role": "writer", "principal": "load"},
     "put_secret": {"value": "v"},
@@ -165,6 +177,8 @@ PARAMETERS = {
         "reference_until": "1970-01-01T00:00:00Z",
     },
     "replay": {"knowledge": "as_served"},
+    "training_sets": {"featureset": "F", "limit": "100"},
+    "training_set": {"wait_s": "5"},
 }
 
 

@@ -75,6 +75,24 @@ def test_other_files_are_sent_as_lines(run, answered, home, name, text, sent):
     assert [json.loads(line) for line in answered.asked[0].body.split(b"\n")] == sent
 
 
+@pytest.mark.parametrize(
+    ("name", "write", "whole"),
+    [
+        ("s.csv", lambda path: path.write_text("sale,total\ná,1.5\n", encoding="utf-8"), "18/18"),
+        ("s.ndjson", lambda path: path.write_text(json.dumps(ROWS[0]) + "\n"), "28/28"),
+        ("s.json", lambda path: path.write_text(json.dumps(ROWS)), "2/2"),
+        ("s.parquet", lambda path: pl.DataFrame(ROWS).write_parquet(path), "2/2"),
+        ("s.arrow", lambda path: pl.DataFrame(ROWS).write_ipc(path), "1/1"),
+    ],
+)
+def test_a_bar_shows_how_much_of_a_file_is_sent(run, answered, home, monkeypatch, *, name, write, whole):
+    monkeypatch.setattr("featurelib.cli.progress._SHOWN_AFTER_S", 0.0)
+    write(home / name)
+    assert "━" not in run("log", "Sale", name).stderr
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert whole in run("log", "Sale", name).stderr
+
+
 def test_lines_may_come_from_standard_input(run, answered):
     assert run("log", "Sale", "-", typed='{"sale": "a"}\n').exit_code == 0
     assert answered.asked[0].body == b'{"sale": "a"}'

@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from featurelib.client import reads
 from tests.unit.sdk.test_client import ANSWER
 
 BATCH = {"features": ["entity_id", "n", "l"], "values": [["a", 1, ["x"]], ["b", None, []]]}
@@ -48,6 +49,12 @@ def test_rows_are_written_to_a_file(run, service, tmp_path, form, read):
     result = run("query", "F", "-e", "a,b", "-f", form, "-o", path)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"wrote 2 rows to {path}\n")
     assert read(path) == ROWS
+
+
+def test_bools_are_written_as_csv_readers_know_them(run, service):
+    service.answers["POST /features/batch"] = {"features": ["entity_id", "b"], "values": [["a", True], ["b", False]]}
+    found = pl.read_csv(run("query", "F", "-e", "a,b", "-f", "csv").stdout.encode())
+    assert found["b"].to_list() == [True, False]
 
 
 def test_a_table_is_written_as_csv(run, service, tmp_path):
@@ -274,3 +281,30 @@ def test_results_that_are_redirected_hold_nothing_but_the_results(home, service)
     os.close(secondary)
     os.close(primary)
     assert json.loads(done.stdout)[0]["shop"] == "s1"
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_many_rows_or_those_of_whom_a_manifest_is_asked_for_are_read_together(
+    run, offline, tmp_path, monkeypatch, large
+):
+    if large:
+        monkeypatch.setattr(reads, "TRAINING_ROWS", 1)
+    path, manifest = tmp_path / "rows.csv", tmp_path / "manifest.json"
+    path.write_text("entity_id,timestamp,label\n007,2026-01-01T00:00:00Z,x\n8,2026-01-02T00:00:00Z,\n")
+    made = pa.table({"__entity_id": ["007", "8"], "__timestamp": ["", ""], "price": [2.0, None]})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, made.schema) as writer:
+        writer.write_table(made)
+    offline.answers["POST /api/v1/training-sets"] = (202, {"id": "t"})
+    found = {"state": "complete", "featureset": "F", "manifest": {"rows": 2}}
+    offline.answers["GET /api/v1/training-sets/t"] = found
+    stream = {"Content-Type": "application/vnd.apache.arrow.stream"}
+    offline.answers["GET /api/v1/training-sets/t/rows"] = (200, sink.getvalue().to_pybytes(), stream)
+    result = run("query-offline", "F", "-i", path, *([] if large else ["--manifest", manifest]), "--labels", "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [(row["entity_id"], row["label"], row["price"]) for row in rows] == [("007", "x", 2.0), ("8", None, None)]
+    assert large or json.loads(manifest.read_text()) == {"rows": 2}
+    sent = next(each for each in offline.asked if each.path == "/api/v1/training-sets")
+    asked = pa.ipc.open_stream(sent.body).read_all().to_pydict()
+    assert asked["__entity_id"] == ["007", "8"]

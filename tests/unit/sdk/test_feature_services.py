@@ -190,9 +190,40 @@ def test_a_service_depends_on_its_featuresets(tmp_path):
     assert [edge.end for edge in dependents(commit, "featureset:ShopFeatures")] == ["feature_service:prod/s"]
 
 
-def test_a_featureset_that_asks_for_more_breaks_the_services_that_leave_it_out(tmp_path):
+ASKING = TWO.replace("(ref=Sale.note)", "(ref=Sale.note)\n    extra: int = feature(request=True)")
+COMPUTED = """
+@featureset
+class Greeting:
+    shop: str = feature()
+    extra: int = feature(request=True{default})
+    greeting: str = feature()
+
+    @extractor
+    @extractor_inputs({inputs})
+    @extractor_outputs("greeting")
+    def greet(cls, ts, given):
+        return str(given)
+"""
+ALONE = 's = FeatureService("s", [Greeting.slice("greeting")], request_context={})\n'
+
+
+def test_a_featureset_that_asks_for_more_leaves_services_alone_whose_features_are_not_made_of_it(tmp_path):
     committed = compile_module(write_module(tmp_path, TWO + 's = FeatureService("s", [ShopNames])\n'))
-    asking = TWO.replace("(ref=Sale.note)", "(ref=Sale.note)\n    extra: int = feature(request=True)")
-    changed = compile_module(write_module(tmp_path, asking))
+    assert not plan(committed, compile_module(write_module(tmp_path, ASKING))).no_op
+
+
+def test_a_featureset_that_asks_for_more_breaks_the_services_whose_features_are_made_of_it(tmp_path):
+    before = COMPUTED.format(default=", default=1", inputs='"extra"')
+    committed = compile_module(write_module(tmp_path, TWO + before + ALONE))
+    changed = compile_module(write_module(tmp_path, TWO + COMPUTED.format(default="", inputs='"extra"')))
     with pytest.raises(DefinitionError, match="takes `extra` from the request"):
         plan(committed, changed)
+
+
+def test_a_slice_needs_no_context_that_none_of_its_features_is_made_of(tmp_path):
+    module = TWO + COMPUTED.format(default="", inputs='"shop"')
+    compile_module(write_module(tmp_path, module + ALONE))
+    declared = ALONE.replace("{}", '{"extra": int}')
+    compile_module(write_module(tmp_path, module + declared))
+    with pytest.raises(DefinitionError, match="`extra` is float in the request context"):
+        compile_module(write_module(tmp_path, module + declared.replace("int", "float")))

@@ -296,6 +296,7 @@ STEPS_BROKEN = [
         [(".latest()", '.aggregate(amount=Sum(of="amount"))')], "operators_changed", id="latest to an aggregate"
     ),
     pytest.param([('event_id="basket"', "")], "event_id_changed", id="identity of events"),
+    pytest.param([('event_id="basket"', 'event_id="basket", upsert=True')], "upsert_changed", id="upsert"),
 ]
 
 
