@@ -28,7 +28,8 @@ from featurelib import (
 from featurelib.compile import compile_module
 
 
-@dataset(version=1, description="Stream source: card payments as they happen.")
+# A record that is sent again, of the same key and instant, replaces the one before.
+@dataset(version=1, upsert=True, description="Stream source: card payments as they happen.")
 class transactions_stream:
     user_id: str = field(key=True)
     amount: float = field()
@@ -36,7 +37,7 @@ class transactions_stream:
     timestamp: datetime = field(timestamp=True)
 
 
-@dataset(version=1, description="Stream source: pages that visitors look at.")
+@dataset(version=1, upsert=True, description="Stream source: pages that visitors look at.")
 class clickstream_events:
     session_id: str = field(key=True)
     page: str = field()
@@ -44,7 +45,7 @@ class clickstream_events:
     timestamp: datetime = field(timestamp=True)
 
 
-@dataset(version=1, description="Stream source: what merchants were reported for; 1.0 was fraud.")
+@dataset(version=1, upsert=True, description="Stream source: what merchants were reported for; 1.0 was fraud.")
 class merchant_reports:
     merchant_id: str = field(key=True)
     fraud: float = field(min=0.0, max=1.0)
@@ -62,9 +63,7 @@ class user_transactions:
     @pipeline(version=1)
     @inputs(transactions_stream)
     def by_user(cls, transactions):
-        # A payment that is sent again with another amount replaces the one of its user and instant.
-        payments = transactions.groupby("user_id", "timestamp").latest()
-        return payments.groupby("user_id").aggregate(
+        return transactions.groupby("user_id").aggregate(
             amount_sum_1h=Sum(of="amount", window="1h"),
             txn_count_24h=Count(window="24h"),
             avg_amount_7d=Avg(of="amount", window="7d"),
@@ -80,8 +79,7 @@ class merchant_risk:
     @pipeline(version=1)
     @inputs(merchant_reports)
     def by_merchant(cls, reports):
-        latest = reports.groupby("merchant_id", "timestamp").latest()
-        return latest.groupby("merchant_id").aggregate(merchant_fraud_rate_7d=Avg(of="fraud", window="7d"))
+        return reports.groupby("merchant_id").aggregate(merchant_fraud_rate_7d=Avg(of="fraud", window="7d"))
 
 
 @featureset(description="Feature view: what a user spent.")
