@@ -143,10 +143,10 @@ class DerivedTables:
         start = table.positions()
         if start == end:
             return Refreshed(ref(view.dataset), 0, anew=False)
-        erased = start is not None and self._erased_since(program, table.written_at())
+        erased = start is not None and self._erased_since(program, table.read_at())
         alone = program.plain and not program.rights and not erased
         costly = start is not None and not (alone or erased)
-        if costly and anew_every_us and now - table.written_at() < anew_every_us:
+        if costly and anew_every_us and now - table.read_at() < anew_every_us:
             return Refreshed(ref(view.dataset), 0, anew=False)
         update = _Update(view, _Stores(self._history, self._log), start if alone else None, end, now)
         # In a file first: Delta takes batches in a thread of its own, from which its tables cannot be read.
@@ -155,7 +155,7 @@ class DerivedTables:
             with pq.ParquetWriter(staged, update.schema) as writer:
                 for batch in update.batches():
                     writer.write_batch(batch)
-            table.write(staged, end, anew=update.anew)
+            table.write(staged, end, now, anew=update.anew)
         if erased:
             table.forget_earlier()
         return Refreshed(ref(view.dataset), update.rows, update.anew)

@@ -252,7 +252,7 @@ class PartitionWorker:
             self._remember(records)
         failures: list[UserFailure] = []
         shaped = self._unapplied(self._own(self._program.prepare(records, self._right_tables, failures)))
-        self._note(failures)
+        self._note(failures, batch)
         ends = {index: end_of(table) for index, table in batch.items()}
         touched = dict(self._program.rows_by_key(shaped.drop(_GROUP)))
         states = self._states(touched, flushing=False)
@@ -362,7 +362,7 @@ class PartitionWorker:
         """Apply a batch whose rows may take others back: every key's state gets the difference."""
         records = self._by_dataset(batch)
         removed, added = self._program.shape_delta(graph.top.apply(records))
-        self._note(graph.failures)
+        self._note(graph.failures, batch)
         removed, added = self._own(removed), self._own(added)
         gone = dict(self._program.rows_by_key(removed.drop(_GROUP)))
         come = dict(self._program.rows_by_key(added.drop(_GROUP)))
@@ -379,14 +379,22 @@ class PartitionWorker:
         self._commit(states, ends)
         return Step(sum(len(table) for table in batch.values()), len(added), len(removed))
 
-    def _note(self, failures: list[UserFailure]) -> None:
+    def _note(self, failures: list[UserFailure], batch: Mapping[int, pa.Table]) -> None:
         # Every worker of a pipeline with functions reads every record: one of them tells. Who waits until these rows
         # are applied finds them, since the positions are committed after this.
         if failures and tells_failures(self._groups):
             self.failures.extend(failures)
-            rows = [RefusedRow(*divmod(each.place, 1 << PLACE_BITS), each.time, each.message) for each in failures]
-            self._log.refused.note(self._program.ref, rows)
+            self._log.refused.note(self._program.ref, list(self._refused(failures, batch)))
         failures.clear()
+
+    def _refused(self, failures: Sequence[UserFailure], batch: Mapping[int, pa.Table]) -> Iterator[RefusedRow]:
+        """The records that failures are of: each dataset has a place of that name, and a union reads several."""
+        read = [(self._inputs[i], range(table[OFFSET][0].as_py(), end_of(table))) for i, table in batch.items()]
+        for each in failures:
+            partition, offset = divmod(each.place, 1 << PLACE_BITS)
+            for source, offsets in read:
+                if source.partition == partition and offset in offsets:
+                    yield RefusedRow(ref(source.dataset), partition, offset, each.time, each.message)
 
     def _replace(self, key: str, state: KeyState, gone: list[Row], come: list[Row]) -> None:
         if not state.whole and state.loses_its_oldest(gone, come):

@@ -24,7 +24,7 @@ _log = structlog.get_logger("thyme.serve")
 # A scrape waits for all of them, and a scraper gives up after ten seconds.
 _ANSWER_S = 0.5
 _CHUNK = 65_536
-_HEADS = (b"# HELP ", b"# TYPE ")
+_FIRST_OF_HEAD, _REST_OF_HEAD = b"# HELP ", b"# TYPE "
 _NAME = re.compile(rb"[^{ ]+")
 
 
@@ -129,10 +129,11 @@ def _families(text: bytes) -> Iterable[tuple[bytes, list[bytes]]]:
     """What is said of each family, and its samples."""
     head, samples = b"", list[bytes]()
     for line in text.splitlines(keepends=True):
-        if line.startswith(_HEADS):
-            if samples:
+        if line.startswith(_FIRST_OF_HEAD):  # also after a family without samples, such as one of errors
+            if head:
                 yield head, samples
-                head, samples = b"", []
+            head, samples = line, []
+        elif line.startswith(_REST_OF_HEAD):
             head += line
         else:
             samples.append(line)
@@ -164,7 +165,11 @@ def _asked(place: Path) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_ANSWER_S)
         client.connect(str(place))
-        return b"".join(iter(lambda: client.recv(_CHUNK), b""))
+        text = b"".join(iter(lambda: client.recv(_CHUNK), b""))
+    if not text.endswith(b"\n"):
+        message = f"the replica at {place} ended amid its figures"
+        raise ConnectionResetError(message)
+    return text
 
 
 def _is_over(pid: int) -> bool:

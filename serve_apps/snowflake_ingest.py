@@ -269,7 +269,7 @@ def _all_refused(judged: Judged) -> dict[int, Refusal]:
 
 def _stored(done: Upserted) -> Stored:
     spans = {partition: (done.firsts[partition], end) for partition, end in done.ends.items()}
-    return Stored(spans, done.times, again=done.taken.duplicates > 0)
+    return Stored(ref(done.dataset), spans, done.times, again=done.taken.duplicates > 0)
 
 
 def _broken(view: Consumer) -> ViewError | None:

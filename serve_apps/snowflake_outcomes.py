@@ -33,10 +33,11 @@ class Awaited(NamedTuple):
 class Stored(NamedTuple):
     """Which records of the log are those of a request.
 
-    ``spans``: per log partition the offsets, from and below, where those lie that were new. ``times``: their event
-    times. ``again``: some were stored before, nobody knows at which offsets.
+    ``dataset``: whose log, ``Name@version``. ``spans``: per log partition the offsets, from and below, where those lie
+    that were new. ``times``: their event times. ``again``: some were stored before, nobody knows at which offsets.
     """
 
+    dataset: str = ""
     spans: Mapping[int, tuple[int, int]] = {}
     times: frozenset[Instant] = frozenset()
     again: bool = False
@@ -44,7 +45,8 @@ class Stored(NamedTuple):
     def holds(self, row: RefusedRow) -> bool:
         """Whether a refused row is one of them."""
         first, end = self.spans.get(row.partition, (0, 0))
-        return row.time in self.times and (0 if self.again else first) <= row.offset < end
+        is_of_times = row.dataset == self.dataset and row.time in self.times
+        return is_of_times and (0 if self.again else first) <= row.offset < end
 
 
 class Outcomes:

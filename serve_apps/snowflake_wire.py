@@ -265,7 +265,9 @@ def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
             if _OUT_OF_RANGE not in str(error):
                 raise
             # One such number costs its own record, not the others: it is read as an infinity, which no column takes.
-            return msgspec.convert(_LENIENT.decode(body.decode()), decoder.type)
+            tree = _LENIENT.decode(body.decode())
+            msgspec.json.encode(tree)  # half a surrogate pair, which the strict reader refuses, has no UTF-8
+            return msgspec.convert(tree, decoder.type)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"body: {error}") from None
     except (msgspec.DecodeError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError among them

@@ -148,8 +148,9 @@ def offline_training_set(
     columns: dict[str, Any] = {_ENTITY: pa.array(ids, pa.string()), _INSTANT: pa.array(instants, pa.string())}
     try:
         columns |= {name: pa.array([query.get("inputs", {}).get(name) for query in queries]) for name in requested}
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InvalidRequest(f"rows: a requested feature has values of several types: {error}") from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        message = f"rows: a requested feature has values of several types, or beyond 64 bits: {error}"
+        raise InvalidRequest(message) from None
     how = {"featureset": featureset, "entity_column": _ENTITY, "timestamp_column": _INSTANT, "knowledge": knowledge}
     sent = {"parameters": how, "content_type": ARROW, "read_timeout_s": _UPLOAD_TIMEOUT_S}
     asked = (yield service.post(_PATH, _stream([pa.table(columns)]), **sent)).read(dict)
@@ -198,8 +199,8 @@ def _arrow(given: Any) -> Any:
         if type(given).__module__.partition(".")[0] == "pandas":
             return pa.Table.from_pandas(given, preserve_index=False)
         return _table_of_rows(rows_of(given))
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InvalidRequest(f"spine: a column holds values of several types: {error}") from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise InvalidRequest(f"spine: a column holds values of several types, or beyond 64 bits: {error}") from None
 
 
 def _table_of_rows(rows: Sequence[Mapping[str, Any]]) -> Any:

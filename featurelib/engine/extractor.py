@@ -7,6 +7,7 @@ that looks up a row nobody fetched yet is stopped by :class:`RowMissing` and run
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
@@ -228,7 +229,6 @@ class _Tasked:
         self._function = function
         self._task = task
         self._outputs = [each.name for each in task.outputs]
-        # A map or struct alone is itself a dict: one that has not the output's name alone is the value.
         self._gives_dict = len(task.outputs) == 1 and task.outputs[0].type.startswith(("dict[", "struct["))
         self.wrong = function.wrong
         self.call = function.call
@@ -254,7 +254,7 @@ class _Tasked:
 
     def parts(self, result: Any) -> Iterable[Any]:
         """What each output is in a dict by name, a tuple or list in order, or a bare value of the only output."""
-        if isinstance(result, dict) and not (self._gives_dict and [*result] != self._outputs):
+        if isinstance(result, dict) and not (self._gives_dict and self._is_value(result)):
             return self._parts_of_dict(result)
         if len(self._outputs) == 1:
             return (result,)
@@ -262,6 +262,17 @@ class _Tasked:
             return result
         wanted = f"expected a dict or a tuple of {len(self._outputs)}: {', '.join(self._outputs)}"
         raise self.wrong(f"returned {_shown(result)}; {wanted}")
+
+    def _is_value(self, result: dict[Any, Any]) -> bool:
+        """Whether a dict is the map or struct itself, not what holds it under its name.
+
+        A map's keys are data: the only one may be the output's name too, above a value that is no map.
+        """
+        if [*result] != self._outputs:
+            return True
+        (part,) = result.values()
+        held = part is None or isinstance(part, Mapping) or dataclasses.is_dataclass(part)
+        return not (held or self._task.vectorized)
 
     def _parts_of_dict(self, result: dict[Any, Any]) -> Iterable[Any]:
         if result.keys() != set(self._outputs):

@@ -3,7 +3,7 @@
 Inside the engine a datetime is an ``Instant``; user code sees ``datetime``; the wire sees ISO text. A decimal is a
 ``Decimal`` to both; the wire sees its text with the digits of its type (``"0.60"``), which is exact where a JSON number
 may not be. A map is a ``dict`` everywhere, a struct one of all its members in order; user code may also name the
-members of a struct as attributes, and give a dataclass for one.
+members of a struct as attributes, unless a method of ``dict`` has the name, and give a dataclass for one.
 Whole columns are coerced in :mod:`featurelib.engine.coerce`; this is the request's side of the same rule.
 """
 
@@ -242,7 +242,7 @@ def _map_caster(cast: Cast) -> Cast:
 def _entries(value: Any) -> Any:
     """A map that is a list of entries, as a Series has it; anything else as it is."""
     if isinstance(value, list) and all(isinstance(each, dict) and [*each] == ["key", "value"] for each in value):
-        return {each["key"]: each["value"] for each in value}
+        return {_map_key(each["key"]): each["value"] for each in value}
     return value
 
 

@@ -29,6 +29,7 @@ from featurelib.stores.archive import INDEXED_COLUMNS, KEY_GROUP, MONTH, WRITER,
 
 _MILLISECOND_US = 1_000
 _COMMITS_READ = 50
+_READ_AT = "thyme.readAt"
 
 Positions = dict[str, tuple[int, ...]]
 """Per input dataset, as ``Name@version``, and log partition the offset up to which its records are in."""
@@ -75,8 +76,8 @@ class DerivedTable:
             return None
         return {name: tuple(int(offset or 0) for offset in offsets) for name, offsets in stored.items()}
 
-    def written_at(self) -> Instant:
-        """When rows were last written to it; merging its files is no such time.
+    def read_at(self) -> Instant:
+        """When the reading of what was last written to it began; merging its files is no such time.
 
         Only for a table that is there.
         """
@@ -84,7 +85,7 @@ class DerivedTable:
             latest = DeltaTable(self.location, storage_options=self._options).history(_COMMITS_READ)
         # Where all of these are of its upkeep the oldest is told: rather too early than too late.
         written = next(filter(_adds_rows, latest), latest[-1])
-        return int(written["timestamp"]) * _MILLISECOND_US
+        return int(written.get(_READ_AT) or written["timestamp"] * _MILLISECOND_US)
 
     def forget_earlier(self) -> None:
         """Delete every file that the newest version does not need: whoever reads an older one fails."""
@@ -92,12 +93,13 @@ class DerivedTable:
             table = DeltaTable(self.location, storage_options=self._options)
             table.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
 
-    def write(self, rows: Path, positions: Positions, *, anew: bool) -> None:
+    def write(self, rows: Path, positions: Positions, read_at: Instant, *, anew: bool) -> None:
         """Commit the rows of a Parquet file, and how far the input is in with them.
 
         Args:
             rows: the file.
             positions: how far.
+            read_at: when their reading began: what was erased since may still be in them.
             anew: put them in place of all that is there.
         """
         moved = [
@@ -117,7 +119,7 @@ class DerivedTable:
                     configuration=INDEXED_COLUMNS,
                     storage_options=self._options,
                     writer_properties=WRITER,
-                    commit_properties=CommitProperties(app_transactions=moved),
+                    commit_properties=CommitProperties({_READ_AT: str(read_at)}, app_transactions=moved),
                 )
             except CommitFailedError as error:
                 raise ArchiveUnavailable(f"{self.location} is being written by others; try again") from error

@@ -124,7 +124,8 @@ def text_of(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join([text_of(each) for each in value]) + "]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(str(name))}:{text_of(each)}" for name, each in value.items()) + "}"
+        # A map has no order: it may be made of a set, whose order is another in each process.
+        return "{" + ",".join(f"{json.dumps(str(name))}:{text_of(value[name])}" for name in sorted(value)) + "}"
     return encode_basestring_ascii(str(value))  # what `json.dumps` calls for text, an eighth of its time
 
 

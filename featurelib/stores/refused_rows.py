@@ -1,6 +1,6 @@
 """Rows that a pipeline's own functions could not take, for whoever waits until the pipeline has applied them.
 
-    {<pipeline>}:refused   stream of the newest 1,000: place in its log, event time, message; gone after an hour
+    {<pipeline>}:refused   stream of the newest 1,000: dataset, place in its log, event time, message; kept for an hour
 
 A worker notes them before it commits how far it has come: whoever sees a row applied sees whether it was refused.
 Noted again after a crash, a row stands there twice, which says nothing more.
@@ -22,8 +22,9 @@ _LONGEST = 500
 
 
 class RefusedRow(NamedTuple):
-    """A row that was left out: its log partition and offset, its event time, and what its function said."""
+    """A row that was left out: its dataset, log partition and offset, its event time, and what its function said."""
 
+    dataset: str
     partition: int
     offset: int
     time: Instant
@@ -44,7 +45,8 @@ class RefusedRows:
         """
         with answering(), self._redis.pipeline(transaction=False) as batch:
             for row in rows[-_MOST:]:
-                told: Any = {"at": f"{row.partition}:{row.offset}:{row.time}", "message": row.message[:_LONGEST]}
+                at = f"{row.dataset}:{row.partition}:{row.offset}:{row.time}"
+                told: Any = {"at": at, "message": row.message[:_LONGEST]}
                 batch.xadd(_key(pipeline), told, maxlen=_MOST, approximate=False)
             batch.expire(_key(pipeline), _KEPT_S)
             batch.execute()
@@ -61,8 +63,9 @@ class RefusedRows:
 
 
 def _row(fields: dict[bytes, bytes]) -> RefusedRow:
-    partition, offset, time = map(int, fields[b"at"].split(b":"))
-    return RefusedRow(partition, offset, time, fields[b"message"].decode(errors="replace"))
+    dataset, *numbers = fields[b"at"].decode().split(":")
+    partition, offset, time = map(int, numbers)
+    return RefusedRow(dataset, partition, offset, time, fields[b"message"].decode(errors="replace"))
 
 
 def _key(pipeline: str) -> str:

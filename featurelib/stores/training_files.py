@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
@@ -228,21 +229,21 @@ class TrainingFolder(SpineFolder):
         complete = 0
         parts = [PartRows(self._batches(f"rows-{number}.parquet", _WINDOW)) for number in range(order.partitions)]
         with telling(self.name), ExitStack() as stack:
-            writer: pq.ParquetWriter | None = None
+            writer: _Behind | None = None
             gathered: list[pa.Table] = []
             for given, features in self._windows(parts):
                 complete += complete_rows(features)
                 gathered.append(_joined(given, features))
-                writer = writer or stack.enter_context(
-                    self._writer(_DATA, gathered[0].schema, _kept(gathered[0].schema))
+                writer = writer or _Behind(
+                    stack, stack.enter_context(self._writer(_DATA, gathered[0].schema, _kept(gathered[0].schema)))
                 )
                 if len(gathered) * _WINDOW >= _GROUP_ROWS:
-                    writer.write_table(_one_piece(gathered))
+                    writer.write(gathered)
                     gathered = []
             assert writer is not None
             if gathered:
-                writer.write_table(_one_piece(gathered))
-            schema = writer.schema
+                writer.write(gathered)
+            schema = writer.finish()
         with telling(self.name):
             self._digest = file_digest(self._files, self._file(_DATA))
         return Assembled(schema, order.rows, complete, self._digest)
@@ -325,6 +326,30 @@ class TrainingFolder(SpineFolder):
     def _has(self, name: str) -> bool:
         with telling(self.name):
             return bool(self._files.get_file_info(self._file(name)).type == fs.FileType.File)
+
+
+class _Behind:
+    """Writes row groups in a thread, one behind the one that is put together: half of the time goes into either."""
+
+    def __init__(self, stack: ExitStack, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._thread = stack.enter_context(ThreadPoolExecutor(1))
+        self._writing: Future[None] | None = None
+
+    def write(self, tables: Sequence[pa.Table]) -> None:
+        """Write rows as the next row group, once the one before is written; raises what that one's writing did."""
+        table = _one_piece(tables)
+        self._wait()
+        self._writing = self._thread.submit(self._writer.write_table, table)
+
+    def finish(self) -> pa.Schema:
+        """Wait for the last row group; returns the schema of the file."""
+        self._wait()
+        return self._writer.schema
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
 
 
 def check_storable(schema: pa.Schema, output: Output) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,11 +55,20 @@ def allowed_spine(given: str, roots: Sequence[str]) -> str:
 def _below(given: str, root: str) -> str | None:
     if "://" not in root:
         return _below_folder(given, root)
-    asked, allowed = urlsplit(given), urlsplit(root)
-    folder, path = posixpath.normpath(allowed.path or "/"), posixpath.normpath(asked.path)
+    try:
+        asked = urlsplit(given)
+    except ValueError:
+        return None
+    allowed = urlsplit(root)
     same_store = asked.scheme == allowed.scheme and asked.netloc == allowed.netloc.rpartition("@")[2]
     # Options of a URL may name another server: those of the setting are used, and none that a request brings.
-    if not same_store or asked.query or asked.fragment or not f"{path}/".startswith(f"{folder.rstrip('/')}/"):
+    if not same_store or asked.query or asked.fragment:
+        return None
+    if asked.scheme == "file":
+        return _below_folder(unquote(asked.path), unquote(allowed.path))
+    folder, path = posixpath.normpath(allowed.path or "/"), posixpath.normpath(asked.path)
+    # What opens it reads %2E%2E as `..`: a path that would then lead elsewhere is none.
+    if unquote(path) != posixpath.normpath(unquote(path)) or not f"{path}/".startswith(f"{folder.rstrip('/')}/"):
         return None
     return urlunsplit((allowed.scheme, allowed.netloc, path, allowed.query, ""))
 
@@ -67,7 +76,10 @@ def _below(given: str, root: str) -> str | None:
 def _below_folder(given: str, root: str) -> str | None:
     if "://" in given or "\x00" in given:
         return None
-    path = Path(given).expanduser().resolve()  # links are followed: what is opened must lie there
+    try:
+        path = Path(given).expanduser().resolve()  # links are followed: what is opened must lie there
+    except (OSError, RuntimeError):  # a home of nobody's, or links in a circle
+        return None
     return str(path) if path.is_relative_to(Path(root).expanduser().resolve()) else None
 
 
@@ -178,12 +190,13 @@ def uploaded_before(root: str, instant: Instant) -> list[str]:
             return []
         folders = [each for each in files.get_file_info(fs.FileSelector(path)) if each.type == fs.FileType.Directory]
         found = {each.base_name: files.get_file_info(fs.FileSelector(each.path)) for each in folders}
-    return [name for name, inside in found.items() if inside and all(_is_older(each, instant) for each in inside)]
+    return [name for name, inside in found.items() if inside and all(_is_old_upload(each, instant) for each in inside)]
 
 
-def _is_older(info: fs.FileInfo, instant: Instant) -> bool:
-    # A training set's own folder is no upload; object stores know no time of folders.
-    return info.type == fs.FileType.File and info.mtime_ns is not None and info.mtime_ns // 1_000 < instant
+def _is_old_upload(info: fs.FileInfo, instant: Instant) -> bool:
+    # Whatever else lies there, a training set's own folder or what others keep below the same root, is no upload.
+    named = info.type == fs.FileType.File and info.base_name in {f"spine.{form}" for form in _UPLOADS}
+    return named and info.mtime_ns is not None and info.mtime_ns // 1_000 < instant
 
 
 class Upload:

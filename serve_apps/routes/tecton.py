@@ -221,6 +221,9 @@ class TectonRoutes:
         self._admit()
         try:
             return await self._reads.free_values(call, plan, row.keys, self._how(asked))
+        except UserCodeError as error:
+            _refuse_late(error)
+            raise
         finally:
             self._under_way -= 1
 
@@ -229,8 +232,7 @@ class TectonRoutes:
         try:
             answer = await self._reads.read(call, plan, rows, self._how(asked))
         except UserCodeError as error:
-            if isinstance(error.__cause__, TimeLimit):
-                raise TimedOut(f"Timed out: {error}") from error
+            _refuse_late(error)
             raise
         finally:
             self._under_way -= 1
@@ -296,6 +298,11 @@ class TectonRoutes:
 _OF_BATCH = frozenset(
     {"sloEligible", "sloIneligibilityReasons", "sloServerTimeSeconds", "serverTimeSeconds", "storeMaxLatency"}
 )
+
+
+def _refuse_late(error: UserCodeError) -> None:
+    if isinstance(error.__cause__, TimeLimit):
+        raise TimedOut(f"Timed out: {error}") from error
 
 
 def _share(info: Json, rows: int) -> Json:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx2
+import pytest
 
 from cluster.processes import wait_until
 from cluster.sockets import bind_listener
@@ -18,6 +19,7 @@ from featurelib.definitions import Commit
 from featurelib.engine.program import pipelines_of
 from featurelib.settings import Settings
 from jobs.pipeline import PipelineTask
+from serve_apps.applying import Applying, Target
 from serve_apps.listener import Listener
 from serve_apps.services import Services, open_services
 from serve_apps.web import Application
@@ -136,3 +138,16 @@ def _work(tasks: list[PipelineTask], stopping: threading.Event) -> None:
     while not stopping.is_set():
         if sum(task.step() for task in tasks) == 0:
             stopping.wait(_IDLE_S)
+
+
+@contextmanager
+def impatient_with(pipeline: str) -> Iterator[None]:
+    """Wait for one pipeline, of which nobody works, a moment only; for others however busy the machine is."""
+    whole = Applying.wait
+
+    def wait(applying: Applying, each: str, targets: Sequence[Target], within_s: float) -> Awaitable[bool]:
+        return whole(applying, each, targets, 0.1 if each == pipeline else within_s)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Applying, "wait", wait)
+        yield

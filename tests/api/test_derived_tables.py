@@ -19,6 +19,7 @@ from featurelib.errors import NotFound
 from featurelib.stores import archive
 from featurelib.stores.archive import Archive
 from featurelib.stores.derived import DerivedTable
+from featurelib.stores.erasures import Erasures
 from jobs.derived import DerivedTables, Refreshed
 from tests.api.conftest import Platform
 from tests.api.test_offline import START, archive_all, sent, take_trips, trips, wire
@@ -110,6 +111,29 @@ async def test_what_was_erased_leaves_the_tables_and_their_files(taken, tables):
     assert files_of(location) == len(DeltaTable(location).file_uris())
 
 
+async def test_what_was_erased_while_a_table_was_made_leaves_it_the_next_time(taken, client, tables, monkeypatch):
+    written = DerivedTable.write
+    taken.clock.advance(HOUR)
+    async with taken.client("admin") as admin:
+        done = await admin.post("/api/v1/erase", json={"dataset": "Trip", "entity_ids": ["1"]})
+    receipt = Erasures(taken.registry.database, taken.clock)
+    (erasure,) = receipt.list()
+    assert done.json()["erasure_id"] == erasure.id
+
+    def write_after_it(*arguments: Any, **more: Any) -> None:
+        taken.clock.advance(HOUR)
+        receipt.move(erasure.id, "complete", {})
+        taken.clock.advance(HOUR)
+        written(*arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DerivedTable, "write", write_after_it)
+        tables.refresh("ByCity")
+    await sent(client, "Trip", trips(random.Random(8))[:1])
+    (refreshed,) = tables.refresh("ByCity")
+    assert refreshed.anew
+
+
 async def test_a_reader_opens_the_months_and_row_groups_it_asks_for(taken, tables):
     tables.refresh("ByCity")
     frame: Any = table_of(taken, "ByCity")
@@ -153,13 +177,14 @@ async def test_merging_files_does_not_hide_that_rows_are_older_than_an_erasure(t
     tables.refresh("ByCity")
     view = compile_views(taken.registry.definitions())[0]["ByCity"]
     table = DerivedTable(Archive(taken.settings.archive_url), view.dataset, view.program, {"Trip@1": 2})
-    written = table.written_at()
+    read_at = table.read_at()
     DeltaTable(table.location).optimize.z_order(["__key_group", "__time"])
-    archive._sort(DeltaTable(table.location), 202603)
-    assert (table.written_at(), DeltaTable(table.location).version()) == (written, 2)
+    archive._sort(DeltaTable(table.location), view.dataset, 202603)
+    assert (table.read_at(), DeltaTable(table.location).version()) == (read_at, 2)
+    taken.clock.advance(HOUR)
     await sent(client, "Trip", trips(random.Random(8))[:5])
     tables.refresh("ByCity")
-    assert table.written_at() > written
+    assert table.read_at() > read_at
 
 
 def put_in_the_way(location: str) -> None:

@@ -96,10 +96,37 @@ async def test_a_loop_is_interrupted_and_the_next_request_is_answered(start, iso
 
 
 LOOPS = """
-from featurelib import FeatureService
+from featurelib import *
 from tests.api.user_code import Looping
 
+@featureset
+class Branches:
+    shop: str = feature()
+    branches: list[str] = feature()
+
+    @extractor
+    @extractor_inputs("shop")
+    @extractor_outputs("branches")
+    def endless(cls, ts, shop):
+        while True:
+            pass
+
+@featureset
+class Branch:
+    branch: str = feature()
+    length: int = feature()
+
+    @extractor
+    @extractor_inputs("branch")
+    @extractor_outputs("length")
+    def measure(cls, ts, branch):
+        return len(branch)
+
 loops = FeatureService("loops", [Looping])
+branches = FeatureService(
+    "branches", [Slice(Branch, join_keys=["branch"]), Slice(Looping, join_keys=["shop"])],
+    join_keys={"shop": str, "branch": str}, wildcard=Wildcard("branch", Branches.branches),
+)
 """
 
 
@@ -118,12 +145,15 @@ async def test_an_extractor_beyond_its_limit_is_told_in_the_words_of_every_door(
     asked = {"name": "Looping", "version": "v1", "object_type": "feature_view", "request_rows": rows}
     limited = start(extractor_isolation=isolation, extractor_processes=1, **limits)
     async with limited as platform, platform.client() as client:
-        path = "/api/v1/feature-service/get-features"
-        tecton = await client.post(path, json={"params": {**params, "requestContextMap": context}})
+        path = "/api/v1/feature-service/"
+        body = {"params": {**params, "requestContextMap": context}}
+        tecton = await client.post(f"{path}get-features", json=body)
+        body = {"params": {**params, "featureServiceName": "branches", "requestContextMap": context}}
+        wildcard = await client.post(f"{path}query-features", json=body)
         snowflake = await client.post(
             "/api/v1/query", json={**asked, "metadata_options": {"include_serving_status": True}}
         )
-    assert (tecton.status_code, tecton.json()["code"]) == (504, 4)
+    assert [(each.status_code, each.json()["code"]) for each in (tecton, wildcard)] == [(504, 4)] * 2
     assert tecton.json()["message"].startswith("Timed out: ")
     assert "Looping." in tecton.json()["message"]
     assert "took longer than 50 ms and was interrupted" in tecton.json()["message"]

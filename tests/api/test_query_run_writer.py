@@ -231,6 +231,8 @@ def test_a_key_from_the_settings_is_taken_and_a_wrong_one_refused(tmp_path):
         (["a", "b"], ["a,b"], False),
         (Decimal("1.50"), "1.50", True),
         (-0.0, 0.0, False),
+        ({"a": 1, "b": [2]}, {"b": [2], "a": 1}, True),
+        ({"a": 1, "b": 2}, {"a": 2, "b": 1}, False),
     ],
 )
 def test_values_are_the_same_to_nine_digits(left, right, same):

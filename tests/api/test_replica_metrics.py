@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -131,6 +132,33 @@ async def test_a_replica_that_cannot_listen_for_the_others_serves_all_the_same(s
         client, _ = await _replica(stack, settings, clock, Siblings(taken, "query"))
         assert (await client.get("/health")).status_code == 200
         assert (await _samples(client))["thyme_replicas", ("state", "told")] == 1.0
+
+
+async def test_a_replica_that_ends_amid_its_figures_is_silent(replicas, folder):
+    (one, _), _ = replicas
+    with socket.socket(socket.AF_UNIX) as dying:
+        dying.bind(str(folder / "query-1.sock"))
+        dying.listen()
+        answering = threading.Thread(target=_tell_half, args=(dying,))
+        answering.start()
+        told = await _samples(one)
+        answering.join(10.0)
+    assert (told["thyme_replicas", ("state", "told")], told["thyme_replicas", ("state", "silent")]) == (2.0, 1.0)
+
+
+def _tell_half(door: socket.socket) -> None:
+    asker, _ = door.accept()
+    with asker:
+        asker.sendall(b"# HELP a A.\n# TYPE a gauge\na{b=")
+
+
+def test_a_family_that_one_replica_has_nothing_of_is_told_once():
+    heads = [b"# HELP errors_total E.\n# TYPE errors_total counter\n", b"# HELP b B.\n# TYPE b gauge\n"]
+    none, some = heads[0] + heads[1] + b"b 1.0\n", heads[0] + b"errors_total 2.0\n" + heads[1] + b"b 3.0\n"
+    told = labelled({"7": none, "8": some}).decode()
+    assert told.count("# TYPE errors_total counter") == told.count("# TYPE b gauge") == 1
+    assert 'errors_total{replica="8"} 2.0\n' in told
+    assert 'b{replica="7"} 1.0\nb{replica="8"} 3.0\n' in told
 
 
 def test_a_label_may_hold_what_ends_a_name():

@@ -12,7 +12,7 @@ from featurelib.errors import LogFull, StoreUnavailable
 from featurelib.stores.intake import Intake
 from featurelib.stores.log import Log
 from featurelib.stores.orders import Orders
-from tests.api.payments import Served, serving, workers
+from tests.api.payments import Served, impatient_with, serving, workers
 
 # The documented example requests, as they are printed.
 EXAMPLE = b"""{
@@ -75,7 +75,7 @@ PARTITIONS = 2
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, module_redis, migrated) -> Iterator[Served]:
     """The example, small limits, and workers for what users spend; nobody applies what merchants were reported for."""
-    limits = {"max_body_bytes": 100_000, "max_record_bytes": 2_000, "apply_wait_ms": 500}
+    limits = {"max_body_bytes": 100_000, "max_record_bytes": 2_000, "apply_wait_ms": 60_000}
     folder = tmp_path_factory.mktemp("ingest")
     with serving(folder, module_redis.url, migrated, snowflake=limits) as served, workers(served.platform, {"by_user"}):
         yield served
@@ -262,6 +262,7 @@ WRONG = {
     "unknown member": (b'{"records": {"a": []}, "dryRun": true}', "dryRun"),
     "NaN": (b'{"records": {"a": [{"amount": NaN}]}}', "not JSON"),
     "NaN beside 1e400": (b'{"records": {"a": [{"amount": 1e400, "tip": NaN}]}}', "not JSON"),
+    "half a surrogate pair beside 1e400": (b'{"records": {"a": [{"amount": 1e400, "tip": "\\ud800"}]}}', "not JSON"),
     "of another form beside 1e400": (b'{"records": {"a": [1e400]}}', "object"),
     "nested too deeply": (b'{"records": {"a": [{"x": ' + b"[" * 20_000, "too deeply"),
     "empty": (b"", "not JSON"),
@@ -346,7 +347,8 @@ def reported(user: str) -> dict:
 
 def test_a_view_that_does_not_apply_in_time_is_unavailable_and_may_be_sent_again(served, post, user):
     sent = body(reported(user), source="merchant_reports")
-    first = post(sent)
+    with impatient_with("by_merchant@1"):
+        first = post(sent)
     assert (first.status_code, first.json()["status"]) == (207, "partial_success")
     found = first.json()["sources"]["merchant_reports"]
     assert found["records"] == {"total": 1, "failed": 0}
@@ -370,7 +372,8 @@ def test_a_report_of_the_same_merchant_and_instant_replaces_the_one_before(serve
 def test_a_view_whose_pipeline_is_paused_is_not_in_a_state_for_writes(served, post, user):
     orders = Orders(served.platform.registry.database, served.platform.clock)
     orders.pause("by_merchant@1", None)
-    answer = post(body(reported(user), source="merchant_reports"))
+    with impatient_with("by_merchant@1"):
+        answer = post(body(reported(user), source="merchant_reports"))
     orders.resume("by_merchant@1", None)
     (view,) = answer.json()["sources"]["merchant_reports"]["feature_views"]["results"]
     assert (view["error"]["code"], view["error"]["retryable"]) == ("FAILED_PRECONDITION", False)
@@ -405,7 +408,8 @@ def test_when_only_the_second_source_cannot_be_stored_the_first_is_answered_for(
         return whole(intake, events, *others)
 
     monkeypatch.setattr(Intake, "upsert", half)
-    answer = post({"records": {SOURCE: [paid(user)], "merchant_reports": [reported(user)]}})
+    with impatient_with("by_merchant@1"):
+        answer = post({"records": {SOURCE: [paid(user)], "merchant_reports": [reported(user)]}})
     assert answer.status_code == 207
     assert answer.json()["sources"][SOURCE]["feature_views"] == APPLIED
     (view,) = answer.json()["sources"]["merchant_reports"]["feature_views"]["results"]

@@ -13,7 +13,7 @@ from featurelib.stores.intake import Intake
 from featurelib.stores.orders import Orders
 from featurelib.stores.refused_rows import RefusedRows
 from featurelib.stores.registry import JobRecord, WorkerStatus
-from tests.api.payments import Served, serving, workers
+from tests.api.payments import Served, impatient_with, serving, workers
 
 _MODULE = """
 import math
@@ -43,6 +43,30 @@ class odd_users:
         rooted = payments.transform(roots, output_columns={"root": float})
         return rooted.groupby("user_id").aggregate(root_1h=Sum(of="root", window="1h"))
 
+@dataset(version=1)
+class united_payments:
+    user_id: str = field(key=True)
+    amount: float = field()
+    timestamp: datetime = field(timestamp=True)
+
+@dataset(version=1)
+class united_refunds:
+    user_id: str = field(key=True)
+    amount: float = field()
+    timestamp: datetime = field(timestamp=True)
+
+@dataset(index=True, version=1)
+class united_users:
+    user_id: str = field(key=True)
+    united_1h: float = field()
+    timestamp: datetime = field(timestamp=True)
+
+    @pipeline(version=1)
+    @inputs(united_payments, united_refunds)
+    def by_united_user(cls, payments, refunds):
+        rooted = payments.union(refunds).transform(roots, output_columns={"root": float})
+        return rooted.groupby("user_id").aggregate(united_1h=Sum(of="root", window="1h"))
+
 @dataset(version=1, upsert=True)
 class upserted_payments:
     user_id: str = field(key=True)
@@ -70,6 +94,11 @@ class upserted_features:
     payments_1h: int = feature(ref=upserted_users.payments_1h)
 
 @featureset
+class united_features:
+    user_id: str = feature()
+    united_1h: float = feature(ref=united_users.united_1h)
+
+@featureset
 class odd_features:
     user_id: str = feature()
     root_1h: float = feature(ref=odd_users.root_1h)
@@ -83,9 +112,9 @@ def served(tmp_path_factory, module_redis, migrated) -> Iterator[Served]:
     """The example, of which nobody works, and a stream source whose pipeline takes roots."""
     folder = tmp_path_factory.mktemp("codes")
     (folder / "odd.py").write_text(_MODULE)
-    with serving(folder, module_redis.url, migrated, snowflake={"apply_wait_ms": 500}) as served:
+    with serving(folder, module_redis.url, migrated, snowflake={"apply_wait_ms": 60_000}) as served:
         served.commit(compile_module(folder / "odd.py"))
-        with workers(served.platform, {"by_odd_user", "by_upserted_user"}):
+        with workers(served.platform, {"by_odd_user", "by_united_user", "by_upserted_user"}):
             yield served
 
 
@@ -159,7 +188,7 @@ def unwritable(_: Served) -> Iterator[None]:
 
 Arrangement = Callable[[Served], AbstractContextManager[None]]
 IDLE_CODES: dict[str, tuple[Arrangement, str, bool, str]] = {
-    "UNAVAILABLE": (nothing, "online", True, "by_merchant@1 has not applied them within 0.5 s"),
+    "UNAVAILABLE": (nothing, "online", True, "by_merchant@1 has not applied them within 60 s"),
     "FAILED_PRECONDITION": (paused, "online", False, "by_merchant@1 is paused"),
     "NOT_FOUND": (elsewhere, "online", True, "nothing runs pipeline by_merchant@1"),
     "INTERNAL": (failing, "online", True, "by_merchant@1 fails and is retried: CorruptState: a pane does not decode"),
@@ -171,7 +200,7 @@ IDLE_CODES: dict[str, tuple[Arrangement, str, bool, str]] = {
 def test_a_view_that_does_not_apply_the_records_says_why(served, code):
     arranged, store, retryable, words = IDLE_CODES[code]
     sent = {IDLE: [report(code)], BUSY: [payment(code, 4.0)]}
-    with arranged(served):
+    with arranged(served), impatient_with("by_merchant@1"):
         answer = served.producer.post(URL, json={"records": dict(reversed(sent.items()))})
     assert answer.status_code == 207
     (view,) = answer.json()["sources"][IDLE]["feature_views"]["results"]
@@ -220,6 +249,10 @@ class TestUdfExecutionFailed:
     def test_a_record_of_another_request_costs_nothing(self, served):
         assert view_of(served, BUSY, payment("first", -4.0, 40))["status"] == "failed"
         assert view_of(served, BUSY, payment("second", 4.0, 40))["status"] == "success"
+
+    def test_a_record_at_the_same_place_and_instant_of_another_source_of_the_view_costs_nothing(self, served):
+        assert view_of(served, "united_refunds", payment("both", -4.0))["status"] == "failed"
+        assert view_of(served, "united_payments", payment("both", 4.0))["status"] == "success"
 
     def test_when_it_cannot_be_known_the_request_may_be_sent_again(self, served, monkeypatch):
         def away(*_: object) -> None:

@@ -151,11 +151,15 @@ async def test_a_csv_file_is_read_with_its_ids_as_text_and_a_large_one_by_its_jo
         ("s3://b/spines/x.parquet", "s3://key:secret@b/spines/x.parquet?region=eu"),
         ("s3://b/spines/a/../x.parquet", "s3://key:secret@b/spines/x.parquet?region=eu"),
         ("s3://b/spines/../x.parquet", None),
+        ("s3://b/spines/%2e%2E/x.parquet", None),
+        ("s3://b/spines/a%2F..%2F..%2Fx.parquet", None),
+        ("s3://b/spines/a%20b.parquet", "s3://key:secret@b/spines/a%20b.parquet?region=eu"),
         ("s3://b/spines2/x.parquet", None),
         ("s3://other/spines/x.parquet", None),
         ("s3://me:too@b/spines/x.parquet", None),
         ("s3://b/spines/x.parquet?endpoint_override=evil", None),
         ("gs://b/spines/x.parquet", None),
+        ("s3://[b/spines/x.parquet", None),
     ],
 )
 def test_a_url_is_opened_with_the_credentials_of_the_settings_and_with_none_of_the_request(given, opened):
@@ -166,6 +170,23 @@ def test_a_url_is_opened_with_the_credentials_of_the_settings_and_with_none_of_t
     with pytest.raises(InvalidRequest) as refused:
         allowed_spine(given, roots)
     assert "secret" not in str(refused.value)
+
+
+def test_a_file_url_leads_nowhere_but_below_its_root_whatever_it_encodes_or_links_to(tmp_path):
+    inside, outside = stored(spine(), tmp_path / "spines"), stored(spine(), tmp_path / "elsewhere")
+    (tmp_path / "spines/link.parquet").symlink_to(outside)
+    roots = (f"file://{tmp_path}/spines",)
+    assert allowed_spine(f"file://{inside}", roots) == inside
+    for name in ("%2e%2e/elsewhere/spine.parquet", "..%2felsewhere/spine.parquet", "link.parquet"):
+        with pytest.raises(InvalidRequest, match="spine_roots"):
+            allowed_spine(f"{roots[0]}/{name}", roots)
+
+
+def test_a_path_that_leads_nowhere_at_all_is_refused_as_one_outside(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for named in ("~nobody-of-that-name/x.parquet", f"{tmp_path}/circle", f"{tmp_path}/circle/x.parquet"):
+        with pytest.raises(InvalidRequest, match="spine_roots"):
+            allowed_spine(named, (str(tmp_path),))
 
 
 async def test_made_like_another_one_it_has_the_same_bytes_whatever_came_since(taken, client):

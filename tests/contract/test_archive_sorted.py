@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, WriterProperties
 
 from featurelib.clock import DAY, parse_instant
 from featurelib.definitions import DatasetDef, FieldDef
@@ -42,6 +43,12 @@ def payments(first: int, count: int, day: int) -> pa.Table:
     schema = record_schema(PAYMENT)
     columns = [pa.array([row.get(name) for row in rows]) for name in schema.names]
     return pa.Table.from_arrays(columns, names=schema.names).cast(schema)
+
+
+def named_at_length(records: pa.Table) -> pa.Table:
+    """Records of users with names of 40 characters, hardly two of one name."""
+    names = [f"{offset * 7_919 % 100_003:05d}" * 8 for offset in records["__offset"].to_pylist()]
+    return records.set_column(records.schema.get_field_index("user"), records.schema.field("user"), pa.array(names))
 
 
 @pytest.fixture
@@ -86,6 +93,18 @@ def test_a_month_that_is_over_is_stored_by_key_group_key_and_time(archive):
 def test_a_sorted_month_is_not_written_again(archive):
     archive.compact(PAYMENT)
     files = files_of(archive, 202601)
+    archive.compact(PAYMENT)
+    assert files_of(archive, 202601) == files
+
+
+def test_a_sorted_month_of_files_that_are_not_quite_full_is_not_written_again(archive, monkeypatch):
+    monkeypatch.setattr(archive_module, "WRITER", WriterProperties(max_row_group_size=2_000, compression="ZSTD"))
+    monkeypatch.setattr(archive_module, "_TARGET_BYTES", 120_000)
+    for first in range(350, 30_350, 3_000):
+        archive.append(PAYMENT, named_at_length(payments(first, 3_000, 0)))
+    archive.compact(PAYMENT)
+    files = files_of(archive, 202601)
+    assert len(files) > 1 + sum(Path(file.removeprefix("file://")).stat().st_size for file in files) // 120_000
     archive.compact(PAYMENT)
     assert files_of(archive, 202601) == files
 

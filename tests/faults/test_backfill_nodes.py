@@ -76,13 +76,13 @@ def test_partitions_spread_over_nodes_and_a_killed_builder_loses_no_group_that_w
 ) -> None:
     what, died = order(world, 2), str(tmp_path / "died")
     with pytest.raises(RayError):
-        map_partitions(KilledBuild, (what, died), PARTITIONS)
+        map_partitions(KilledBuild, (what, str(tmp_path / "first"), died), PARTITIONS)
     kept = world.store.progress(what.state)
     theirs = [group for group in kept.standings if owner_of_group(group, PARTITIONS) == DYING]
     assert len(theirs) == BUILT_BEFORE
     assert 0 < kept.rows < RIDERS * RIDES_EACH
 
-    again = map_partitions(KilledBuild, (what, died), PARTITIONS)
+    again = map_partitions(KilledBuild, (what, str(tmp_path / "again"), died), PARTITIONS)
     assert sorted(each["partition"] for each in again) == list(range(PARTITIONS))
     assert sum(each["rows"] for each in again) == RIDERS * RIDES_EACH - kept.rows
     assert len(Counter(each["node"] for each in again)) == NODES

@@ -149,6 +149,13 @@ def test_the_only_output_may_be_the_dict_itself_or_stand_under_its_name(one):
         assert one(source, input_type=MONEY, output="dict[str, int]", value=money(3)) == {"a": 3}
 
 
+@pytest.mark.parametrize("word", ["a", "y"])
+def test_a_map_whose_only_key_is_the_outputs_name_is_as_any_other(one, word):
+    source = "def f(cls, ts, x): return {x: len(x)}"
+    assert one(source, input_type="str", output="dict[str, int]", value=word) == {word: 1}
+    assert one(source, input_type="str", output="struct[a: int, y: int]", value=word) == {"a": None, "y": None, word: 1}
+
+
 def test_what_user_code_does_to_a_struct_changes_no_other_value(one):
     value = money(3)
     source = "def f(cls, ts, x):\n    x['tags']['a'].append(2)\n    x['tags']['b'] = []\n    return len(x.tags['a'])"

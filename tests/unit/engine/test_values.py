@@ -94,6 +94,13 @@ def test_an_array_or_a_series_is_a_list_of_its_values(made):
     assert caster("list[int]")(made) == [1, 2]
 
 
+@pytest.mark.parametrize("key", [[1], {"a": 1}, 1, None])
+def test_an_entry_of_a_map_whose_key_is_no_text_is_refused(key):
+    assert caster("dict[str, int]")([{"key": "a", "value": 2}]) == {"a": 2}
+    with pytest.raises(ValueError, match="is not text, which the keys of a map are"):
+        caster("dict[str, int]")([{"key": key, "value": 2}])
+
+
 def test_half_of_a_surrogate_pair_is_no_text():
     with pytest.raises(ValueError, match="text that no UTF-8 spells"):
         caster("str")("a\ud800")

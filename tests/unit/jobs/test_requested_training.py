@@ -160,3 +160,11 @@ def test_an_upload_that_nobody_asked_for_in_the_end_goes_after_a_day(scene: Scen
     assert scene.training.forget_abandoned() == 1
     abandoned.close()
     assert (scene.now(made).state, scene.files()) == ("requested", ["spine.parquet"])
+
+
+def test_what_others_keep_below_the_same_root_is_left_alone_however_old(scene: Scene) -> None:
+    scene.clock.advance(SystemClock().now() - scene.clock.now() + 2 * DAY)
+    folder = Path(scene.settings.training_url) / "invoices"
+    folder.mkdir(parents=True)
+    (folder / "2025.parquet").write_bytes(b"rows")
+    assert (scene.training.forget_abandoned(), scene.files()) == (0, ["2025.parquet"])
