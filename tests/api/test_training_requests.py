@@ -448,3 +448,5 @@ async def test_what_a_training_set_failed_with_is_what_the_client_raises(taken, 
         await sdk.cancel_training_set(begun["id"])
         with pytest.raises(InvalidRequest, match="several types"):
             await sdk.request_training_set("Rider", [{"entity_id": 7, "timestamp": 0}, {"entity_id": "x"}])
+        with pytest.raises(InvalidRequest, match="beyond 64 bits"):
+            await sdk.request_training_set("Rider", [{"entity_id": 1 << 70, "timestamp": 0}])
