@@ -19,6 +19,8 @@ from functools import cached_property, reduce
 from operator import and_, or_
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from pyarrow import fs
 
 from featurelib.clock import Instant
 from featurelib.definitions import DatasetDef, ref
@@ -116,7 +119,7 @@ class ArchiveSnapshot:
         with answering_archive():
             below = below if below is None or self._is_cut(below) else None
             wanted = _condition(self.dataset, keys, groups, since, until, below)
-            stored = self._of_keys(keys, groups, since, until) if keys is not None else self._table.to_pyarrow_dataset()
+            stored = self._of_keys(keys, groups, since, until) if keys is not None else files_of(self._table)
             names = [name for name in schema.names if name in stored.schema.names]
             table = stored.to_table(columns=names, filter=wanted)
         return with_schema(table, schema)
@@ -141,7 +144,7 @@ class ArchiveSnapshot:
     def _stored(self) -> ds.FileSystemDataset:
         # Only ever asked for its files: what is read of them would stay in memory with it.
         assert self._table is not None
-        return self._table.to_pyarrow_dataset()
+        return files_of(self._table)
 
     def batches(
         self,
@@ -167,7 +170,7 @@ class ArchiveSnapshot:
         with answering_archive():
             below = below if below is None or self._is_cut(below) else None
             wanted = _condition(self.dataset, None, groups, since, until, below)
-            stored = self._table.to_pyarrow_dataset()
+            stored = files_of(self._table)
             names = [name for name in schema.names if name in stored.schema.names]
             # One file at a time: with the usual 16 the pieces in flight alone took 700 MB.
             pieces = stored.to_batches(
@@ -213,7 +216,7 @@ class ArchiveSnapshot:
         if self._table is None:
             return 0
         with answering_archive():
-            stored = self._table.to_pyarrow_dataset()
+            stored = files_of(self._table)
             return int(stored.count_rows(filter=_condition(self.dataset, None, groups, since, until, below)))
 
     def size_bytes(self, since: Instant | None = None, until: Instant | None = None) -> int:
@@ -233,7 +236,7 @@ class ArchiveSnapshot:
             return schema.empty_table()
         wanted = (ds.field(PARTITION) == partition) & (ds.field(OFFSET) >= first) & (ds.field(OFFSET) < end)
         with answering_archive():
-            stored = self._table.to_pyarrow_dataset()
+            stored = files_of(self._table)
             names = [name for name in schema.names if name in stored.schema.names]
             table = stored.to_table(columns=names, filter=wanted)
         return with_schema(table, schema).sort_by(OFFSET)
@@ -255,6 +258,19 @@ def _is_newest(location: str, held: tuple[_Mark, ArchiveSnapshot], mark: _Mark) 
     # A folder's time moves on every few milliseconds only: a commit right after the one that was opened is looked for.
     following = Path(location, "_delta_log", f"{held[1].version + 1:020}.json")
     return held[0] == mark and not following.exists()
+
+
+def files_of(table: DeltaTable) -> ds.FileSystemDataset:
+    """A table's files as Arrow reads them.
+
+    Local ones by Arrow's own file system: delta-rs's is called in Python from Arrow's threads, and a process that ends
+    while one of them is still in it aborts (one to three of six that read and ended).
+    """
+    if not _is_local(table):
+        return table.to_pyarrow_dataset()
+    uri = table.table_uri
+    folder = url2pathname(urlsplit(uri).path) if uri.startswith("file:") else uri
+    return table.to_pyarrow_dataset(filesystem=fs.SubTreeFileSystem(folder, fs.LocalFileSystem()))
 
 
 def _is_local(table: DeltaTable) -> bool:
@@ -420,9 +436,7 @@ class Archive:
         groups = sorted({key_group(text) for text in tombstones})
         conditions = [*key_conditions(dataset, list(tombstones)), ds.field(KEY_GROUP).isin(groups)]
         with answering_archive():
-            found = table.to_pyarrow_dataset().to_table(
-                columns=[*schema.names, dataset.key.name], filter=reduce(and_, conditions)
-            )
+            found = files_of(table).to_table(columns=[*schema.names, dataset.key.name], filter=reduce(and_, conditions))
         texts = key_texts([pl.Series("key", pl.from_arrow(found[dataset.key.name].cast(_key_type(dataset))))])
         through = texts.replace_strict(tombstones, default=-1, return_dtype=pl.Int64)
         theirs = found[OFFSET].to_numpy() <= through.to_numpy()
@@ -544,7 +558,7 @@ def _rewrite_without(table: DeltaTable, month: int, rows: pa.Table) -> int:
         for part in partitions
     ]
     kept = (ds.field(MONTH) == month) & ~reduce(or_, theirs)
-    stored = table.to_pyarrow_dataset()
+    stored = files_of(table)
     # A stream: a month may be larger than memory. Few files at once keep what is sorted within each together.
     reader = stored.scanner(filter=kept, batch_size=_REWRITE_ROWS, fragment_readahead=1, batch_readahead=2).to_reader()
     write_deltalake(table, reader, mode="overwrite", predicate=f"{MONTH} = {month}", writer_properties=WRITER)
@@ -650,7 +664,7 @@ def _lies_sorted(table: DeltaTable, month: int) -> bool:
 
 def _sort(table: DeltaTable, dataset: DatasetDef, month: int) -> None:
     """Write a month anew, sorted by key group, key and time throughout: a key's rows lie in a row group or two."""
-    stored = table.to_pyarrow_dataset()
+    stored = files_of(table)
     order = [(KEY_GROUP, "ascending"), (dataset.key.name, "ascending"), (TIME, "ascending")]
     reader = pa.RecordBatchReader.from_batches(stored.schema, _sorted(stored, order, month))
     write_deltalake(

@@ -24,6 +24,7 @@ from pyarrow import fs
 
 from featurelib.definitions import Record
 from featurelib.errors import InvalidRequest, StoreUnavailable
+from featurelib.stores.archive import files_of
 
 Form = Literal["parquet", "csv", "arrow", "delta"]
 _FORMS: dict[str, Form] = {
@@ -242,7 +243,7 @@ class _DeltaSpine(SpineSource):
     def __init__(self, url: str, name: str, files: fs.FileSystem, version: int | None) -> None:
         self._name, self._files = name, files
         table = DeltaTable(url, version=version)
-        self._stored = table.to_pyarrow_dataset()
+        self._stored = files_of(table)
         self.schema = self._stored.schema.remove_metadata()
         self.identity = SpineIdentity(url=name, form="delta", version=table.version())
 

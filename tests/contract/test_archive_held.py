@@ -8,11 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from deltalake import DeltaTable
+from pyarrow import fs
 
 from featurelib.clock import DAY, parse_instant
 from featurelib.definitions import DatasetDef, FieldDef
 from featurelib.engine.records import record_schema
-from featurelib.stores.archive import Archive
+from featurelib.stores.archive import Archive, files_of
 from featurelib.stores.archive_footers import Bound, Footers
 
 JANUARY = parse_instant("2026-01-01")
@@ -122,3 +124,14 @@ def test_row_groups_that_cannot_hold_a_key_are_left_out_and_old_footers_go(tmp_p
         assert sum(footer.chunks for footer in footers._held.values()) <= 40
     nowhere = footers.narrowed("t", stored[0], None, [Bound("user", "v", "w")])
     assert nowhere.to_table().num_rows == 0
+
+
+@pytest.mark.parametrize("name", ["plain", "a b#c?d", "ä"])
+def test_local_files_are_read_without_python_in_arrows_threads(tmp_path, name):
+    """A process that ends while one of them is in Python aborts, once in a few times."""
+    archive = Archive(str(tmp_path / name))
+    archive.append(PAYMENT, payments(0, 200))
+    assert offsets_of(archive, "u7") == list(range(7, 200, USERS))
+    stored = files_of(DeltaTable(archive.location(PAYMENT)))
+    assert not isinstance(stored.filesystem, fs.PyFileSystem)
+    assert stored.count_rows() == 200
