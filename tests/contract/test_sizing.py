@@ -67,7 +67,7 @@ EVENTS = (10, 1_000, 100_000)
 # Keys measured per size: small ones differ most from one another.
 MEASURED = {10: 40, 1_000: 8, 100_000: 1}
 OVER = 30 * DAY
-# A block may be one of 16 bytes more that was freed before: it counts whole. A hash has a few, and one a field as a table.
+# A block may be one of 16 bytes more that was freed before. A hash is a few blocks; as a table one more per field.
 REUSED_BLOCK = 16
 REUSED = 3 * REUSED_BLOCK
 SHOPS = 1_000
