@@ -665,8 +665,8 @@ def _lies_sorted(table: DeltaTable, month: int) -> bool:
 def _sort(table: DeltaTable, dataset: DatasetDef, month: int) -> None:
     """Write a month anew, sorted by key group, key and time.
 
-    delta-rs writes pieces of 65,536 rows side by side, so the order holds within a piece, and a key's rows lie in two to
-    five row groups of a large month.
+    delta-rs writes pieces of 65,536 rows side by side, so the order holds within a piece, and a key's rows lie in two
+    to five row groups of a large month.
     """
     stored = files_of(table)
     order = [(KEY_GROUP, "ascending"), (dataset.key.name, "ascending"), (TIME, "ascending")]
