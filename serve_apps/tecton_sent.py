@@ -7,6 +7,7 @@ and replayed like any other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,9 +82,10 @@ def _by_name(given: Any, names: list[str], *, ignore_extra: bool) -> Mapping[str
 
 def _number(type_name: str, text: str) -> int | float:
     if type_name == "float":
-        if text not in _NOT_FINITE and text.lower().strip("+-") in {"nan", "inf", "infinity"}:
-            raise _unfit(text, "a number")
-        return float(text)
+        number = float(text.replace("_", "?"))  # Python's own digits may be set apart with _, a caller's may not
+        if text not in _NOT_FINITE and not math.isfinite(number):
+            raise _unfit(text, "a number of 64 bits")
+        return number
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20):  # noqa: PLR2004  # digits of 2**63
         raise _unfit(text, "an int64")

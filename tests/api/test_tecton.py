@@ -294,6 +294,12 @@ def test_a_null_in_the_request_context_and_what_is_no_number_are_read_as_null(se
     assert answer.json()["result"] == {"features": [*OF_U1[:9], None, True]}
 
 
+@pytest.mark.parametrize("given", ["1e400", "-1e400", "1_0", "inf", "nan", "infinity", "", "1.5x"])
+def test_a_text_that_is_no_number_of_the_wire_is_refused(served, given):
+    answer = served.read(**{**U1, "requestContextMap": {"amount": given}})
+    assert (answer.status_code, answer.json()["code"]) == (400, 3)
+
+
 @pytest.mark.parametrize("given", [None, "NaN", "Infinity", "-Infinity"])
 def test_null_is_a_value_of_every_request_feature_and_a_run_of_it_can_be_replayed(served, given):
     answer = served.read(**strictly(given))
