@@ -29,7 +29,18 @@ from serve_apps.routes.training_sets import TrainingSetDetail, TrainingSetView
 from tests.api.conftest import NOON, Platform
 from tests.api.test_offline import sent, take_trips, trips
 from tests.api.test_sdk_over_app import client_of
-from tests.api.test_training_sets import MISTAKES, ROWS, asked, full_disk, made, rows_of, spine, stored
+from tests.api.test_training_sets import (
+    MISTAKES,
+    ROWS,
+    Stopped,
+    asked,
+    dying_after,
+    full_disk,
+    made,
+    rows_of,
+    spine,
+    stored,
+)
 
 SETS = "/api/v1/training-sets"
 PARQUET, ARROW = "application/vnd.apache.parquet", "application/vnd.apache.arrow.stream"
@@ -283,21 +294,6 @@ async def test_a_query_of_an_upload_that_is_wrong_is_refused_by_its_parameter(ta
 async def test_an_order_that_is_wrong_says_what_is_missing(taken, client, order, status, message):
     answer = await client.post(SETS, json=order)
     assert (answer.status_code, message in answer.json()["detail"]) == (status, True), answer.text
-
-
-class Stopped(Exception):
-    """The process is gone."""
-
-
-def dying_after(platform: Platform, parts: int, read: list[int]) -> Callable[[Work], Iterator[int]]:
-    def reading(work: Work) -> Iterator[int]:
-        for number in read_here(platform.settings, work):
-            read.append(number)
-            if len(read) == parts:
-                raise Stopped
-            yield number
-
-    return reading
 
 
 async def test_a_job_that_was_killed_is_gone_on_with_and_nothing_is_seen_before_all_is_there(taken, client):

@@ -11,9 +11,9 @@ from deltalake.exceptions import CommitFailedError
 
 from featurelib.clock import DAY, parse_instant
 from featurelib.definitions import DatasetDef, FieldDef
-from featurelib.engine.records import record_schema
 from featurelib.stores import archive as archive_module
 from featurelib.stores.archive import Archive
+from tests.support.log_records import log_records
 
 START = parse_instant("2026-01-20")
 KEYS = {"str": [f"person-{n}-of-ten" for n in range(10)], "int": [f"{70_000_001 + n}" for n in range(10)]}
@@ -32,21 +32,16 @@ def dataset(kind: str) -> DatasetDef:
 
 def records(of: DatasetDef, first: int, count: int) -> pa.Table:
     """Records with these offsets of partition 0, a day apart: their months differ."""
-    rows = [
-        {
-            "rider": KEYS[of.key.type][n % 10] if of.key.type == "str" else int(KEYS["int"][n % 10]),
-            "note": f"note of {KEYS[of.key.type][n % 10]}",
+    keys = KEYS[of.key.type]
+    rows = {
+        n: {
+            "rider": keys[n % 10] if of.key.type == "str" else int(keys[n % 10]),
+            "note": f"note of {keys[n % 10]}",
             "at": START + n * DAY,
-            "__time": START + n * DAY,
-            "__accepted_at": n,
-            "__partition": 0,
-            "__offset": n,
-            "__late": False,
         }
         for n in range(first, first + count)
-    ]
-    schema = record_schema(of)
-    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in schema.names}).cast(schema)
+    }
+    return log_records(of, rows)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from pyarrow import fs
 
 from featurelib.clock import DAY, parse_instant
 from featurelib.definitions import DatasetDef, FieldDef
-from featurelib.engine.records import record_schema
 from featurelib.stores.archive import Archive, files_of
 from featurelib.stores.archive_footers import Bound, Footers
+from tests.support.log_records import log_records
 
 JANUARY = parse_instant("2026-01-01")
 USERS = 40
@@ -27,21 +27,8 @@ PAYMENT = DatasetDef(
 
 def payments(first: int, count: int, dataset: DatasetDef = PAYMENT) -> pa.Table:
     """Log records with these offsets, a day apart, of each user in turn."""
-    rows = [
-        {
-            "user": f"u{number % USERS}",
-            "at": JANUARY + number * DAY,
-            "__time": JANUARY + number * DAY,
-            "__accepted_at": number,
-            "__partition": 0,
-            "__offset": number,
-            "__late": False,
-        }
-        for number in range(first, first + count)
-    ]
-    schema = record_schema(dataset)
-    columns = [pa.array([row.get(name) for row in rows]) for name in schema.names]
-    return pa.Table.from_arrays(columns, names=schema.names).cast(schema)
+    numbers = range(first, first + count)
+    return log_records(dataset, {n: {"user": f"u{n % USERS}", "at": JANUARY + n * DAY} for n in numbers})
 
 
 def offsets_of(archive: Archive, user: str, dataset: DatasetDef = PAYMENT) -> list[int]:

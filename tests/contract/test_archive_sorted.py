@@ -15,9 +15,9 @@ from deltalake import DeltaTable, WriterProperties
 
 from featurelib.clock import DAY, parse_instant
 from featurelib.definitions import DatasetDef, FieldDef
-from featurelib.engine.records import record_schema
 from featurelib.stores import archive as archive_module
 from featurelib.stores.archive import KEY_GROUP, MONTH, Archive
+from tests.support.log_records import log_records
 
 JANUARY = parse_instant("2026-01-01")
 PAYMENT = DatasetDef(
@@ -28,21 +28,8 @@ PAYMENT = DatasetDef(
 
 def payments(first: int, count: int, day: int) -> pa.Table:
     """Log records with these offsets, all within so many days and the next 20."""
-    rows = [
-        {
-            "user": f"u{number * 7 % 40}",
-            "at": JANUARY + (day + number % 20) * DAY,
-            "__time": JANUARY + (day + number % 20) * DAY,
-            "__accepted_at": number,
-            "__partition": 0,
-            "__offset": number,
-            "__late": False,
-        }
-        for number in range(first, first + count)
-    ]
-    schema = record_schema(PAYMENT)
-    columns = [pa.array([row.get(name) for row in rows]) for name in schema.names]
-    return pa.Table.from_arrays(columns, names=schema.names).cast(schema)
+    at = {number: JANUARY + (day + number % 20) * DAY for number in range(first, first + count)}
+    return log_records(PAYMENT, {number: {"user": f"u{number * 7 % 40}", "at": at[number]} for number in at})
 
 
 def named_at_length(records: pa.Table) -> pa.Table:

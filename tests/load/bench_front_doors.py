@@ -9,13 +9,11 @@ costs a replica is measured without a platform: a listener in a process of its o
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +21,6 @@ import httpx2
 import psutil
 
 from cluster.processes import wait_until
-from cluster.sockets import bind_listener
 from featurelib import ThymeClient
 from featurelib.clock import SECOND, SystemClock, format_instant
 from featurelib.compile import compile_module
@@ -33,11 +30,9 @@ from featurelib.plan import plan
 from featurelib.settings import Settings
 from featurelib.stores.registry import Registry
 from jobs.pipeline import PipelineTask
-from serve_apps.listener import Listener
-from serve_apps.services import open_services
-from serve_apps.web import Application
 from tests.load.harness import Figure, median, report
 from tests.load.http_load import Job, get, in_turn, measure, percentile, post
+from tests.load.listening import listening
 from tests.support.platforms import Platform
 from tests.support.redis_server import RedisServer
 
@@ -98,29 +93,14 @@ def serving(folder: Path) -> Iterator[Replica]:
     registry.migrate()
     _, key = registry.create_key("admin", "bench")
     registry.commit(_commit(), plan, None)
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(settings, theirs))
-    process.start()
-    try:
-        port = ours.recv()
+    with ExitStack() as opened:
+        opened.callback(store.stop)
+        opened.callback(registry.close)
+        process, port = opened.enter_context(listening(settings))
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"}) as client:
             client.post("/api/v1/log", json={"dataset": "Payment", "events": payments()}).raise_for_status()
         fold(registry, settings)
-        yield Replica(psutil.Process(process.pid), port, key)
-    finally:
-        ours.send("stop")
-        process.join()
-        registry.close()
-        store.stop()
-
-
-def serve(settings: Settings, parent: Connection) -> None:
-    """Run the replica until told to stop; what the child process does."""
-    listener = Listener(Application(lambda: open_services(settings, SystemClock())), bind_listener("127.0.0.1", 0))
-    listener.start()
-    parent.send(listener.port)
-    parent.recv()
-    listener.stop()
+        yield Replica(process, port, key)
 
 
 def fold(registry: Registry, settings: Settings) -> None:

@@ -9,14 +9,12 @@ used, so the client and whatever else runs here do not count. One core's worth o
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,15 +22,12 @@ import httpx2
 import psutil
 import pyarrow as pa
 
-from cluster.sockets import bind_listener
 from featurelib.clock import SystemClock
 from featurelib.compile import compile_module
 from featurelib.settings import Settings
 from featurelib.stores.registry import Registry
-from serve_apps.listener import Listener
-from serve_apps.services import open_services
-from serve_apps.web import Application
 from tests.load.harness import Figure, report
+from tests.load.listening import listening
 from tests.support.redis_server import RedisServer
 
 MODULE = """
@@ -164,30 +159,16 @@ def serving(folder: Path) -> Iterator[Serving]:
     registry.migrate()
     _, secret = registry.create_key("admin", "bench")
     registry.close()
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(settings, theirs))
-    process.start()
-    try:
-        url = f"http://127.0.0.1:{ours.recv()}"
+    with ExitStack() as opened:
+        opened.callback(store.stop)
+        process, port = opened.enter_context(listening(settings))
+        url = f"http://127.0.0.1:{port}"
         headers = {"Authorization": f"Bearer {secret}"}
         with httpx2.Client(base_url=url, headers=headers, timeout=120) as client:
             (folder / "declared.py").write_text(MODULE)
             commit = compile_module(folder / "declared.py").model_dump_json()
             client.post("/api/v1/commit", content=commit).raise_for_status()
-            yield Serving(psutil.Process(process.pid), psutil.Process(store.pid), client)
-    finally:
-        ours.send("stop")
-        process.join()
-        store.stop()
-
-
-def serve(settings: Settings, parent: Connection) -> None:
-    """Run the service until told to stop; what the child process does."""
-    listener = Listener(Application(lambda: open_services(settings, SystemClock())), bind_listener("127.0.0.1", 0))
-    listener.start()
-    parent.send(listener.port)
-    parent.recv()
-    listener.stop()
+            yield Serving(process, psutil.Process(store.pid), client)
 
 
 def _cpu(process: psutil.Process) -> float:
