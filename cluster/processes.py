@@ -98,7 +98,10 @@ def begin_session(niceness: int = 0) -> None:
     Args:
         niceness: how far it gives way to others, 0 to 19.
     """
-    with suppress(PermissionError):  # it leads a process group, and so a session of its own, already
+    if os.getsid(0) != os.getpid():
+        if os.getpgid(0) == os.getpid():
+            # The leader of a process group may begin no session, and Ray makes every worker one.
+            os.setpgid(0, os.getpgid(os.getppid()))
         os.setsid()
     if niceness:
         os.nice(niceness)

@@ -6,6 +6,7 @@ One platform with a short lease serves the module: rides are ingested from files
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -85,6 +86,18 @@ def total(town: Town) -> int:
 
 def wanted_processes(town: Town) -> int:
     return sum(each["partition_count"] for each in town.client.jobs())
+
+
+def test_replicas_and_workers_are_sessions_of_their_own_and_only_workers_are_nice(town: Town) -> None:
+    # Linux shares a processor between sessions first: in one with the workers, whose niceness is the session's, reads
+    # waited for hundreds of milliseconds on a full machine.
+    folding, serving = (town.platform.processes(title) for title in ("ray::PipelineWorker", "ray::ServeReplica"))
+    assert folding
+    assert serving
+    assert all(os.getsid(process.pid) == process.pid for process in [*folding, *serving])
+    ours = os.nice(0)
+    assert {process.nice() for process in folding} == {min(19, ours + town.platform.settings.pipeline.niceness)}
+    assert {process.nice() for process in serving} == {ours}
 
 
 def test_a_worker_stopped_for_longer_than_its_lease_is_replaced_and_its_process_is_gone(town: Town) -> None:

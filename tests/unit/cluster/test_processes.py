@@ -143,6 +143,17 @@ def test_a_process_that_begins_a_session_is_alone_in_it_and_gives_way() -> None:
     assert group in {"False", "7"}
 
 
+def test_a_process_that_leads_a_group_as_every_worker_of_ray_does_begins_a_session_too() -> None:
+    program = (
+        "import os; from cluster.processes import begin_session; before = os.getsid(0), os.getpgid(0) == os.getpid();"
+        " begin_session(); print(before[0] != os.getpid(), before[1], os.getsid(0) == os.getpid())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, process_group=0
+    )
+    assert done.stdout.split() == ["True", "True", "True"]
+
+
 def test_a_process_that_leads_a_session_stays_in_it() -> None:
     program = (
         "import os; from cluster.processes import begin_session; begin_session(); print(os.getsid(0) == os.getpid())"
