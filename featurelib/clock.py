@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 import time
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Protocol
 
-from featurelib.errors import InvalidTimestamp
+from featurelib.errors import InvalidRequest, InvalidTimestamp
 
 Instant = int
 Duration = int
@@ -22,6 +23,11 @@ SECOND: Duration = 1_000_000
 MINUTE: Duration = 60 * SECOND
 HOUR: Duration = 60 * MINUTE
 DAY: Duration = 24 * HOUR
+
+NAMES_ZONE = r"([Zz]|[T ][^+-]*[+-]\d\d(:?\d\d){0,2})$"
+"""Text of an instant that ends in a zone; a regular expression of Python's and of Arrow's."""
+IS_NUMBER = r"^[+-]?\d+(\.\d+)?$"
+"""Text of epoch seconds, which name no zone and need none."""
 
 _UNITS = {"d": DAY, "h": HOUR, "m": MINUTE, "s": SECOND}
 _DURATION = re.compile(r"([1-9][0-9]*)([dhms])")
@@ -65,6 +71,47 @@ def parse_instant(value: object, field: str = "timestamp") -> Instant:
     if isinstance(value, str):
         return _from_text(value.strip(), field)
     raise _refuse(value, field)
+
+
+class Zones:
+    """Notes which instants of a column name a zone. Where some do and some do not, some are not meant as they are read.
+
+    Args:
+        field: names the column.
+    """
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self._first: dict[bool, int] = {}
+
+    def note(self, row: int, *, named: bool) -> None:
+        """The instant of a row names a zone, or does not.
+
+        Raises:
+            InvalidRequest: an earlier one is of the other kind.
+        """
+        self._first.setdefault(named, row)
+        if len(self._first) > 1:
+            raise InvalidRequest(
+                f"{self._field}: row {self._first[True]} names a zone and row {self._first[False]} does not; "
+                "give all of them one, or none of them, which means UTC"
+            )
+
+
+def check_zones(instants: Iterable[object], field: str) -> None:
+    """Refuse instants of which some name a zone and some do not; epoch seconds are neither.
+
+    Raises:
+        InvalidRequest: naming ``field``, and the row of one of each kind.
+    """
+    zones = Zones(field)
+    for row, value in enumerate(instants):
+        if isinstance(value, str):
+            text = value.strip()
+            if not re.search(IS_NUMBER, text):
+                zones.note(row, named=re.search(NAMES_ZONE, text) is not None)
+        elif isinstance(value, date):  # a datetime is one, too
+            zones.note(row, named=isinstance(value, datetime) and value.tzinfo is not None)
 
 
 def format_instant(instant: Instant) -> str:

@@ -19,6 +19,7 @@
     │   ├── IdempotencyConflict    409: an idempotency key came again with another body
     │   ├── PayloadTooLarge        413
     │   ├── ReadTooLarge           400: a read would take more bytes from the online store than it may
+    │   ├── QuotaExceeded          507: no more of a kind is kept on the platform until some are deleted
     │   └── RateLimited            429, retryable: the key has sent more requests than it may
     ├── TimedOut                   504, retryable: a read took longer than it may
     ├── RecordError                one record cannot be accepted; it goes to the dead letters
@@ -220,6 +221,14 @@ class PayloadTooLarge(RequestError):
     code = "payload_too_large"
     status = 413
     remedy = "Send less at once."
+
+
+class QuotaExceeded(RequestError):
+    """As much is kept of what the caller wants kept as the platform may keep."""
+
+    code = "quota_exceeded"
+    status = 507
+    remedy = "Delete what is no longer needed, or have the setting that the detail names raised."
 
 
 class ReadTooLarge(FailedPrecondition):

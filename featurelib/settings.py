@@ -298,6 +298,13 @@ class TrainingSettings(_Group):
     keep_days: PositiveInt = 30
     """How long a training set is kept once it is over; then its files go, and it is known no more."""
 
+    most_kept: PositiveInt = 1_000
+    """Most training sets that are known at once, over or not; more are refused (507) until some are deleted."""
+
+    kept_bytes: PositiveInt = 64 * 1024 * 1024 * 1024
+    """Most bytes of uploaded spines and training sets together; where there are as many, no more are taken (507) until
+    some are deleted. What is being made by then is finished."""
+
 
 class MonitorSettings(_Group):
     """The monitor: compares what was served with what is true, and counts what features are like, day by day."""

@@ -19,7 +19,15 @@ from featurelib.errors import Conflict, InvalidRequest
 from featurelib.settings import Settings
 from featurelib.stores.registry import Registry
 from featurelib.stores.spine_sources import SpineSource, open_spine
-from featurelib.stores.training_places import TrainingPlace, Upload, UploadForm, allowed_spine, is_csv_above
+from featurelib.stores.training_places import (
+    Room,
+    TrainingPlace,
+    Upload,
+    UploadForm,
+    allowed_spine,
+    is_csv_above,
+    room_below,
+)
 from featurelib.stores.training_requests import (
     AskedBy,
     TrainingQuestion,
@@ -62,43 +70,48 @@ class TrainingService:
             NotFound: no such featureset, or no training set to make it like.
             Conflict: the one to make it like is not complete.
             InvalidRequest: the spine may not be named, cannot be read, or has not the columns or values it should.
+            QuotaExceeded: as many are kept as may be.
             StoreUnavailable: a store does not answer.
         """
+        self._free_room()
         if question.like_id is not None:
             like = self._whole(question.like_id)
             columns = (like.entity_column, like.timestamp_column)
             question = TrainingQuestion(like.featureset, like.spine, *columns, like.knowledge, like.id)
-            return self._shown(self._requests.request(new_training_id(), question, like.rows, asked))
+            return self._asked(new_training_id(), question, like.rows, asked)
         if question.spine is None:
             raise InvalidRequest(
                 "spine: missing; name a file, a folder of Parquet files or a Delta table, or upload one"
             )
         where = allowed_spine(question.spine, self._settings.training.spine_roots)
         rows = self._checked(where, question, snapshot.plan(question.featureset))
-        return self._shown(self._requests.request(new_training_id(), question, rows, asked))
+        return self._asked(new_training_id(), question, rows, asked)
 
     def receive(self, question: TrainingQuestion, snapshot: Snapshot, form: UploadForm) -> Receiving:
         """Begin to take the spine of a training set.
 
         Raises:
             NotFound: no such featureset.
+            QuotaExceeded: as many are kept as may be.
             StoreUnavailable: it cannot be written.
         """
         snapshot.plan(question.featureset)
-        training_id = new_training_id()
-        return Receiving(training_id, self._place(training_id).receiving(form))
+        room, training_id = self._free_room(), new_training_id()
+        return Receiving(training_id, self._place(training_id).receiving(form, room))
 
     def received(self, receiving: Receiving, question: TrainingQuestion, snapshot: Snapshot, asked: AskedBy) -> Json:
         """Ask for the training set of a spine that was taken whole.
 
         Raises:
             InvalidRequest: it cannot be read, or has not the columns or values it should.
+            QuotaExceeded: as many are kept as may be, with those that came meanwhile.
             StoreUnavailable: a store does not answer.
         """
         receiving.upload.close()
+        self._room().take(0)  # this one is among those that are there
         spine = self._place(receiving.training_id).spine()
         rows = self._checked(spine, question, snapshot.plan(question.featureset))
-        return self._shown(self._requests.request(receiving.training_id, question, rows, asked))
+        return self._asked(receiving.training_id, question, rows, asked)
 
     def abandon(self, receiving: Receiving) -> None:
         """Remove what was taken of a spine that nothing becomes of."""
@@ -170,6 +183,21 @@ class TrainingService:
             said = f": {found.detail}" if found.detail else ""
             raise Conflict(f"training set {training_id} is {found.state}, not complete{said}")
         return found
+
+    def _room(self) -> Room:
+        return room_below(self._settings.training_url, self._settings.training.kept_bytes)
+
+    def _free_room(self) -> Room:
+        """The room there is; refuses where there is none, and where there are as many training sets as may be."""
+        self._requests.check_count(self._settings.training.most_kept)
+        room = self._room()
+        room.check()
+        return room
+
+    def _asked(self, training_id: str, question: TrainingQuestion, rows: int | None, asked: AskedBy) -> Json:
+        return self._shown(
+            self._requests.request(training_id, question, rows, asked, self._settings.training.most_kept)
+        )
 
     def _place(self, training_id: str) -> TrainingPlace:
         return TrainingPlace(self._settings.training_url, training_id)

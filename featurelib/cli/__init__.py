@@ -39,6 +39,7 @@ from featurelib.cli import (
     secrets,
     stats,
     status,
+    training_sets,
     version,
 )
 from featurelib.errors import ThymeError
@@ -54,6 +55,7 @@ _NOUNS = (
     log,
     query,
     query_offline,
+    training_sets,
     lookup,
     inspect,
     search,

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurelib.cli.following import followed
 from featurelib.cli.options import ApiUrl, AsJson, load_config, opened
 from featurelib.cli.tables import number, print_json, print_table
-from featurelib.errors import ThymeError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from featurelib.client import ThymeClient
 
 _COLUMNS = ("id", "pipeline", "state", "rows", "of", "asked for", "detail")
@@ -114,40 +111,12 @@ def drop(backfill_id: _Id, as_json: AsJson = False, api_url: ApiUrl = None) -> N
 
 def _followed(client: ThymeClient, found: dict[str, Any]) -> dict[str, Any]:
     """The backfill once it is over; on a terminal a bar shows how far it is."""
-    from rich.console import Console
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return _until_over(client, found, lambda _: None)
-    with _bar(console) as bar:
-        return _until_over(client, found, lambda now: _advance(bar, now))
-
-
-def _until_over(client: ThymeClient, found: dict[str, Any], look: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    while found["state"] not in _OVER:
-        look(found)
+    def ask(now: dict[str, Any]) -> dict[str, Any]:
         time.sleep(_POLL_S)
-        try:
-            found = client.backfill(found["id"])
-        except ThymeError as error:
-            if not error.retryable:
-                raise
-            # The service is being replaced; the backfill goes on.
-    return found
+        return client.backfill(now["id"])
 
-
-def _advance(bar: Progress, found: dict[str, Any]) -> None:
-    task = bar.task_ids[0]
-    bar.update(task, description=found["state"], completed=found["rows"], total=found["rows_expected"])
-
-
-def _bar(console: Any) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, transient=True)
-    bar.add_task("requested", total=None)
-    return bar
+    return followed(found, ask, _OVER, lambda now: (now["rows"], now["rows_expected"]))
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:

@@ -14,8 +14,9 @@ from featurelib.cli.completion import featureset_names
 from featurelib.cli.options import ApiKey, AsJson, Module, QueryUrl, load_config, name_of, opened
 from featurelib.cli.progress import tracked, waiting
 from featurelib.cli.query import typed_inputs
-from featurelib.cli.results import Form, Output, show
+from featurelib.cli.results import Form, Output, check_writable, show
 from featurelib.cli.tables import Format
+from featurelib.clock import check_zones
 from featurelib.errors import InvalidRequest, MissingDriver
 
 if TYPE_CHECKING:
@@ -59,8 +60,13 @@ def query_offline(  # noqa: PLR0913, PLR0917  # one parameter per option
     api_key: ApiKey = None,
 ) -> None:
     """Features of many entities, each at its own instant, in the order asked."""
+    for path, option in ((manifest, "--manifest"), (output, "--output")):
+        if path is not None:
+            check_writable(path, option)
     columns = (entity_column, timestamp_column)
     rows = given_rows(file, entity or [], at or [], columns)
+    # Of all of them: a client is given some at a time.
+    check_zones((row.get(timestamp_column) for row in rows), f"spine, {timestamp_column!r}")
     how = _How(*columns, batch_size, knowledge, labels)
     config = load_config(query_url=query_url, api_key=api_key)
     together = manifest is not None or is_large(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,6 +84,26 @@ def write(result: ThymeResult, form: Format, path: Path) -> None:
     except OSError as error:
         raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint="--output") from None
     print(f"wrote {len(result)} rows to {path}", file=sys.stderr)
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Refuse a file that could not be written later, before anything is done for it.
+
+    Raises:
+        BadParameter: it is a folder, lies in none, or may not be written; ``option`` named it.
+    """
+    found = path if path.exists() else path.parent
+    if path.is_dir():
+        why = "it is a folder"
+    elif not found.exists():
+        why = f"there is no folder {found}"
+    elif not (path.exists() or found.is_dir()):
+        why = f"{found} is no folder"
+    elif not os.access(found, os.W_OK):
+        why = f"{found} may not be written"
+    else:
+        return
+    raise typer.BadParameter(f"{path}: {why}", param_hint=option)
 
 
 def run_lines(result: ThymeResult) -> Iterator[str]:

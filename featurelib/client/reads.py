@@ -10,6 +10,7 @@ from featurelib.client.frames import chunks, has_arrow, instant_text, plain, spi
 from featurelib.client.operations import Endpoints, Operation, name_of, named
 from featurelib.client.training import offline_training_set
 from featurelib.client.wire import ARROW, JSON, Answer, Request, Steps, listed
+from featurelib.clock import check_zones
 from featurelib.declarations import declared_on
 from featurelib.definitions import DatasetDef, FeaturesetDef
 from featurelib.errors import InvalidRequest, ServiceUnavailable
@@ -119,10 +120,12 @@ class Reads(Endpoints):
 
         Raises:
             NotFound: there is no such featureset.
-            InvalidRequest: a row has no id or no instant, a file cannot be read, or a label is named like a feature.
+            InvalidRequest: a row has no id or no instant, some instants name a zone and some do not, a file cannot be
+                read, or a label is named like a feature.
         """
         name = name_of(featureset)
         rows = spine_rows(entities, (entity_column, timestamp_column))
+        check_zones((row.get(timestamp_column) for row in rows), f"spine, {timestamp_column!r}")
         extra = [column for column in _columns(rows) if column not in (entity_column, timestamp_column)]
         requested = sorted(set(extra) & set((yield from _input_types(self, name)))) if extra else []
         queries = [_asked(row, number, (entity_column, timestamp_column), requested) for number, row in enumerate(rows)]

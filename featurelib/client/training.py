@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any
 
 from featurelib.client.frames import rows_of
 from featurelib.client.operations import Endpoints, Operation, name_of, named
-from featurelib.client.wire import ARROW, Answer, Request, Steps, error_of, listed
+from featurelib.client.wire import ARROW, Answer, BodyFile, Request, Steps, error_of, listed
 from featurelib.clock import parse_instant, to_datetime
 from featurelib.errors import InvalidRequest, MissingDriver, ServiceUnavailable
 from featurelib.result import ThymeResult
 
 PARQUET = "application/vnd.apache.parquet"
 """Media type of a Parquet file."""
+TRAINING_SET_OVER = frozenset({"cancelled", "complete", "failed"})
+"""States of a training set that nothing more becomes of."""
 
 _PATH = "/api/v1/training-sets"
-_OVER = frozenset({"cancelled", "complete", "failed"})
+_STORED_AS = {".parquet": PARQUET, ".arrows": ARROW}
 # How long the service is asked to wait for news, and how long it is given to say that there are none.
 _WAIT_S, _WAIT_TIMEOUT_S = 20.0, 60.0
 # A gigabyte of spine is checked and kept before it is answered; rows of any number are sent at the pace of the reader.
@@ -66,7 +69,8 @@ class Training(Endpoints):
         if like is not None or where is not None:
             order = {"like": like} if like is not None else {"featureset": name_of(featureset), "spine": where, **given}
             return (yield self.post(_PATH, order, read_timeout_s=_UPLOAD_TIMEOUT_S)).read(dict)
-        content_type, body = spine_bytes(spine)
+        text = yield from _text_columns(self, name_of(featureset), spine, (entity_column, timestamp_column))
+        content_type, body = spine_bytes(spine, text)
         query = {"featureset": name_of(featureset), **given}
         sent = {"parameters": query, "content_type": content_type, "read_timeout_s": _UPLOAD_TIMEOUT_S}
         return (yield self.post(_PATH, body, **sent)).read(dict)
@@ -104,6 +108,39 @@ class Training(Endpoints):
         return (yield from made_rows(self, training_id))
 
     @Operation
+    def download_training_set(self, training_id: str, path: str | PathLike[str]) -> Steps[dict[str, Any]]:
+        """Write the rows of a training set to a file, without ever holding them in memory; what it is.
+
+        It waits until the training set is complete. The file is there whole or not at all, and one that is there
+        already stays until then.
+
+        Args:
+            training_id: its id.
+            path: ends in ``.parquet`` for the file that the manifest names, byte for byte, or in ``.arrows`` for an
+                Arrow IPC stream.
+
+        Raises:
+            NotFound: there is none of that id.
+            InvalidRequest: the file has another ending, or cannot be written.
+            ThymeError: what it failed with.
+        """
+        file = Path(path)
+        if file.suffix not in _STORED_AS:
+            raise InvalidRequest(f"path: {file} has none of the endings {', '.join(_STORED_AS)}")
+        found = yield from _complete(self, training_id)
+        url, accept = self.api_url(f"{_PATH}/{named(training_id)}/rows"), {"Accept": _STORED_AS[file.suffix]}
+        part = BodyFile(file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}"))
+        try:
+            yield Request("GET", url, headers=accept, read_timeout_s=_UPLOAD_TIMEOUT_S, into=part)
+            stored = {each["sha256"] for each in found["manifest"]["files"]}
+            if file.suffix == ".parquet" and part.sha256 not in stored:
+                raise ServiceUnavailable(f"{url} answered, but not with the file that the manifest names")
+            _move(part.path, file)
+        finally:
+            part.path.unlink(missing_ok=True)
+        return found
+
+    @Operation
     def cancel_training_set(self, training_id: str) -> Steps[dict[str, Any]]:
         """End a training set; nothing of it is kept.
 
@@ -124,13 +161,27 @@ class Training(Endpoints):
         return (yield Request("DELETE", self.api_url(f"{_PATH}/{named(training_id)}"), repeatable=False)).read(dict)
 
 
-def made_rows(service: Endpoints, training_id: str) -> Steps[ThymeResult]:
-    """The rows of a training set, once it is complete."""
-    while (found := (yield _asked(service, training_id, _WAIT_S)).read(dict))["state"] not in _OVER:
+def _complete(service: Endpoints, training_id: str) -> Steps[dict[str, Any]]:
+    """A training set, once it is complete; raises what it failed with."""
+    while (found := (yield _asked(service, training_id, _WAIT_S)).read(dict))["state"] not in TRAINING_SET_OVER:
         pass
     if found["state"] != "complete":
-        told = {"error": found["error"] or "conflict", "message": f"training set {training_id}: {found['detail']}"}
+        why = found["detail"] or f"it is {found['state']}"
+        told = {"error": found["error"] or "conflict", "message": f"training set {training_id}: {why}"}
         raise error_of(Answer(service.api_url(_PATH), 500, {}, json.dumps(told).encode()))
+    return found
+
+
+def _move(part: Path, path: Path) -> None:
+    try:
+        part.replace(path)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def made_rows(service: Endpoints, training_id: str) -> Steps[ThymeResult]:
+    """The rows of a training set, once it is complete."""
+    found = yield from _complete(service, training_id)
     url = service.api_url(f"{_PATH}/{named(training_id)}/rows")
     answer = yield Request("GET", url, headers={"Accept": ARROW}, read_timeout_s=_UPLOAD_TIMEOUT_S)
     about = {"featureset": found["featureset"], "training_set": training_id, "manifest": found["manifest"]}
@@ -162,8 +213,20 @@ def offline_training_set(
     return ThymeResult.of_table(pa.table(whole), made.metadata)
 
 
-def spine_bytes(given: Any) -> tuple[str, bytes]:
-    """Rows as they are sent, and their media type.
+def _text_columns(
+    service: Endpoints, featureset: str, given: Any, columns: Sequence[str | None]
+) -> Steps[tuple[str, ...]]:
+    """The columns of a CSV file that are text whatever they look like: an id ``007`` is not 7."""
+    if not isinstance(given, str | PathLike) or not fspath(given).lower().endswith((".csv", ".tsv")):
+        return ()
+    found = (yield service.get("/api/v1/featuresets")).read(listed)
+    features = [each for held in found if held["name"] == featureset for each in held["spec"]["features"]]
+    named = (name for name in columns if name is not None)
+    return (*named, "entity_id", "timestamp", *(each["name"] for each in features if each["dtype"] == "str"))
+
+
+def spine_bytes(given: Any, text: Sequence[str] = ()) -> tuple[str, bytes]:
+    """Rows as they are sent, and their media type; the columns in ``text`` stay text in a CSV file.
 
     Raises:
         InvalidRequest: it is no table, list of mappings or file, or cannot be read.
@@ -178,7 +241,7 @@ def spine_bytes(given: Any) -> tuple[str, bytes]:
         from featurelib.stores.spine_sources import open_spine
     except ImportError:
         raise MissingDriver("deltalake", "platform") from None
-    source = open_spine(fspath(given))
+    source = open_spine(fspath(given), text)
     return ARROW, _stream([source.schema.empty_table(), *source.batches(_ROWS_READ)])
 
 

@@ -5,7 +5,9 @@ What may be sent again, and when, is :func:`~featurelib.client.wire.next_pause`'
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar
@@ -14,8 +16,8 @@ import httpx2
 import stamina
 
 from featurelib.client.config import Config
-from featurelib.client.wire import Answer, Refused, Request, Steps, next_pause, refusal, unanswered
-from featurelib.errors import ConfigError, ThymeError
+from featurelib.client.wire import Answer, BodyFile, Refused, Request, Steps, next_pause, refusal, unanswered
+from featurelib.errors import ConfigError, InvalidRequest, ThymeError
 
 T = TypeVar("T")
 _OK = range(200, 300)
@@ -95,6 +97,32 @@ def _whole(response: httpx2.Response) -> Answer:
     return Answer(str(response.url), response.status_code, response.headers, response.content)
 
 
+def _emptied(response: httpx2.Response) -> Answer:
+    """An answer whose body went elsewhere."""
+    return Answer(str(response.url), response.status_code, response.headers, b"")
+
+
+@contextmanager
+def _writing(file: BodyFile) -> Iterator[Callable[[bytes], None]]:
+    """A call that writes a piece of the body, for one attempt.
+
+    Raises:
+        InvalidRequest: it cannot be written; a full disk is one of the reasons.
+    """
+    digest = hashlib.sha256()
+    try:
+        with file.path.open("wb") as opened:
+
+            def write(piece: bytes) -> None:
+                opened.write(piece)
+                digest.update(piece)
+
+            yield write
+    except OSError as error:
+        raise InvalidRequest(f"{file.path} cannot be written: {error.strerror or error}") from None
+    file.sha256 = digest.hexdigest()
+
+
 class Blocking:
     """Runs operations while the caller waits; a context manager that closes its connections.
 
@@ -138,9 +166,22 @@ class Blocking:
         with _errors_shown():
             for attempt in stamina.retry_context(next_pause, **_policy(self.config)):
                 with attempt, _failures_named(request):
-                    response = self._http.request(request.method, request.url, **_arguments(request, self.config))
-                    return _checked(request, _whole(response))
+                    return _checked(request, self._answer(request))
         raise AssertionError  # the last attempt returns or raises
+
+    def _answer(self, request: Request) -> Answer:
+        """One attempt; the body in memory, or in the file that the request names."""
+        arguments = _arguments(request, self.config)
+        if request.into is None:
+            return _whole(self._http.request(request.method, request.url, **arguments))
+        with self._http.stream(request.method, request.url, **arguments) as response:
+            if response.status_code not in _OK:
+                response.read()
+                return _whole(response)
+            with _writing(request.into) as write:
+                for piece in response.iter_bytes():
+                    write(piece)
+        return _emptied(response)
 
     def _lines(self, request: Request) -> Iterator[str]:
         """The lines of an answer that does not end, as they come; it ends when the connection does."""
@@ -198,9 +239,22 @@ class Awaiting:
         with _errors_shown():
             async for attempt in stamina.retry_context(next_pause, **_policy(self.config)):
                 with attempt, _failures_named(request):
-                    response = await self._http.request(request.method, request.url, **_arguments(request, self.config))
-                    return _checked(request, _whole(response))
+                    return _checked(request, await self._answer(request))
         raise AssertionError  # the last attempt returns or raises
+
+    async def _answer(self, request: Request) -> Answer:
+        """One attempt; the body in memory, or in the file that the request names."""
+        arguments = _arguments(request, self.config)
+        if request.into is None:
+            return _whole(await self._http.request(request.method, request.url, **arguments))
+        async with self._http.stream(request.method, request.url, **arguments) as response:
+            if response.status_code not in _OK:
+                await response.aread()
+                return _whole(response)
+            with _writing(request.into) as write:
+                async for piece in response.aiter_bytes():
+                    await asyncio.to_thread(write, piece)
+        return _emptied(response)
 
     async def _lines(self, request: Request) -> AsyncIterator[str]:
         """The lines of an answer that does not end, as they come; it ends when the connection does."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from featurelib.errors import (
@@ -50,6 +51,19 @@ _CODES_BY_STATUS = {
 _LONGEST_PAUSE_S = 30.0
 
 
+class BodyFile:
+    """A file that takes the body of an answer.
+
+    Attributes:
+        path: of the file; each attempt begins it anew.
+        sha256: of what the last attempt wrote, in hexadecimal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sha256 = ""
+
+
 @dataclass(frozen=True)
 class Request:
     """One HTTP request.
@@ -64,6 +78,7 @@ class Request:
         repeatable: whether sending it twice is the same as sending it once.
         once: not even repeated when it could not be sent: the caller wants to know how things are.
         read_timeout_s: how long an answer may take at least, where the configuration says less.
+        into: the file that takes the body of an answer that is no failure; left out, memory does.
     """
 
     method: str
@@ -75,6 +90,7 @@ class Request:
     repeatable: bool = True
     once: bool = False
     read_timeout_s: float = 0.0
+    into: BodyFile | None = None
 
     def sent(self) -> dict[str, Any]:
         """The arguments of an HTTP client's ``request``."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from featurelib.definitions import DatasetDef, Definitions, FeatureDef, FeaturesetDef, ref
 from featurelib.engine.extract import ExtractorGraph, Slot
@@ -65,6 +65,27 @@ class KeyForm:
         if value is None or not text or len(text) > LONGEST_KEY or not _is_storable(text):
             raise InvalidRequest(f"{field}: expected 1 to {LONGEST_KEY} characters without NUL, got {repr(given)[:60]}")
         return Entity(value, text)
+
+    def read_all(self, given: Sequence[object], field: str = "entity_id") -> list[Entity]:
+        """Like :meth:`read`, of many: a tenth of the time where all of them are plain text."""
+        if self._reads_as_it_is(given):
+            return [Entity(text, text) for text in given]
+        return [self.read(each, field) for each in given]
+
+    def keys(self, given: Sequence[object], field: str = "entity_id") -> Sequence[str]:
+        """The key texts of many entities; errors are those of :meth:`read`."""
+        return given if self._reads_as_it_is(given) else [self.read(each, field).key for each in given]
+
+    def _reads_as_it_is(self, given: Sequence[object]) -> TypeGuard[Sequence[str]]:
+        return self._is_text and not self._composite and _are_plain(given)
+
+
+def _are_plain(given: Sequence[Any]) -> bool:
+    """Whether all are ASCII text that is a key as it is."""
+    if not all(type(each) is str for each in given):
+        return False
+    whole, lengths = "".join(given), set(map(len, given))
+    return whole.isascii() and "\0" not in whole and 0 not in lengths and max(lengths, default=0) <= LONGEST_KEY
 
 
 def _is_storable(text: str) -> bool:

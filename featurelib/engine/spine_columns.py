@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,15 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurelib.clock import Instant, format_instant, parse_instant
+from featurelib.clock import IS_NUMBER, NAMES_ZONE, Instant, Zones, format_instant, parse_instant
 from featurelib.engine.keys import key_group
 from featurelib.engine.read_plan import ReadPlan
 from featurelib.engine.table import ENTITY_ID
 from featurelib.errors import InvalidRequest, RequestError
 
 _T = TypeVar("_T")
-_ZONE = r"([Zz]|[T ][^+-]*[+-]\d\d(:?\d\d){0,2})$"
-_NUMBER = r"^[+-]?\d+(\.\d+)?$"
 _US = pa.timestamp("us", tz="UTC")
 # Some 60 MB.
 _MOST_READ_BEFORE = 262_144
@@ -52,6 +51,23 @@ class SpineRows(NamedTuple):
     ids: pa.Array
     at: npt.NDArray[np.int64]
     inputs: list[str | None]
+
+
+class _Known(NamedTuple):
+    """Texts that were read as ids: a place for each, in each of the arrays."""
+
+    texts: pa.Array
+    ids: pa.Array
+    groups: pa.Array
+
+    @classmethod
+    def none(cls) -> _Known:
+        """Nothing was read yet."""
+        return cls(pa.array([], pa.string()), pa.array([], pa.string()), pa.array([], pa.int64()))
+
+    def with_more(self, other: _Known) -> _Known:
+        """These, and then others."""
+        return _Known(*(pa.concat_arrays(pair) for pair in zip(self, other, strict=True)))
 
 
 def roles_of(plan: ReadPlan, schema: pa.Schema, entity: str | None, timestamp: str) -> Roles:
@@ -114,8 +130,10 @@ class SpineColumns:
         self._plan = plan
         self._roles = roles
         self._until = until
-        self._zones: dict[bool, int] = {}
+        self._zones = Zones(self._field)
         self._first = 0
+        self._id_field = f"spine, {roles.entity!r}"
+        self._known = _Known.none()
         self._read_before: dict[Any, tuple[str, int]] = {}
 
     def read(self, batch: pa.RecordBatch) -> SpineRows:
@@ -134,20 +152,48 @@ class SpineColumns:
 
     def _ids(self, column: pa.Array, first: int) -> tuple[pa.Array, pa.Array]:
         """The ids as JSON, and the groups of their keys."""
-        form, field = self._plan.key_form, f"spine, {self._roles.entity!r}"
+        if _is_text(column.type):
+            return self._texts(column, first)
+        form = self._plan.key_form
 
         def read(value: Any) -> tuple[str, int]:
             sent = _sent(value)
-            return json.dumps(sent), key_group(form.read(sent, field).key)
+            return json.dumps(sent), key_group(form.read(sent, self._id_field).key)
 
-        plain = _is_text(column.type) or pa.types.is_integer(column.type)
-        # Ids come back in every batch.
-        found, places = _distinct(column, first, read, self._read_before if plain else {})
+        found, places = _distinct(column, first, read, self._read_before if pa.types.is_integer(column.type) else {})
         if len(self._read_before) > _MOST_READ_BEFORE:
             self._read_before.clear()
         ids = pa.array([None if pair is None else pair[0] for pair in found], pa.string())
         groups = pa.array([None if pair is None else pair[1] for pair in found], pa.int64())
         return ids.take(places), groups.take(places)
+
+    def _texts(self, column: pa.Array, first: int) -> tuple[pa.Array, pa.Array]:
+        """The same of ids that are text: those of a batch are looked up among those of earlier ones all at once."""
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        texts = encoded.dictionary.cast(pa.string())
+        if len(self._known.texts) > _MOST_READ_BEFORE:
+            self._known = _Known.none()
+        place = pc.index_in(texts, value_set=self._known.texts)
+        if place.null_count:
+            self._learn(encoded, texts, np.flatnonzero(place.is_null()), first)
+            place = pc.index_in(texts, value_set=self._known.texts)
+        ids, groups = self._known.ids.take(place), self._known.groups.take(place)
+        return ids.take(encoded.indices), groups.take(encoded.indices)
+
+    def _learn(self, encoded: pa.DictionaryArray, texts: pa.Array, unknown: npt.NDArray[np.int64], first: int) -> None:
+        """Read those of a dictionary's unknown texts that some row has."""
+        row_of = _first_rows(encoded, len(texts))
+        pairs = zip(unknown.tolist(), texts.take(pa.array(unknown)).to_pylist(), strict=True)
+        new = [(text, row_of[code]) for code, text in pairs if text is not None and row_of[code] >= 0]
+        given, form = [text for text, _ in new], self._plan.key_form
+        try:
+            keys = form.keys(given, self._id_field)
+        except RequestError:
+            # One by one, to say which row it is.
+            keys = [_read(lambda text: form.read(text, self._id_field), text, first + row).key for text, row in new]
+        ids = pa.array(map(encode_basestring_ascii, given), pa.string())
+        groups = pa.array(map(key_group, keys), pa.int64())
+        self._known = self._known.with_more(_Known(pa.array(given, pa.string()), ids, groups))
 
     def _instants(self, column: pa.Array, first: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Instants, and where there are any."""
@@ -185,18 +231,17 @@ class SpineColumns:
         """Refuse text of which some names a zone and some does not: one of both is not meant as it is read."""
         if not _is_text(column.type):
             return
-        text = pc.utf8_trim_whitespace(column.cast(pa.string()))
-        zoned = pc.match_substring_regex(text, _ZONE)
-        plain = pc.and_not(pc.invert(zoned), pc.match_substring_regex(text, _NUMBER))
+        # Of a dictionary each text once: written out for every row, a few long ones take any amount of memory.
+        is_coded = pa.types.is_dictionary(column.type)
+        text = pc.utf8_trim_whitespace((column.dictionary if is_coded else column).cast(pa.string()))
+        zoned = pc.match_substring_regex(text, NAMES_ZONE)
+        plain = pc.and_not(pc.invert(zoned), pc.match_substring_regex(text, IS_NUMBER))
+        if is_coded:
+            zoned, plain = zoned.take(column.indices), plain.take(column.indices)
         for named, found in ((True, zoned), (False, plain)):
             row = pc.index(found, True).as_py()
             if row >= 0:
-                self._zones.setdefault(named, first + row)
-        if len(self._zones) > 1:
-            raise InvalidRequest(
-                f"{self._field}: row {self._zones[True]} names a zone and row {self._zones[False]} does not; "
-                "give all of them one, or none of them, which means UTC"
-            )
+                self._zones.note(first + row, named=named)
 
     def _inputs(self, rows: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> list[str | None]:
         """The request features of each row, checked, as JSON; a null one counts as not given."""

@@ -20,10 +20,10 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
-from pyarrow import fs
+from pyarrow import compute, fs
 
 from featurelib.definitions import Record
-from featurelib.errors import InvalidRequest, StoreUnavailable
+from featurelib.errors import InvalidRequest, PayloadTooLarge, StoreUnavailable
 from featurelib.stores.archive import files_of
 
 Form = Literal["parquet", "csv", "arrow", "delta"]
@@ -39,6 +39,10 @@ _FORMS: dict[str, Form] = {
 _ARROW_FILE = b"ARROW1"
 _READ_BYTES = 1 << 20
 _COUNTED_ROWS = 65_536
+# Of the texts of some 65,536 rows, and of a row group from which on it is looked at how well it was compressed: text
+# and numbers are to a tenth at best, and zeros to a ten thousandth.
+_MOST_BYTES, _MOST_RATIO = 1 << 30, 100
+_NUMBER_BYTES = 8
 
 
 class SpineIdentity(Record):
@@ -170,9 +174,11 @@ def _parquet_files(name: str, files: fs.FileSystem, path: str) -> list[str]:
 class _ParquetSpine(SpineSource):
     def __init__(self, name: str, files: fs.FileSystem, paths: Sequence[str]) -> None:
         self._name, self._files, self._paths = name, files, paths
-        schemas = [pq.read_schema(path, filesystem=files).remove_metadata() for path in paths]
+        self._footers = {path: pq.read_metadata(path, filesystem=files) for path in paths}
+        schemas = [each.schema.to_arrow_schema().remove_metadata() for each in self._footers.values()]
         self.schema = schemas[0]
         for path, schema in zip(paths, schemas, strict=True):
+            _check_row_groups(self._footers[path], PurePosixPath(path).name)
             if schema != self.schema:
                 raise InvalidRequest(f"spine: {PurePosixPath(path).name} has other columns than the first file")
         self.identity = SpineIdentity(url=name, form="parquet", sha256=_digest(files, paths))
@@ -180,13 +186,24 @@ class _ParquetSpine(SpineSource):
     def count_rows(self) -> int:
         """As the files say of themselves."""
         with telling(self._name, self._files):
-            return sum(int(pq.read_metadata(path, filesystem=self._files).num_rows) for path in self._paths)
+            return sum(int(each.num_rows) for each in self._footers.values())
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         """All rows, file by file."""
         for path in self._paths:
-            with telling(self._name, self._files), pq.ParquetFile(path, filesystem=self._files) as file:
-                yield from file.iter_batches(rows)
+            with telling(self._name, self._files), self._opened(path) as file:
+                for batch in file.iter_batches(rows):
+                    _check_text(batch, PurePosixPath(path).name)
+                    yield _written_out(batch, self.schema)
+
+    def _opened(self, path: str) -> pq.ParquetFile:
+        """A file whose texts come coded: one that it holds once may stand in every row."""
+        leaves = self._footers[path].schema
+        coded = [leaves.column(each).path for each in range(len(leaves)) if _is_text(leaves.column(each))]
+        # Arrow writes out no texts of this form that lie inside a list or a struct.
+        nested = {each.name for each in self.schema if pa.types.is_nested(each.type) and "view" in str(each.type)}
+        coded = [each for each in coded if each.partition(".")[0] not in nested]
+        return pq.ParquetFile(path, metadata=self._footers[path], filesystem=self._files, read_dictionary=coded)
 
 
 class _ArrowSpine(SpineSource):
@@ -206,6 +223,7 @@ class _ArrowSpine(SpineSource):
         """All rows, batch by batch."""
         with telling(self._name, self._files), self._files.open_input_file(self._path) as file:
             for batch in self._stored(file):
+                batch.validate(full=True)  # offsets that point elsewhere would be read as they are
                 yield from (batch.slice(start, rows) for start in range(0, len(batch), rows))
 
     def _stored(self, file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
@@ -257,6 +275,80 @@ class _DeltaSpine(SpineSource):
         with telling(self._name, self._files):
             for part in sorted(self._stored.get_fragments(), key=lambda part: str(part.path)):
                 yield from part.to_batches(schema=self._stored.schema, batch_size=rows)
+
+
+def _check_row_groups(metadata: pq.FileMetaData, name: str) -> None:
+    """Refuse a file that is much larger in memory than any that is written in earnest.
+
+    Raises:
+        PayloadTooLarge: names the row group.
+    """
+    leaves = metadata.schema
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [(group.column(each), leaves.column(each)) for each in range(group.num_columns)]
+        stored = sum(chunk.total_compressed_size for chunk, _ in columns)
+        size = sum(_size_of(chunk, leaf) for chunk, leaf in columns)
+        if size > max(_MOST_BYTES, _MOST_RATIO * stored):
+            raise PayloadTooLarge(
+                f"spine: row group {number} of {name} has {stored:,} bytes, and {size:,} in memory, which is above "
+                f"{_MOST_BYTES:,} and {_MOST_RATIO} times as many; write smaller row groups"
+            )
+
+
+def _size_of(chunk: pq.ColumnChunkMetaData, leaf: pq.ColumnSchema) -> int:
+    """Bytes of a column of a row group in memory, as its file says; of texts that stand in many rows, of each once."""
+    # A list of a million equal numbers is a few bytes of a page.
+    listed = _NUMBER_BYTES * chunk.num_values if leaf.max_repetition_level else 0
+    return max(int(chunk.total_uncompressed_size), listed)
+
+
+def _check_text(batch: pa.RecordBatch, name: str) -> None:
+    """Refuse rows whose texts take too much memory.
+
+    Raises:
+        PayloadTooLarge: says how much.
+    """
+    size = sum(map(_text_bytes, batch.columns))
+    if size > _MOST_BYTES:
+        raise PayloadTooLarge(
+            f"spine: {len(batch):,} rows of {name} hold {size:,} bytes of text, at most {_MOST_BYTES:,} may be; "
+            "shorten the texts, or leave their column out"
+        )
+
+
+def _text_bytes(column: pa.Array) -> int:
+    """What the texts take that the rows of a column are codes of."""
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return sum(map(_text_bytes, column.flatten()))
+    if pa.types.is_map(kind):
+        column = column.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))
+    if pa.types.is_nested(kind):
+        return _text_bytes(column.flatten())
+    if not pa.types.is_dictionary(kind):
+        return 0
+    lengths = compute.binary_length(column.dictionary).cast(pa.int64())
+    return compute.sum(lengths.take(column.indices)).as_py() or 0
+
+
+def _written_out(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch with its codes as what they stand for."""
+    columns = [_as_type(column, kind) for column, kind in zip(batch.columns, schema.types, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if column.type == kind:
+        return column
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        column = column.cast(column.type.value_type)
+    return column.cast(kind)
+
+
+def _is_text(leaf: pq.ColumnSchema) -> bool:
+    # Decimals may be byte arrays as well, and have no codes.
+    return leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type in {"STRING", "NONE"}
 
 
 def _digest(files: fs.FileSystem, paths: Sequence[str]) -> str:

@@ -48,8 +48,9 @@ from featurelib.stores.spine_sources import SpineIdentity, file_digest, opened
 Output = Literal["parquet", "arrow", "delta"]
 MANIFEST = "_manifest.json"
 _ORDER, _GIVEN, _DATA, _ARROW_DATA = "order.json", "given.parquet", "data.parquet", "data.arrow"
-# Rows put together at once, and in a row group of the result: some 50 MB of a wide featureset.
-_WINDOW, _GROUP_ROWS = 65_536, 131_072
+# Rows put together at once, which are a row group of the result: some 50 MB of a wide featureset; and those read at
+# once of each of its parts.
+_GROUP_ROWS, _PART_ROWS = 131_072, 32_768
 _NOT_IN_DELTA = (pa.types.is_time, pa.types.is_float16, pa.types.is_duration, pa.types.is_interval, pa.types.is_union)
 _CODEC = {"compression": "zstd", "compression_level": 1}
 # Of what is read once and then deleted.
@@ -227,22 +228,17 @@ class TrainingFolder(SpineFolder):
     def assemble(self, order: TrainingOrder) -> Assembled:
         """Put the spine and what was read of its parts together, in the order of the spine."""
         complete = 0
-        parts = [PartRows(self._batches(f"rows-{number}.parquet", _WINDOW)) for number in range(order.partitions)]
+        parts = [PartRows(self._batches(f"rows-{number}.parquet", _PART_ROWS)) for number in range(order.partitions)]
         with telling(self.name), ExitStack() as stack:
             writer: _Behind | None = None
-            gathered: list[pa.Table] = []
             for given, features in self._windows(parts):
                 complete += complete_rows(features)
-                gathered.append(_joined(given, features))
+                rows = _joined(given, features)
                 writer = writer or _Behind(
-                    stack, stack.enter_context(self._writer(_DATA, gathered[0].schema, _kept(gathered[0].schema)))
+                    stack, stack.enter_context(self._writer(_DATA, rows.schema, _kept(rows.schema)))
                 )
-                if len(gathered) * _WINDOW >= _GROUP_ROWS:
-                    writer.write(gathered)
-                    gathered = []
+                writer.write(rows)
             assert writer is not None
-            if gathered:
-                writer.write(gathered)
             schema = writer.finish()
         with telling(self.name):
             self._digest = file_digest(self._files, self._file(_DATA))
@@ -300,7 +296,7 @@ class TrainingFolder(SpineFolder):
         with pq.ParquetFile(self._file(_GIVEN), filesystem=self._files) as file:
             if not file.metadata.num_rows:
                 yield file.schema_arrow.empty_table()
-            for batch in file.iter_batches(_WINDOW):
+            for batch in file.iter_batches(_GROUP_ROWS):
                 yield pa.Table.from_batches([batch])
 
     def _publish_delta(self) -> None:
@@ -317,7 +313,7 @@ class TrainingFolder(SpineFolder):
             self._files.open_output_stream(self._file(name)) as sink,
             pa.ipc.new_stream(sink, file.schema_arrow) as writer,
         ):
-            for batch in file.iter_batches(_WINDOW):
+            for batch in file.iter_batches(_GROUP_ROWS):
                 writer.write_batch(batch)
 
     def _writer(self, name: str, schema: pa.Schema, codec: Mapping[str, Any]) -> pq.ParquetWriter:
@@ -336,11 +332,10 @@ class _Behind:
         self._thread = stack.enter_context(ThreadPoolExecutor(1))
         self._writing: Future[None] | None = None
 
-    def write(self, tables: Sequence[pa.Table]) -> None:
+    def write(self, rows: pa.Table) -> None:
         """Write rows as the next row group, once the one before is written; raises what that one's writing did."""
-        table = _one_piece(tables)
         self._wait()
-        self._writing = self._thread.submit(self._writer.write_table, table)
+        self._writing = self._thread.submit(self._writer.write_table, rows)
 
     def finish(self) -> pa.Schema:
         """Wait for the last row group; returns the schema of the file."""
@@ -384,11 +379,6 @@ def _split(rows: SpineRows, partitions: int) -> Iterator[tuple[int, pa.Table]]:
     owners = owner[rows.groups]
     for number in np.unique(owners).tolist():
         yield number, table.filter(pa.array(owners == number))
-
-
-def _one_piece(tables: Sequence[pa.Table]) -> pa.Table:
-    # Where a column is in pieces decides where pages end, and the same rows shall have the same bytes.
-    return pa.concat_tables(tables).combine_chunks()
 
 
 def _kept(schema: pa.Schema) -> dict[str, Any]:

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from featurelib.clock import Instant
-from featurelib.errors import Conflict, InvalidRequest, StoreUnavailable
+from featurelib.errors import Conflict, InvalidRequest, QuotaExceeded, StoreUnavailable
 from featurelib.stores.spine_sources import opened, shown_url
 from featurelib.stores.training_files import MANIFEST, Manifest, read_manifest
+from featurelib.stores.training_requests import TRAINING_ID
 
 UploadForm = Literal["parquet", "arrow"]
 """How an uploaded spine is stored; ``arrow`` is an IPC stream."""
@@ -139,11 +140,11 @@ class TrainingPlace:
                     return f"{self._url}/spine.{form}"
         raise Conflict(f"the uploaded spine of training set {self._id} is gone")
 
-    def receiving(self, form: UploadForm) -> Upload:
-        """Begin to keep an uploaded spine."""
+    def receiving(self, form: UploadForm, room: Room | None = None) -> Upload:
+        """Begin to keep an uploaded spine, for which there is so much room; ``None``: any."""
         with _telling(f"training set {self._id}"):
             self._files.create_dir(self._path, recursive=True)
-            return Upload(self._id, self._files.open_output_stream(f"{self._path}/spine.{form}"))
+            return Upload(self._id, self._files.open_output_stream(f"{self._path}/spine.{form}"), room)
 
     def manifest(self) -> Manifest | None:
         """What the training set was made of; ``None``: it is not there."""
@@ -178,6 +179,56 @@ class TrainingPlace:
             yield from file.iter_batches(_ROWS_SENT)
 
 
+class Room:
+    """What may still be kept below the root of all training sets.
+
+    Args:
+        kept: bytes that are kept there.
+        most: bytes that may be.
+    """
+
+    def __init__(self, kept: int, most: int) -> None:
+        self._kept = kept
+        self._most = most
+
+    def check(self) -> None:
+        """Refuse what is yet to be asked for.
+
+        Raises:
+            QuotaExceeded: there is none left.
+        """
+        self.take(1)
+        self._kept -= 1
+
+    def take(self, count: int) -> None:
+        """Take so many bytes of it.
+
+        Raises:
+            QuotaExceeded: there are fewer.
+        """
+        self._kept += count
+        if self._kept > self._most:
+            raise QuotaExceeded(
+                f"uploaded spines and training sets would take {self._kept:,} bytes, and training.kept_bytes is "
+                f"{self._most:,}: delete some, or wait until training.keep_days has them deleted"
+            )
+
+
+def room_below(root: str, most: int) -> Room:
+    """The room that there is for training sets, of so many bytes.
+
+    Raises:
+        StoreUnavailable: the root cannot be read.
+    """
+    files, path = opened(root, "training.url")
+    # Jobs delete their work while it is counted.
+    with _telling("all training sets"):
+        found = files.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    # What others keep below the same root is not of training sets.
+    own = (each for each in found if TRAINING_ID.fullmatch(each.path.removeprefix(f"{path}/").partition("/")[0]))
+    return Room(sum(each.size or 0 for each in own), most)
+
+
 def uploaded_before(root: str, instant: Instant) -> list[str]:
     """Names of the folders below a root in which an upload, and nothing since, was written before an instant.
 
@@ -202,16 +253,20 @@ def _is_old_upload(info: fs.FileInfo, instant: Instant) -> bool:
 class Upload:
     """A spine that is being uploaded."""
 
-    def __init__(self, training_id: str, stream: pa.NativeFile) -> None:
+    def __init__(self, training_id: str, stream: pa.NativeFile, room: Room | None) -> None:
         self._id = training_id
         self._stream = stream
+        self._room = room
 
     def write(self, piece: bytes) -> None:
         """Keep some more of it.
 
         Raises:
+            QuotaExceeded: there is no room for it.
             StoreUnavailable: it cannot be written; a full disk is one of the reasons.
         """
+        if self._room is not None:
+            self._room.take(len(piece))
         with _telling(f"training set {self._id}"):
             self._stream.write(piece)
 

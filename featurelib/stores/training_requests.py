@@ -16,12 +16,12 @@ import uuid
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from featurelib.clock import Clock, Instant
 from featurelib.definitions import Record
 from featurelib.engine.asof import Knowledge
-from featurelib.errors import Conflict, NotFound
+from featurelib.errors import Conflict, NotFound, QuotaExceeded
 from featurelib.stores import schema
 from featurelib.stores.database import Database, newest, record_of
 from featurelib.stores.event_log import insert_event
@@ -31,13 +31,14 @@ TrainingState = Literal["requested", "running", "cancelling", "cancelled", "comp
 
 OPEN: tuple[TrainingState, ...] = ("requested", "running", "cancelling")
 """States of one that is not over."""
+TRAINING_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""What an id looks like."""
 
 _REQUESTED: tuple[TrainingState, ...] = ("requested",)
 _RUNNING: tuple[TrainingState, ...] = ("running",)
 _WANTED: tuple[TrainingState, ...] = ("requested", "running")
 _CANCELLING: tuple[TrainingState, ...] = ("cancelling",)
 _OVER: tuple[TrainingState, ...] = ("cancelled", "complete", "failed")
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class TrainingQuestion(NamedTuple):
@@ -130,8 +131,14 @@ class TrainingRequests:
         self._database = database
         self._clock = clock
 
-    def request(self, training_id: str, question: TrainingQuestion, rows: int | None, asked: AskedBy) -> TrainingSet:
-        """Ask for a training set of so many rows; ``None``: its job counts them."""
+    def request(
+        self, training_id: str, question: TrainingQuestion, rows: int | None, asked: AskedBy, most: int | None = None
+    ) -> TrainingSet:
+        """Ask for a training set of so many rows; ``None``: its job counts them.
+
+        Raises:
+            QuotaExceeded: there are ``most`` already.
+        """
         now = self._clock.now()
         made = TrainingSet(
             id=training_id,
@@ -142,12 +149,24 @@ class TrainingRequests:
             created_at=now,
             updated_at=now,
         )
-        with self._database.write() as connection:
+        # Of requests that come at once, no two count before either is there.
+        with self._database.exclusive() as connection:
+            if most is not None:
+                _check_count(connection, most)
             connection.execute(schema.training_sets.insert(), made.model_dump())
             insert_event(
                 connection, _event("training_set_requested", made, "asked for" if rows is None else f"{rows} rows"), now
             )
         return made
+
+    def check_count(self, most: int) -> None:
+        """Refuse another one before it is sent.
+
+        Raises:
+            QuotaExceeded: there are ``most`` already.
+        """
+        with self._database.read() as connection:
+            _check_count(connection, most)
 
     def get(self, training_id: str) -> TrainingSet:
         """The training set of that id.
@@ -157,7 +176,7 @@ class TrainingRequests:
         """
         table = schema.training_sets
         # No other text is an id, and there are some that PostgreSQL does not compare.
-        if _UUID.fullmatch(training_id):
+        if TRAINING_ID.fullmatch(training_id):
             with self._database.read() as connection:
                 row = connection.execute(select(table).where(table.c.id == training_id)).first()
             if row is not None:
@@ -273,6 +292,15 @@ class TrainingRequests:
         table = schema.training_sets
         same = update(table).where(table.c.id == training_id, table.c.state.in_(states))
         return connection.execute(same.values(**values, updated_at=self._clock.now())).rowcount == 1
+
+
+def _check_count(connection: Connection, most: int) -> None:
+    count = connection.execute(select(func.count()).select_from(schema.training_sets)).scalar_one()
+    if count >= most:
+        raise QuotaExceeded(
+            f"{count} training sets are kept, and training.most_kept is {most}: delete some, or wait until "
+            "training.keep_days has them deleted"
+        )
 
 
 def _event(event_type: str, made: TrainingSet, message: str) -> NewEvent:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import polars as pl
 
-from featurelib.clock import Clock, Instant, format_instant, parse_instant
+from featurelib.clock import Clock, Instant, check_zones, format_instant, parse_instant
 from featurelib.declarations import did_you_mean
 from featurelib.definitions import Cdc, Definitions
 from featurelib.engine.read_plan import Entity, KeyForm, ReadPlan
@@ -214,10 +214,10 @@ class MockContext:
         Returns:
             ``entity_id``, ``timestamp`` and the features.
         """
-        plan = self._reader.plan(name_of(featureset))
+        plan, given = self._reader.plan(name_of(featureset)), rows_of(rows)
+        check_zones((row.get(timestamp_column) for row in given), f"spine, {timestamp_column!r}")
         readings = [
-            _offline_reading(plan, row, number, (entity_column, timestamp_column))
-            for number, row in enumerate(rows_of(rows))
+            _offline_reading(plan, row, number, (entity_column, timestamp_column)) for number, row in enumerate(given)
         ]
         return self._result(plan, readings, ["entity_id", "timestamp"], knowledge)
 

@@ -162,6 +162,9 @@ class TrainingSetDetail(TrainingSetView):
 _REFUSED: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorBody, "description": "The state of the training set does not allow it."}
 }
+_NO_ROOM: dict[int | str, dict[str, Any]] = {
+    507: {"model": ErrorBody, "description": "As many training sets, or bytes of them, are kept as may be."}
+}
 _ROWS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The columns of the spine and the features, in the order of the spine.",
@@ -178,7 +181,7 @@ def _service(services: Services) -> TrainingService:
     return TrainingService(services.stores.registry, services.settings, services.clock)
 
 
-@router.post("", response_model=TrainingSetDetail, status_code=_ACCEPTED, responses=_REFUSED)
+@router.post("", response_model=TrainingSetDetail, status_code=_ACCEPTED, responses={**_REFUSED, **_NO_ROOM})
 def request_training_set(
     order: TrainingSetOrder, request: Request, services: ServicesOf, caller: Anybody
 ) -> dict[str, Any]:
@@ -186,7 +189,8 @@ def request_training_set(
 
     The rows to ask for, a spine, are named in the JSON, or are the body of the request (a Parquet file or an Arrow IPC
     stream, up to `training.upload_bytes`), with the other members in the query. It is made by a job: on Ray Data where
-    there are more than `serving.offline_rows` rows.
+    there are more than `serving.offline_rows` rows. `training.most_kept` and `training.kept_bytes` say how many are
+    kept.
     """
     asked = AskedBy(caller.fingerprint, request.scope["thyme.correlation_id"])
     return _service(services).request(_question(order), services.current.snapshot, asked)

@@ -6,7 +6,7 @@ import io
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,12 +14,17 @@ import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from cluster.processes import wait_until
 from cluster.sockets import bind_listener
+from featurelib.cli import app
 from featurelib.compile import compile_module
 from featurelib.stores.log import Log
 from featurelib.stores.registry import Registry
+from featurelib.stores.spine_sources import open_spine
+from jobs.requested_training import make
+from jobs.training_set import read_here
 from serve_apps import connection
 from serve_apps.intake_service import IntakeService
 from serve_apps.listener import Listener
@@ -213,3 +218,37 @@ def test_a_large_spine_is_taken_while_it_comes_and_nothing_is_kept_of_one_whose_
         leaving.sendall("\r\n".join([*lines, "", ""]).encode() + body[:5_000])
         assert wait_until(lambda: len(list(Path(settings.training_url).iterdir())) == 2, 30.0)
     assert wait_until(lambda: list(Path(settings.training_url).iterdir()) == [stored_as.parent], 30.0)
+
+
+@pytest.fixture
+def command(port, secret, monkeypatch) -> Callable[..., str]:
+    """Runs a command about training sets with the writer's key."""
+    for name in ("API_BASE", "API_URL", "QUERY_URL"):
+        monkeypatch.setenv(f"THYME_{name}", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("THYME_API_KEY", secret)
+
+    def run(*words: object) -> str:
+        result = CliRunner().invoke(app, ["training-sets", *map(str, words)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return run
+
+
+@pytest.mark.usefixtures("log")
+def test_the_command_line_has_a_training_set_made_and_takes_its_rows(settings, clock, command, tmp_path):
+    spine = tmp_path / "spine.csv"
+    spine.write_text("rider,timestamp,label\n7,2026-01-01,a\n8,2026-01-02,\n")
+    made_id = json.loads(command("start", "Rider", "--input", spine, "--json"))["id"]
+    assert "requested" in command("list", "Rider")
+    assert make(settings, made_id, clock, lambda work: read_here(settings, work))
+    assert json.loads(command("follow", made_id, "--json"))["manifest"]["rows"] == 2
+    for name in ("rows.parquet", "rows.arrows"):
+        command("rows", made_id, "--output", tmp_path / name)
+    for table in (pq.read_table(tmp_path / "rows.parquet"), open_spine(str(tmp_path / "rows.arrows"))):
+        assert {"label", "rider", "trips"} <= set(table.schema.names)
+    assert "rows_sha256" in command("show", made_id)
+    again = json.loads(command("start", "--like", made_id, "--json"))["id"]
+    assert "cancelling" in command("cancel", again)
+    assert command("delete", made_id) == f"training set {made_id} of Rider is deleted\n"
+    assert [each["id"] for each in json.loads(command("list", "--json"))] == [again]

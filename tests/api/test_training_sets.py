@@ -334,6 +334,11 @@ MISTAKES: dict[str, tuple[Callable[[pa.Table], pa.Table], dict[str, Any], str]] 
         {},
         "row 1 names a zone and row 0 does not",
     ),
+    "zones mixed in a dictionary": (
+        replaced("seen_at", pa.array(["2026-03-01 10:00", "2026-03-01T10:00:00+01:00", None]).dictionary_encode()),
+        {},
+        "row 1 names a zone and row 0 does not",
+    ),
     "an instant to come": (
         replaced("seen_at", pa.array([HERE, to_datetime(NOON + DAY), HERE])),
         {},

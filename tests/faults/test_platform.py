@@ -170,6 +170,28 @@ def test_a_backfill_on_request_is_served_and_a_cancelled_one_never_is(town: Town
     town.settles()
 
 
+def test_a_requested_backfill_whose_driver_is_killed_is_gone_on_with_and_switches_once(town: Town) -> None:
+    town.settles()
+    before = len(town.client.events(event_type="backfill_completed", subject="by_rider@1"))
+    asked = town.client.start_backfill("by_rider")
+
+    def builds() -> bool:
+        return bool(town.client.backfill(asked["id"])["generation"]) and bool(town.platform.kill(asked["id"]))
+
+    assert wait_until(builds, DEADLINE_S, every_s=0.02)
+    town.drive(1, 500)
+
+    def is_complete() -> bool:
+        shown = town.client.backfill(asked["id"])
+        assert shown["state"] not in ("failed", "cancelled"), shown
+        return bool(shown["state"] == "complete")
+
+    assert wait_until(is_complete, DEADLINE_S, every_s=0.2)
+    town.settles()
+    assert len(town.client.events(event_type="backfill_completed", subject="by_rider@1")) == before + 1
+    assert town.client.backfill(asked["id"])["attempt"] == 2
+
+
 def test_a_new_pipeline_far_behind_catches_up_as_a_bounded_job_and_goes_on_live(town: Town) -> None:
     if town.rows < CATCH_UP_ROWS:
         town.drive(1, CATCH_UP_ROWS)

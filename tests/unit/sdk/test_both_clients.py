@@ -295,6 +295,37 @@ def test_what_is_no_url_of_a_service_is_a_mistake_of_the_configuration(home, url
         client.query("F", "a")
 
 
+# Files
+
+
+@pytest.mark.parametrize("first", [AWAY, (200, b"half", {"Content-Length": "999"})], ids=["away", "broken off"])
+async def test_both_clients_write_rows_to_a_file_whole_after_an_attempt_that_failed(config, service, home, first):
+    made = {"state": "complete", "featureset": "F", "manifest": {"files": []}}
+    service.answers["GET /api/v1/training-sets/t"] = made
+    for kind in (ThymeClient, AsyncThymeClient):
+        service.answers["GET /api/v1/training-sets/t/rows"] = one_after_another(first, (200, b"whole"))
+        client = kind(config)
+        if kind is ThymeClient:
+            assert await asyncio.to_thread(client.download_training_set, "t", home / "rows.arrows") == made
+            await asyncio.to_thread(client.close)
+        else:
+            assert await client.download_training_set("t", str(home / "rows.arrows")) == made
+            await client.close()
+        assert [(path.name, path.read_bytes()) for path in home.glob("*")] == [("rows.arrows", b"whole")]
+        (home / "rows.arrows").unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("rows.csv", r"none of the endings \.parquet, \.arrows"), ("a/rows.arrows", "cannot be written")],
+)
+def test_a_file_that_cannot_be_written_is_a_mistake_of_the_caller(client, service, home, name, message):
+    service.answers["GET /api/v1/training-sets/t"] = {"state": "complete", "manifest": {"files": []}}
+    service.answers["GET /api/v1/training-sets/t/rows"] = (200, b"rows")
+    with pytest.raises(InvalidRequest, match=message):
+        client.download_training_set("t", home / name)
+
+
 # Tables
 
 
@@ -380,7 +411,7 @@ def answered_in_order(service):
 @pytest.mark.parametrize("form", ["dicts", "polars", "pandas", "arrow"])
 def test_rows_of_any_form_are_asked_in_parts_and_come_back_in_order(client, service, form):
     answered_in_order(service)
-    frame = pl.DataFrame({"user": [3, 1, 2], "at": ["2026-01-01 00:00:00+00:00", "2026-01-02", "2026-01-03T10:30"]})
+    frame = pl.DataFrame({"user": [3, 1, 2], "at": ["2026-01-01 00:00:00", "2026-01-02", "2026-01-03T10:30"]})
     forms = {"dicts": frame.to_dicts, "polars": lambda: frame, "pandas": frame.to_pandas, "arrow": frame.to_arrow}
     result = client.query_offline("F", forms[form](), entity_column="user", timestamp_column="at", batch_size=2)
     assert [len(asked.json["queries"]) for asked in service.asked] == [2, 1]

@@ -114,7 +114,7 @@ def test_an_explained_read_says_where_each_value_came_from(run, service):
 
 
 def write_rows(path):
-    rows = {"user": ["a", "b", "c"], "at": ["2026-01-01", "2026-01-02 10:30", "2026-01-03T00:00:00+01:00"]}
+    rows = {"user": ["a", "b", "c"], "at": ["2026-01-01T00:00Z", "2026-01-02 10:30Z", "2026-01-03T00:00:00+01:00"]}
     frame = pl.DataFrame({**rows, "price": ["1.5", "2", None], "code": ["07", "08", "09"]})
     writers = {
         ".parquet": frame.write_parquet,
@@ -162,6 +162,15 @@ def test_labels_of_a_file_are_kept_when_asked_for_and_knowledge_is_sent(run, off
         assert list(rows[0]) == ["entity_id", "timestamp", "bought", "x"]
         assert [(row["bought"], row["x"]) for row in rows] == [(True, "of a"), (False, "of b"), (None, "of c")]
     assert {each.json["knowledge"] for each in offline.asked if each.method == "POST"} == {"as_served"}
+
+
+def test_rows_of_which_some_name_a_zone_are_refused_together_however_they_are_sent(run, offline, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("entity_id,timestamp\na,2026-01-01\nb,1767225600\nc,2026-01-03T00:00:00+01:00\n")
+    for options in ((), ("--batch-size", 1), ("--manifest", tmp_path / "m.json")):
+        result = run("query-offline", "F", "-i", path, *options)
+        assert (result.exit_code, offline.asked) == (1, [])
+        assert "spine, 'timestamp': row 2 names a zone and row 0 does not; give all of them one" in result.stderr
 
 
 def test_pairs_of_options_are_rows_too(run, offline):
@@ -281,6 +290,14 @@ def test_results_that_are_redirected_hold_nothing_but_the_results(home, service)
     os.close(secondary)
     os.close(primary)
     assert json.loads(done.stdout)[0]["shop"] == "s1"
+
+
+@pytest.mark.parametrize("option", ["--manifest", "--output"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_asked(run, offline, home, option):
+    (home / "file").write_text("")
+    for path in ("absent/m.json", home, "file/m.json"):
+        result = run("query-offline", "F", "-e", "a", "--at", "2026-01-01", option, path)
+        assert (result.exit_code, str(path) in result.stderr, offline.asked) == (2, True, []), result.stderr
 
 
 @pytest.mark.parametrize("large", [False, True])

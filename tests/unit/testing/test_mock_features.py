@@ -144,6 +144,12 @@ def test_offline_columns_may_have_other_names(bought):
     assert bought.query_offline(UserFeatures, rows, "who", "when")["count"] == [1]
 
 
+def test_offline_instants_of_which_some_name_a_zone_are_refused(bought):
+    rows = [{"entity_id": "ann", "timestamp": text} for text in (f"{DAY}T11:00:00", f"{DAY}T12:00:00Z")]
+    with pytest.raises(InvalidRequest, match="row 1 names a zone and row 0 does not"):
+        bought.query_offline(UserFeatures, rows)
+
+
 def test_offline_rows_know_what_was_known_at_their_instants(ctx):
     ctx.add_events(Shop, [{"shop": "north", "city": "Oslo", "at": "2026-03-01"}], accepted_at=f"{DAY}T14:00:00Z")
     ctx.add_events(Purchase, [purchase("10:00:00")], accepted_at=f"{DAY}T10:00:00Z")

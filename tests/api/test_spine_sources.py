@@ -1,0 +1,100 @@
+"""Spines from whoever may upload one: what few bytes may stand for, and that all else is read as it was written."""
+
+from __future__ import annotations
+
+import struct
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featurelib.errors import InvalidRequest, PayloadTooLarge
+from featurelib.stores import spine_sources
+from featurelib.stores.spine_sources import open_spine
+
+ROWS = 1_000
+COLUMNS = {
+    "text": pa.array(["é", None] * 500),
+    "large text": pa.array(["a", None] * 500, pa.large_string()),
+    "view": pa.array(["a", None] * 500, pa.string_view()),
+    "bytes": pa.array([b"\x00\xff", None] * 500),
+    "bytes of one length": pa.array([b"abcd"] * ROWS, pa.binary(4)),
+    "text of a dictionary": pa.array(["a", None] * 500).dictionary_encode(),
+    "dot.ted": pa.array([str(number) for number in range(ROWS)]),
+    "list": pa.array([["a", None, "b"], None] * 500),
+    "list of views": pa.array([["a"]] * ROWS, pa.list_(pa.string_view())),
+    "list of two": pa.array([["a", "b"]] * ROWS, pa.list_(pa.string(), 2)),
+    "list of lists": pa.array([[["a"], []]] * ROWS),
+    "struct": pa.array([{"x": "y", "z": 1}, None] * 500),
+    "map": pa.array([[("k", "v")], []] * 500, pa.map_(pa.string(), pa.string())),
+    "decimal": pa.array([Decimal("1.5")] * ROWS),
+    "nothing": pa.nulls(ROWS),
+}
+
+
+@pytest.mark.parametrize("how", [{}, {"use_dictionary": False}, {"store_schema": False}])
+def test_a_parquet_file_is_read_as_arrow_reads_it_whatever_its_columns_are(tmp_path, how):
+    path = tmp_path / "spine.parquet"
+    pq.write_table(pa.table(COLUMNS), path, **how)
+    expected = pq.read_table(path).replace_schema_metadata(None)
+    spine = open_spine(str(path))
+    batches = list(spine.batches(300))
+    assert [len(batch) for batch in batches] == [300, 300, 300, 100]
+    assert spine.schema.equals(expected.schema)
+    assert pa.Table.from_batches(batches).equals(expected)
+
+
+def written(path: Path, column: pa.Array, **how: Any) -> str:
+    # Without the schema of Arrow nothing says that the column is one of codes.
+    pq.write_table(pa.table({"x": column}), path, store_schema=False, dictionary_pagesize_limit=1 << 30, **how)
+    return str(path)
+
+
+@pytest.mark.parametrize("inside", ["column", "list", "struct", "map"])
+def test_a_text_that_stands_in_every_row_is_counted_as_often_as_it_stands_there(tmp_path, monkeypatch, inside):
+    monkeypatch.setattr(spine_sources, "_MOST_BYTES", 10_000_000)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * ROWS, pa.int32()), pa.array(["x" * 100_000]))
+    each = pa.array(range(ROWS + 1), pa.int32())
+    columns = {
+        "column": texts,
+        "list": pa.ListArray.from_arrays(each, texts),
+        "struct": pa.StructArray.from_arrays([texts], ["y"]),
+        "map": pa.MapArray.from_arrays(each, pa.array(range(ROWS)), texts),
+    }
+    spine = open_spine(written(tmp_path / "spine.parquet", columns[inside]))
+    before = pa.total_allocated_bytes()
+    with pytest.raises(PayloadTooLarge, match=r"1,000 rows of spine\.parquet hold 100,000,000 bytes of text"):
+        next(spine.batches(ROWS))
+    assert pa.total_allocated_bytes() - before < 10_000_000
+    assert len(next(spine.batches(50))) == 50
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([b"\x00" * 100_000] * 200),
+        pa.array([[0] * 2_000_000], pa.list_(pa.int8())),
+    ],
+    ids=["zeros", "a list of one number"],
+)
+def test_a_row_group_that_is_far_larger_than_its_bytes_is_refused_before_it_is_read(tmp_path, monkeypatch, column):
+    monkeypatch.setattr(spine_sources, "_MOST_BYTES", 10_000_000)
+    packed = {"compression": "zstd", "use_dictionary": column.type != pa.binary()}
+    with pytest.raises(PayloadTooLarge, match=r"row group 0 of spine\.parquet .* write smaller row groups"):
+        open_spine(written(tmp_path / "spine.parquet", column, **packed))
+
+
+def test_an_arrow_stream_whose_offsets_point_elsewhere_is_refused(tmp_path):
+    path = tmp_path / "spine.arrows"
+    batch = pa.record_batch({"x": pa.array(["abcd", "efgh"])})
+    with pa.ipc.new_stream(path, batch.schema) as writer:
+        writer.write(batch)
+    offsets = struct.pack("<3i", 0, 4, 8)
+    whole = path.read_bytes()
+    assert whole.count(offsets) == 1
+    path.write_bytes(whole.replace(offsets, struct.pack("<3i", 0, 1 << 30, 8)))
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        open_spine(str(path)).count_rows()
