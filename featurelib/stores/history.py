@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import reduce
 from itertools import chain
+from operator import and_
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +24,8 @@ from featurelib.stores.archive import Archive, key_conditions, time_conditions, 
 from featurelib.stores.log import Log
 
 _TAIL_ROWS = 65_536
+# Of the tails of all logs together.
+_KEPT_BYTES = 64 << 20
 # Each attempt that fails means the archiver moved and trimmed meanwhile; it does so every few seconds.
 _ATTEMPTS = 5
 
@@ -61,6 +67,7 @@ class History:
     def __init__(self, archive: Archive, log: Log) -> None:
         self._archive = archive
         self._log = log
+        self._tails = _Tails()
 
     def read(  # noqa: PLR0913  # each restricts what is read
         self,
@@ -200,16 +207,81 @@ class History:
         """Selected log records from ``start`` to ``stop``; ``None`` when the log was trimmed beyond ``start``."""
         found = []
         for part, end in stop.items():
-            offset = start[part]
-            while offset < end:
-                batch = self._log.read(ref(dataset), part, offset, min(end - offset, _TAIL_ROWS))
-                if batch is None and self._log.head(ref(dataset), part).next_offset <= offset:
-                    break  # the cut lies beyond what was ever appended
-                if batch is None or batch[OFFSET][0].as_py() != offset:
-                    return None
-                offset = batch[OFFSET][-1].as_py() + 1
-                found.append(_select(dataset, batch, selection))
+            records = self._tail_of(dataset, part, start[part], end)
+            if records is None:
+                return None
+            if len(records):
+                found.append(_select(dataset, records, selection))
         return found
+
+    def _tail_of(self, dataset: DatasetDef, part: int, start: int, end: int) -> pa.Table | None:
+        """Log records of a partition, in the dataset's columns; ``None`` when the log was trimmed beyond ``start``."""
+        name, schema = ref(dataset), record_schema(dataset)
+        held = self._tails.get(name, part, start, end)
+        if held is not None and held.schema != schema:
+            held = None
+        batches = [] if held is None else [held]
+        # The last that is held is read again: a server that lost its newest writes has others in their place.
+        offset = start if held is None else start + len(held) - 1
+        while offset < end:
+            batch = self._log.read(name, part, offset, min(end - offset, _TAIL_ROWS))
+            if held is not None and (batch is None or not _begins_as_ends(held, with_schema(batch, schema))):
+                self._tails.drop(name, part)
+                return self._tail_of(dataset, part, start, end)
+            if batch is None and self._log.head(name, part).next_offset <= offset:
+                break  # the cut lies beyond what was ever appended
+            if batch is None or batch[OFFSET][0].as_py() != offset:
+                return None
+            offset = batch[OFFSET][-1].as_py() + 1
+            batches.append(with_schema(batch, schema).slice(0 if held is None else 1))
+            held = None
+        records = pa.concat_tables(batches).combine_chunks() if batches else schema.empty_table()
+        self._tails.keep(name, part, records)
+        return records
+
+
+class _Tails:
+    """Log records as they were read last, per partition: of a log that grows only what is new is read again.
+
+    Records never change. What an erasure takes away lies below what the archive holds by the time its tombstone is
+    forgotten, and a tail begins there.
+    """
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str, part: int, start: int, end: int) -> pa.Table | None:
+        """Records from ``start`` on, at most those below ``end``; ``None`` when there are none of them."""
+        with self._lock:
+            held = self._held.get((name, part))
+        if held is None:
+            return None
+        skipped = start - held[OFFSET][0].as_py()
+        found = held.slice(skipped, max(0, end - start)) if 0 <= skipped < len(held) else None
+        return found if found is not None and len(found) else None
+
+    def keep(self, name: str, part: int, records: pa.Table) -> None:
+        """Keep these instead of what is kept of the partition, unless that goes further."""
+        if not len(records) or records.nbytes > _KEPT_BYTES:
+            return
+        with self._lock:
+            held = self._held.pop((name, part), None)
+            further = held is not None and held[OFFSET][-1].as_py() > records[OFFSET][-1].as_py()
+            self._held[name, part] = held if further else records
+            while sum(each.nbytes for each in self._held.values()) > _KEPT_BYTES:
+                self._held.popitem(last=False)
+
+    def drop(self, name: str, part: int) -> None:
+        """Keep nothing of a partition."""
+        with self._lock:
+            self._held.pop((name, part), None)
+
+
+def _begins_as_ends(held: pa.Table, batch: pa.Table) -> bool:
+    """Whether a batch begins with the record that is held last."""
+    # As text: NaN is no other value than NaN here.
+    return str(held.slice(len(held) - 1).to_pylist()) == str(batch.slice(0, 1).to_pylist())
 
 
 def without_erased(dataset: DatasetDef, records: pa.Table, erased: Mapping[str, int]) -> pa.Table:
@@ -224,9 +296,10 @@ def without_erased(dataset: DatasetDef, records: pa.Table, erased: Mapping[str, 
 
 
 def _select(dataset: DatasetDef, records: pa.Table, selection: _Selection) -> pa.Table:
-    records = with_schema(records, record_schema(dataset))
-    for condition in [*time_conditions(selection.since, selection.until), *key_conditions(dataset, selection.keys)]:
-        records = records.filter(condition)
+    conditions = [*time_conditions(selection.since, selection.until), *key_conditions(dataset, selection.keys)]
+    if conditions:
+        # By all of them at once, of all records: a filter costs 1.5 ms before its first row.
+        records = records.filter(reduce(and_, conditions))
     if selection.groups is None:
         return records
     return records.filter(pa.array(np.isin(groups_of_column(records[dataset.key.name]), list(selection.groups))))

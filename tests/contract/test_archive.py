@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+import redis
 from deltalake import DeltaTable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -492,9 +493,31 @@ def test_readers_see_every_record_once_while_the_archiver_runs(log, archive, fen
     assert failures == []
 
 
+def test_a_reader_believes_a_server_that_has_lost_what_it_read(log, archive, empty_redis_url):
+    history = History(archive, log)
+    send(log, 20)
+    with redis.Redis.from_url(empty_redis_url) as client:
+        before = {key: client.dump(key) for key in client.keys("*") if client.type(key) != b"string"}
+        send(log, 20, 20)
+        assert sorted(fares(history.read(TRIP, PARTITIONS))) == list(range(40))
+        for key, dumped in before.items():
+            client.restore(key, 0, dumped, replace=True)
+    assert sorted(fares(history.read(TRIP, PARTITIONS))) == list(range(20))
+    send(log, 30, 100)
+    assert sorted(fares(history.read(TRIP, PARTITIONS))) == [*range(20), *range(100, 130)]
+
+
+def test_a_reader_knows_columns_that_a_dataset_got_since_it_read(log, archive):
+    history = History(archive, log)
+    send(log, 20)
+    assert "tip" not in history.read(TRIP, PARTITIONS).column_names
+    table = history.read(WIDER, PARTITIONS)
+    assert table["tip"].null_count == len(table) == 20
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(moves=st.lists(st.sampled_from(["send", "copy", "trim", "compact"]), max_size=12))
-def test_any_order_of_sending_copying_trimming_and_compacting_gives_the_same_history(
+@given(moves=st.lists(st.sampled_from(["send", "read", "copy", "trim", "compact"]), max_size=12))
+def test_any_order_of_sending_reading_copying_trimming_and_compacting_gives_the_same_history(
     moves, tmp_path_factory, shared_redis
 ):
     with shared_redis.client() as client:
@@ -502,11 +525,16 @@ def test_any_order_of_sending_copying_trimming_and_compacting_gives_the_same_his
     log, fence = Log(shared_redis.url, MovedClock(NOW)), FsyncFence(shared_redis.url)
     log.create(ref(TRIP), PARTITIONS)
     archive = Archive(str(tmp_path_factory.mktemp("archive")))
-    copy, sent = copy_of(log, archive, fence), 0
-    for move in moves:
+    copy, sent, reader = copy_of(log, archive, fence), 0, History(archive, log)
+    for number, move in enumerate([*moves, "read"]):
         if move == "send":
             send(log, 7, sent)
             sent += 7
+        elif move == "read":
+            # One that has read before keeps what it read of the log.
+            cut = {0: number, 1: sent}
+            assert reader.read(TRIP, PARTITIONS, cut=cut).equals(History(archive, log).read(TRIP, PARTITIONS, cut=cut))
+            assert sorted(fares(reader.read(TRIP, PARTITIONS))) == list(range(sent))
         elif move == "copy":
             copy.step()
         elif move == "compact":
