@@ -50,7 +50,10 @@ def secret(settings, clock) -> str:
 @contextmanager
 def serving(settings, clock, secret) -> Iterator[int]:
     """The port of a listener with the rides committed."""
-    running = Listener(Application(lambda: open_services(settings, clock)), bind_listener("127.0.0.1", 0))
+    listening = bind_listener("127.0.0.1", 0)
+    # Else the system keeps up to 32 MB of what nobody has read yet.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)
+    running = Listener(Application(lambda: open_services(settings, clock)), listening)
     running.start()
     try:
         commit = compile_module(Path(__file__).parent / "rides.py")

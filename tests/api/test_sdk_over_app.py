@@ -43,7 +43,7 @@ async def test_a_training_set_is_what_single_reads_of_the_past_give(sdk):
     rows = pl.DataFrame(
         {
             "rider": [8, 7, 7],
-            "at": ["2026-03-01 10:30:00+00:00", "2026-03-01T11:30:00Z", "2026-03-01T09:30"],
+            "at": ["2026-03-01 10:30:00+00:00", "2026-03-01T11:30:00Z", "2026-03-01T09:30+00:00"],
         }
     )
     result = await sdk.query_offline("Rider", rows, entity_column="rider", timestamp_column="at", batch_size=2)
