@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+import structlog
 from pydantic import BaseModel, ConfigDict
 
 CLUSTER_MARK = "THYME_CLUSTER_ID"
@@ -30,6 +31,7 @@ PART_MARK = "THYME_CLUSTER_PART"
 _PORT_RANGE = (20_000, 31_999)
 # A process's create time is kept by the kernel in ticks of 10 ms.
 _SAME_BIRTH_S = 0.05
+_log = structlog.get_logger("thyme.cluster")
 # Our children that run, kept from the garbage collector: Python warns of a Popen dropped while its process runs on.
 _spawned: list[subprocess.Popen[bytes]] = []
 
@@ -98,15 +100,29 @@ def begin_session(niceness: int = 0) -> None:
     Args:
         niceness: how far it gives way to others, 0 to 19.
     """
-    if os.getsid(0) != os.getpid():
+    if not _leads_session():
+        _log.warning("session_shared", pid=os.getpid(), session=os.getsid(0))
+    if niceness:
+        os.nice(niceness)
+        if os.getsid(0) == os.getpid():
+            with suppress(OSError):  # no autogroup here
+                Path("/proc/self/autogroup").write_text(str(niceness))
+
+
+def _leads_session() -> bool:
+    """Lead a session; False where the system does not let this process, whose group has others in it for example."""
+    if os.getsid(0) == os.getpid():
+        return True
+    try:
         if os.getpgid(0) == os.getpid():
             # The leader of a process group may begin no session, and Ray makes every worker one.
             os.setpgid(0, os.getpgid(os.getppid()))
         os.setsid()
-    if niceness:
-        os.nice(niceness)
-        with suppress(OSError):  # no autogroup here
-            Path("/proc/self/autogroup").write_text(str(niceness))
+    except PermissionError:
+        with suppress(PermissionError):
+            os.setpgid(0, 0)
+        return False
+    return True
 
 
 def is_live(process: psutil.Process) -> bool:

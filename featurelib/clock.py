@@ -26,7 +26,7 @@ DAY: Duration = 24 * HOUR
 
 NAMES_ZONE = r"([Zz]|[T ][^+-]*[+-]\d\d(:?\d\d){0,2})$"
 """Text of an instant that ends in a zone; a regular expression of Python's and of Arrow's."""
-IS_NUMBER = r"^[+-]?\d+(\.\d+)?$"
+IS_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 """Text of epoch seconds, which name no zone and need none."""
 
 _UNITS = {"d": DAY, "h": HOUR, "m": MINUTE, "s": SECOND}

@@ -298,7 +298,7 @@ class TrainingSettings(_Group):
     keep_days: PositiveInt = 30
     """How long a training set is kept once it is over; then its files go, and it is known no more."""
 
-    most_kept: PositiveInt = 1_000
+    most_kept: PositiveInt = 10_000
     """Most training sets that are known at once, over or not; more are refused (507) until some are deleted."""
 
     kept_bytes: PositiveInt = 64 * 1024 * 1024 * 1024

@@ -254,12 +254,23 @@ class _Tails:
     def get(self, name: str, part: int, start: int, end: int) -> pa.Table | None:
         """Records from ``start`` on, at most those below ``end``; ``None`` when there are none of them."""
         with self._lock:
-            held = self._held.get((name, part))
-        if held is None:
+            held = self._from(name, part, start)
+        if held is None or end <= start:
             return None
-        skipped = start - held[OFFSET][0].as_py()
-        found = held.slice(skipped, max(0, end - start)) if 0 <= skipped < len(held) else None
-        return found if found is not None and len(found) else None
+        return held.slice(0, end - start) if held[OFFSET][0].as_py() == start else None
+
+    def _from(self, name: str, part: int, start: int) -> pa.Table | None:
+        """What is kept. Nothing below ``start`` is from now on: it may be erased by then."""
+        held = self._held.get((name, part))
+        below = 0 if held is None else start - held[OFFSET][0].as_py()
+        if held is None or below <= 0:
+            return held
+        del self._held[name, part]
+        if below >= len(held):
+            return None
+        # Taken, not cut off: a slice would keep all of it in memory.
+        held = self._held[name, part] = held.take(np.arange(below, len(held)))
+        return held
 
     def keep(self, name: str, part: int, records: pa.Table) -> None:
         """Keep these instead of what is kept of the partition, unless that goes further."""

@@ -284,6 +284,10 @@ def _check_row_groups(metadata: pq.FileMetaData, name: str) -> None:
         PayloadTooLarge: names the row group.
     """
     leaves = metadata.schema
+    for each in range(len(leaves)):
+        if leaves.column(each).logical_type.type == "JSON":
+            # Arrow reads it as a type of its own, however it is stored, and a text that is there once for every row.
+            raise InvalidRequest(f"spine: the column {leaves.column(each).path!r} is JSON; store it as text")
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = [(group.column(each), leaves.column(each)) for each in range(group.num_columns)]
@@ -300,7 +304,9 @@ def _size_of(chunk: pq.ColumnChunkMetaData, leaf: pq.ColumnSchema) -> int:
     """Bytes of a column of a row group in memory, as its file says; of texts that stand in many rows, of each once."""
     # A list of a million equal numbers is a few bytes of a page.
     listed = _NUMBER_BYTES * chunk.num_values if leaf.max_repetition_level else 0
-    return max(int(chunk.total_uncompressed_size), listed)
+    # Bytes of a fixed length may be there once, too, and come written out.
+    fixed = leaf.length * chunk.num_values if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
+    return max(int(chunk.total_uncompressed_size), listed, fixed)
 
 
 def _check_text(batch: pa.RecordBatch, name: str) -> None:
@@ -348,7 +354,7 @@ def _as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def _is_text(leaf: pq.ColumnSchema) -> bool:
     # Decimals may be byte arrays as well, and have no codes.
-    return leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type in {"STRING", "NONE"}
+    return bool(leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "DECIMAL")
 
 
 def _digest(files: fs.FileSystem, paths: Sequence[str]) -> str:

@@ -77,14 +77,21 @@ def test_a_text_that_stands_in_every_row_is_counted_as_often_as_it_stands_there(
     [
         pa.array([b"\x00" * 100_000] * 200),
         pa.array([[0] * 2_000_000], pa.list_(pa.int8())),
+        pa.array([b"x" * 100_000] * 200, pa.binary(100_000)),
     ],
-    ids=["zeros", "a list of one number"],
+    ids=["zeros", "a list of one number", "bytes of one length"],
 )
 def test_a_row_group_that_is_far_larger_than_its_bytes_is_refused_before_it_is_read(tmp_path, monkeypatch, column):
     monkeypatch.setattr(spine_sources, "_MOST_BYTES", 10_000_000)
     packed = {"compression": "zstd", "use_dictionary": column.type != pa.binary()}
     with pytest.raises(PayloadTooLarge, match=r"row group 0 of spine\.parquet .* write smaller row groups"):
         open_spine(written(tmp_path / "spine.parquet", column, **packed))
+
+
+def test_a_column_of_json_which_nobody_can_measure_is_refused(tmp_path):
+    column = pa.array(['{"a": 1}'] * 2, pa.json_())
+    with pytest.raises(InvalidRequest, match="'x' is JSON; store it as text"):
+        open_spine(written(tmp_path / "spine.parquet", column))
 
 
 def test_an_arrow_stream_whose_offsets_point_elsewhere_is_refused(tmp_path):

@@ -507,6 +507,25 @@ def test_a_reader_believes_a_server_that_has_lost_what_it_read(log, archive, emp
     assert sorted(fares(history.read(TRIP, PARTITIONS))) == [*range(20), *range(100, 130)]
 
 
+def test_a_reader_keeps_nothing_that_the_archive_holds_by_its_next_read_and_reads_the_rest_once(
+    log, archive, fence, monkeypatch
+):
+    history, read = History(archive, log), []
+    send(log, 20)
+    history.read(TRIP, PARTITIONS)
+    tail = log.read
+    monkeypatch.setattr(log, "read", lambda *asked: read.append(asked) or tail(*asked))
+    send(log, 10, 20)
+    assert sorted(fares(history.read(TRIP, PARTITIONS))) == list(range(30))
+    ends = [head.next_offset for head in log.heads(ref(TRIP), PARTITIONS)]
+    # The last that it has and what came since: no more than the ten, and one for each partition.
+    assert sum(ends[part] - offset for _, part, offset, _ in read) <= 10 + PARTITIONS
+    assert set(history._tails._held) == {(ref(TRIP), part) for part in range(PARTITIONS)}
+    copy_of(log, archive, fence).step()
+    assert sorted(fares(history.read(TRIP, PARTITIONS))) == list(range(30))
+    assert not history._tails._held
+
+
 def test_a_reader_knows_columns_that_a_dataset_got_since_it_read(log, archive):
     history = History(archive, log)
     send(log, 20)

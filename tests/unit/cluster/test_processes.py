@@ -154,6 +154,22 @@ def test_a_process_that_leads_a_group_as_every_worker_of_ray_does_begins_a_sessi
     assert done.stdout.split() == ["True", "True", "True"]
 
 
+def test_a_process_whose_group_has_others_in_it_stays_where_it_is_and_makes_nobody_else_nice() -> None:
+    program = (
+        "import os, subprocess; from cluster.processes import begin_session;"
+        " other = subprocess.Popen(['cat'], stdin=subprocess.PIPE); before = os.getsid(0); begin_session(7);"
+        " group = os.path.exists('/proc/self/autogroup') and open('/proc/self/autogroup').read().split()[-1];"
+        " print('at', os.getsid(0) == before, os.getpgid(0) == os.getpid(), os.nice(0), group); other.communicate()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, process_group=0
+    )
+    assert "session_shared" in done.stdout
+    *told, group = done.stdout.rpartition("at ")[2].split()
+    assert told == ["True", "True", str(os.nice(0) + 7)]
+    assert group != "7"
+
+
 def test_a_process_that_leads_a_session_stays_in_it() -> None:
     program = (
         "import os; from cluster.processes import begin_session; begin_session(); print(os.getsid(0) == os.getpid())"
