@@ -73,6 +73,12 @@ class Eraser:
         self._file = file
         self._clock = clock
         self._adopted: Instant | None = None
+        self._open: Sequence[ErasureRecord] = ()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the last step left an erasure open: what holds its tombstones should come into the archive."""
+        return bool(self._open)
 
     def step(self) -> bool:
         """Move each open erasure by at most one state; whether one moved.
@@ -85,7 +91,8 @@ class Eraser:
         if self._adopted is None or not self._adopted <= now < self._adopted + _ADOPT_EVERY:
             self._adopt(definitions)
             self._adopted = now
-        moved = [self._advance(erasure, definitions) for erasure in self._erasures.open()]
+        self._open = self._erasures.open()
+        moved = [self._advance(erasure, definitions) for erasure in self._open]
         return any(moved)
 
     def _advance(self, erasure: ErasureRecord, definitions: Definitions) -> bool:

@@ -72,15 +72,30 @@ class ArchiveCopy:
         fence: FsyncFence,
         clock: Clock,
         batch_rows: int,
+        gather_us: Duration = 0,
     ) -> None:
+        """Take what to copy from and to.
+
+        Args:
+            datasets: whose logs.
+            log: where they are.
+            archive: where they go.
+            fence: says what the log's server has on disk.
+            clock: for ``gather_us``.
+            batch_rows: most rows of one commit.
+            gather_us: least time between two commits of a dataset, while fewer records wait than half of such a batch.
+        """
         self._datasets = tuple(datasets)
         self._log = log
         self._archive = archive
         self._durable = _Durable(fence, clock)
+        self._clock = clock
         self._batch_rows = batch_rows
+        self._gather_us = gather_us
+        self._committed: dict[str, Instant] = {}
 
-    def step(self) -> CopyReport:
-        """Copy at most ``batch_rows`` records of every dataset.
+    def step(self, *, at_once: bool = False) -> CopyReport:
+        """Copy at most ``batch_rows`` records of every dataset; ``at_once`` those, too, that may gather longer.
 
         Raises:
             StoreUnavailable: log or archive does not answer; a later step goes on where this one stopped.
@@ -92,7 +107,7 @@ class ArchiveCopy:
         lag, failures = {}, []
         for dataset in self._datasets:
             try:
-                copied, behind = self._copy(dataset, ends, durable)
+                copied, behind = self._copy(dataset, ends, durable, at_once=at_once)
             except CorruptState as error:  # the other datasets go on
                 failures.append(str(error))
                 continue
@@ -109,7 +124,7 @@ class ArchiveCopy:
                 ends[(ref(dataset), part)] = head.next_offset
         return ends
 
-    def _copy(self, dataset: DatasetDef, ends: Ends, durable: Ends) -> tuple[int, int]:
+    def _copy(self, dataset: DatasetDef, ends: Ends, durable: Ends, *, at_once: bool) -> tuple[int, int]:
         """Records copied and records left."""
         name = ref(dataset)
         mine = {part: end for (of, part), end in ends.items() if of == name}
@@ -117,11 +132,17 @@ class ArchiveCopy:
         start = {part: snapshot.archived_offset(part) for part in mine}
         self._refuse_lost_log(dataset, start, mine)
         behind = sum(max(0, end - start[part]) for part, end in mine.items())
-        if not behind:
-            return 0, 0
+        if not behind or not (at_once or self._have_gathered(name, behind)):
+            return 0, behind
         records = self._read(dataset, start, {part: durable.get((name, part), 0) for part in mine})
         copied = self._archive.append(dataset, records) if len(records) else 0
+        if copied:
+            self._committed[name] = self._clock.now()
         return copied, behind - copied
+
+    def _have_gathered(self, name: str, rows: int) -> bool:
+        last = self._committed.get(name)
+        return last is None or 2 * rows >= self._batch_rows or _due(last, self._gather_us, self._clock.now())
 
     def _refuse_lost_log(self, dataset: DatasetDef, start: Mapping[int, int], ends: Mapping[int, int]) -> None:
         """A log that ends before its archive gives offsets a second time: those records would never be archived."""
@@ -303,7 +324,13 @@ class ArchiveTask:
         self._interval_s = self._pause_s = settings.archive.interval_ms / 1_000
         self._room: LogRoom = open_room(url, Budget.of(settings.online), clock)
         self._copy = ArchiveCopy(
-            datasets, self._log, archive, fence=self._fence, clock=clock, batch_rows=settings.archive.batch_rows
+            datasets,
+            self._log,
+            archive,
+            fence=self._fence,
+            clock=clock,
+            batch_rows=settings.archive.batch_rows,
+            gather_us=settings.archive.gather_ms * 1_000,
         )
         keep_us = settings.online.hot_log_ms * 1_000
         self._trimming = LogTrimming(datasets, self._log, archive, keep_us=keep_us, clock=clock)
@@ -335,10 +362,12 @@ class ArchiveTask:
         the log, until that is at its budget and takes no more.
         """
         try:
-            done = self._copy.step()
+            # What is not archived can neither be trimmed nor erased.
+            done = self._copy.step(at_once=self._room.usage().log_is_over or self._eraser.waits)
             self._trimming.step(everything=self._room.usage().log_is_over)
             # Room in the log comes first: an archive that has much to catch up with does nothing else.
-            upkept = sum(done.lag.values()) < self._batch_rows and (self._erased() or self._upkeep.step())
+            behind = any(rows >= self._batch_rows for rows in done.lag.values())
+            upkept = not behind and (self._erased() or self._upkeep.step())
         except ArchiveUnavailable as error:
             self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
             self._outage.goes_on(f"{error}; accepted records wait in the log")

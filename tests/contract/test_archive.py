@@ -306,6 +306,24 @@ def test_the_copy_takes_all_partitions_in_one_commit_and_reports_its_lag(log, ar
     assert copy.step() == (0, 0, {"Trip@1": 0})
 
 
+def test_few_records_gather_for_a_while_before_they_are_committed(log, archive, fence):
+    clock = MovedClock(NOW)
+    copy = copy_of(log, archive, fence, clock=clock, batch_rows=1_000, gather_us=20_000_000)
+    send(log, 10)
+    assert copy.step() == (10, 1, {"Trip@1": 0})  # the first wait for nothing
+    send(log, 10, first=10)
+    clock.advance(19_900_000)
+    assert copy.step() == (0, 0, {"Trip@1": 10})
+    clock.advance(100_000)
+    assert copy.step() == (10, 1, {"Trip@1": 0})
+    send(log, 499, first=20)
+    assert copy.step() == (0, 0, {"Trip@1": 499})
+    send(log, 1, first=519)
+    assert copy.step() == (500, 1, {"Trip@1": 0})  # half a batch waits for nothing either
+    send(log, 1, first=520)
+    assert copy.step(at_once=True) == (1, 1, {"Trip@1": 0})
+
+
 def test_copies_never_archive_a_record_twice_however_often_they_start_over(log, archive, fence):
     for first in range(0, 200, 50):
         send(log, 50, first)

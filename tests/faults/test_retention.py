@@ -241,7 +241,7 @@ class Platform:
         self.settings = Settings(
             data_dir=folder,
             online={"redis_url": server.url, "log_budget_mb": 1, "hot_log_ms": 1},
-            archive={"url": str(archive), "interval_ms": 1},
+            archive={"url": str(archive), "interval_ms": 1, "gather_ms": 0},
         )
         self.clock = MovedClock(T0)
         self.log = Log(server.url, self.clock, Budget.of(self.settings.online))
