@@ -163,17 +163,15 @@ class TrainingService:
 
         Raises:
             NotFound: there is none of that id.
-            Conflict: it is not complete.
+            Conflict: it is not complete, or its files are gone.
             StoreUnavailable: its files cannot be read.
         """
-        self._whole(training_id)
-        schema, batches = self._place(training_id).batches()
+        schema, batches = self._made(training_id).batches()
         return _stream(schema, batches)
 
     def parquet(self, training_id: str) -> Iterator[bytes]:
         """The rows of a complete one as a Parquet file, part by part; raises what :meth:`arrow` does."""
-        self._whole(training_id)
-        parts = self._place(training_id).parquet()
+        parts = self._made(training_id).parquet()
         first = next(parts, b"")
         return _after(first, parts)
 
@@ -183,6 +181,13 @@ class TrainingService:
             said = f": {found.detail}" if found.detail else ""
             raise Conflict(f"training set {training_id} is {found.state}, not complete{said}")
         return found
+
+    def _made(self, training_id: str) -> TrainingPlace:
+        self._whole(training_id)
+        place = self._place(training_id)
+        if place.manifest() is None:
+            raise Conflict(f"the files of training set {training_id} are gone: delete it, and ask for it anew")
+        return place
 
     def _room(self) -> Room:
         return room_below(self._settings.training_url, self._settings.training.kept_bytes)

@@ -86,18 +86,23 @@ def write(result: ThymeResult, form: Format, path: Path) -> None:
     print(f"wrote {len(result)} rows to {path}", file=sys.stderr)
 
 
-def check_writable(path: Path, option: str) -> None:
+def check_writable(path: Path, option: str, *, replaced: bool = False) -> None:
     """Refuse a file that could not be written later, before anything is done for it.
 
+    Args:
+        path: the file.
+        option: named it.
+        replaced: whether another file takes its place, for which its folder is written.
+
     Raises:
-        BadParameter: it is a folder, lies in none, or may not be written; ``option`` named it.
+        BadParameter: it is a folder, lies in none, or may not be written.
     """
-    found = path if path.exists() else path.parent
+    found = path if path.exists() and not replaced else path.parent
     if path.is_dir():
         why = "it is a folder"
     elif not found.exists():
         why = f"there is no folder {found}"
-    elif not (path.exists() or found.is_dir()):
+    elif found != path and not found.is_dir():
         why = f"{found} is no folder"
     elif not os.access(found, os.W_OK):
         why = f"{found} may not be written"

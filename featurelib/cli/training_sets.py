@@ -140,7 +140,7 @@ def rows(
     """Write the rows to a file, in the order of the spine, once the training set is complete; exit 1 unless it is."""
     if output.suffix not in _ENDINGS:
         raise typer.BadParameter(f"{output} has none of the endings {', '.join(_ENDINGS)}", param_hint="--output")
-    check_writable(output, "--output")
+    check_writable(output, "--output", replaced=True)
     with opened(load_config(api_url=api_url)) as client:
         found = _followed(client, client.training_set(training_id))
         if found["state"] == "complete":

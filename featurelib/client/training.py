@@ -132,7 +132,8 @@ class Training(Endpoints):
         part = BodyFile(file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}"))
         try:
             yield Request("GET", url, headers=accept, read_timeout_s=_UPLOAD_TIMEOUT_S, into=part)
-            stored = {each["sha256"] for each in found["manifest"]["files"]}
+            # Without a manifest nothing was answered: what it names was deleted between the two requests.
+            stored = {each["sha256"] for each in (found["manifest"] or {"files": ()})["files"]}
             if file.suffix == ".parquet" and part.sha256 not in stored:
                 raise ServiceUnavailable(f"{url} answered, but not with the file that the manifest names")
             _move(part.path, file)

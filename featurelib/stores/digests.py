@@ -1,11 +1,17 @@
 """Keyed digests: what a query run keeps of an answer, so that a replay can be compared with values nobody stored.
 
-A digest is of one feature of one run: the run's id salts it, so equal values of two runs have different digests, and
-without the key nobody finds a value by trying. The key is a secret of the platform, 32 bytes in the data directory.
+A digest is of one feature of one run: equal values of two runs, or of two features, have different digests, and without
+the key nobody finds a value by trying. The key is a secret of the platform, 32 bytes in the data directory.
+
+All values of a run are digested at once: the text of each is a block of 16 bytes, and AES-256-XTS, a permutation of its
+own for each run (the tweak) and place (the block's), takes them to blocks of which one half is kept. Half a block tells
+a wrong guess from the right one but for 1 in 2^64, and cannot be turned back into the text, not with the key either. A
+digest function called once per value (BLAKE2b with key and salt) took 0.6 µs each, a third of what a query run costs.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -17,6 +23,11 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import XTS
+
 from featurelib.errors import CorruptState
 from featurelib.settings import Settings
 
@@ -26,9 +37,11 @@ _MARK_BYTES = 12
 _HEX = 2 * _DIGEST_BYTES
 _ID_HEX = 8
 Verdict = Literal["same", "different", "unknown"]
-# No text has it in it: strings are spelt in ASCII, without control characters.
-_BETWEEN = b"\0"
-_FORMS = {float: "%.9g", int: "%d"}
+_BLOCK = 16
+# Of 15 characters in Base64: with the mark before them, a block.
+_LONG_BYTES = 11
+# The longest float has 16 characters: -1.23456789e-308.
+_FORMS = {float: f"%-{_BLOCK}.9g", int: f"%-{_BLOCK}d"}
 _PLAIN = {None: "null", True: "true", False: "false"}
 
 
@@ -41,20 +54,36 @@ class Digests:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self.key_id = hashlib.blake2b(b"key", key=key, digest_size=_ID_HEX // 2).hexdigest()
+        self._permutation = AES(hashlib.blake2b(b"values", key=key, digest_size=64).digest())
+        self.key_id = hashlib.blake2b(b"aes-xts", key=key, digest_size=_ID_HEX // 2).hexdigest()
         """Tells keys apart, and nothing about them."""
 
     def of(self, run_id: str, values: Sequence[Any]) -> str:
         """The digests of a run's features, as text: the key's id, then 16 hex digits each, in order."""
         if not values:
             return self.key_id
-        begin = hashlib.blake2b(digest_size=_DIGEST_BYTES, key=self._key, salt=uuid.UUID(run_id).bytes).copy
-        parts = []
-        for text in _placed(values).split(_BETWEEN):
-            digest = begin()  # 0.3 µs less than to begin anew, of 0.9
-            digest.update(text)
-            parts.append(digest.digest())
-        return self.key_id + b"".join(parts).hex()
+        cipher = Cipher(self._permutation, XTS(uuid.UUID(run_id).bytes)).encryptor()
+        halves = np.frombuffer(cipher.update(self._blocks(values)), np.uint64)[::2]
+        return self.key_id + halves.tobytes().hex()
+
+    def _blocks(self, values: Sequence[Any]) -> bytes:
+        """The text of each value, in 16 bytes."""
+        form, others = _form(tuple(map(type, values)))
+        members = list(values)
+        for place in others:
+            members[place] = self._block(text_of(members[place]))
+        blocks = form % tuple(members)
+        if len(blocks) != _BLOCK * len(values):  # an integer of more digits
+            blocks = "".join([self._block(text_of(each)) for each in values])
+        return blocks.encode()
+
+    def _block(self, text: str) -> str:
+        """A text in 16 characters: itself, or where it is longer what stands for it."""
+        if len(text) <= _BLOCK:
+            return text.ljust(_BLOCK)
+        digest = hashlib.blake2b(text.encode(), digest_size=_LONG_BYTES, key=self._key, person=b"long").digest()
+        # No text begins like this, and none ends with a blank.
+        return f"#{base64.b64encode(digest).decode()}"[:_BLOCK]
 
     def mark(self, run_id: str, *parts: object) -> str:
         """What stands in a run's record for something that must not be read from it, such as a key."""
@@ -97,20 +126,11 @@ class Digests:
         return [digests[start : start + _HEX] for start in range(_ID_HEX, len(digests), _HEX)]
 
 
-def _placed(values: Sequence[Any]) -> bytes:
-    """Each value's place and text, as ``place:text``: all of them formatted at once, which takes a third less time."""
-    form, others = _form(tuple(map(type, values)))
-    members = list(values)
-    for place in others:
-        members[place] = text_of(members[place])
-    return (form % tuple(members)).encode()
-
-
 @lru_cache(1_024)
 def _form(kinds: tuple[type, ...]) -> tuple[str, tuple[int, ...]]:
     """How values of these types are formatted, and the places of those whose text is made one by one."""
-    parts = [f"{place}:{_FORMS.get(kind, '%s')}" for place, kind in enumerate(kinds)]
-    return _BETWEEN.decode().join(parts), tuple(place for place, kind in enumerate(kinds) if kind not in _FORMS)
+    parts = [_FORMS.get(kind, "%s") for kind in kinds]
+    return "".join(parts), tuple(place for place, kind in enumerate(kinds) if kind not in _FORMS)
 
 
 def text_of(value: Any) -> str:

@@ -20,6 +20,8 @@ MOST_ROWS = 100_000
 
 # The positions of one row take some 20 bytes; 5 views of 100 entities take 9 kB as text and 2 kB deflated.
 _DEFLATE_ABOVE = 2_048
+# Not worth a look.
+_FEW_ROWS = 16
 _as_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -59,6 +61,8 @@ def _offsets(given: list[int] | None) -> Applied:
 
 
 def _packed(value: Any) -> Any:
+    if len(value) <= _FEW_ROWS:
+        return value
     text = _as_json(value)
     return value if len(text) <= _DEFLATE_ABOVE else base64.b64encode(zlib.compress(text.encode())).decode()
 

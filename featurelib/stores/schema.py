@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -31,6 +32,7 @@ from sqlalchemy import (
 
 _NUL = "\x00"
 _REPLACEMENT = "\ufffd"
+_plain_json = msgspec.json.Encoder().encode
 _as_json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder each time
 
 
@@ -60,6 +62,22 @@ class JsonText(TypeDecorator[Any]):
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002  # fixed signature
         """The value that was stored."""
         return None if value is None else json.loads(value)
+
+
+class PlainJsonText(JsonText):
+    """The same of what has no floats in it, several µs sooner: written with every query run."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """SQL NULL for ``None``; ASCII JSON for the rest."""
+        if value is None:
+            return None
+        try:
+            text = _plain_json(value).decode()
+        except (OverflowError, TypeError, ValueError):  # more than 64 bits, or half a character
+            return super().process_bind_param(value, dialect)
+        return text if text.isascii() else super().process_bind_param(value, dialect)
 
 
 # SQLite only numbers rows by itself in a column typed exactly INTEGER.
@@ -384,7 +402,7 @@ query_runs = Table(
     Column("id", String(36), nullable=False, unique=True),
     Column("kind", String(8), nullable=False),
     Column("featureset", Prose, nullable=False),
-    Column("entity_ids", JsonText, nullable=False),
+    Column("entity_ids", PlainJsonText, nullable=False),
     Column("entity_count", Integer, nullable=False),
     Column("hit_count", Integer, nullable=False),
     Column("requested_timestamp", BigInteger),
@@ -394,9 +412,9 @@ query_runs = Table(
     Column("error", Prose),
     Column("inputs", JsonText),
     Column("definition", String(64)),
-    Column("positions", JsonText),
+    Column("positions", PlainJsonText),
     Column("created_at", BigInteger, nullable=False),
-    Column("digests", JsonText),
+    Column("digests", PlainJsonText),
     Column("read_at", BigInteger),
     Column("registry_version", BigInteger),
     CheckConstraint("kind IN ('online', 'batch', 'offline', 'lookup')", name="kind"),

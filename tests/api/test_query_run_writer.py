@@ -19,6 +19,8 @@ from decimal import Decimal
 import msgspec
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from featurelib.clock import SystemClock
 from featurelib.errors import CorruptState
@@ -247,3 +249,37 @@ def test_a_digest_depends_on_the_key_the_run_and_the_place():
     assert first != digests.split(digests.of(other, [5]))[0]
     assert Digests(bytes(32)).split(digests.of(run, [5])) is None
     assert digests.split(None) is None
+
+
+OTHER_VALUES = [
+    (-1.23456789e-308, -1.23456788e-308),
+    (10**15, 10**15 + 1),
+    (10**16, 10**16 + 1),
+    (-(10**40), -(10**40) - 1),
+    ("", " "),
+    ("a" * 14, "a" * 13 + " "),
+    ("a" * 100, "a" * 99 + "b"),
+    (True, 1),
+    (None, "null"),
+    ([1.5, "a"], [1.5, "b"]),
+]
+
+
+@pytest.mark.parametrize("place", range(len(OTHER_VALUES)))
+def test_a_value_of_any_kind_and_length_changes_its_own_digest_and_no_other(place):
+    digests, run = Digests(KEY), str(uuid.UUID(int=1))
+    values = [value for value, _ in OTHER_VALUES]
+    changed = [*values[:place], OTHER_VALUES[place][1], *values[place + 1 :]]
+    before, after = digests.split(digests.of(run, values)), digests.split(digests.of(run, changed))
+    assert [at for at, (was, is_) in enumerate(zip(before, after, strict=True)) if was != is_] == [place]
+    assert len(set(before)) == len(values)
+    names = [str(at) for at in range(len(values))]
+    said = digests.verdicts(run, digests.of(run, values), names, dict(zip(names, changed, strict=True)))
+    assert said == {name: "different" if name == str(place) else "same" for name in names}
+
+
+@given(st.floats(allow_nan=False), st.integers())
+def test_a_number_has_one_digest_beside_whatever_others(number, other):
+    digests, run = Digests(KEY), str(uuid.UUID(int=1))
+    beside = [[number], [number, other], [number, "x" * 40]]
+    assert len({digests.split(digests.of(run, values))[0] for values in beside}) == 1

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurelib.clock import to_datetime
-from featurelib.errors import InvalidRequest, StoreUnavailable, ThymeError
+from featurelib.errors import Conflict, InvalidRequest, StoreUnavailable, ThymeError
 from featurelib.settings import Settings
 from featurelib.stores.training_places import allowed_spine
 from featurelib.stores.training_requests import TrainingRequests
@@ -361,6 +361,23 @@ async def test_a_store_that_is_away_is_for_another_job_and_what_an_extractor_rai
     assert carry_out(taken, failing.json()["id"])
     found = await shown(client, failing.json()["id"])
     assert (found["state"], found["error"], "trips.py:" in found["detail"]) == ("failed", "user_code_error", True)
+
+
+async def test_of_one_whose_files_are_gone_no_rows_are_given_and_it_is_said_why(taken, client, tmp_path):
+    training_id = (await begun(client))["id"]
+    assert carry_out(taken, training_id)
+    shutil.rmtree(Path(taken.settings.training_url) / training_id)
+    assert (await shown(client, training_id))["manifest"] is None
+    for accept in (ARROW, PARQUET):
+        answer = await client.get(f"{SETS}/{training_id}/rows", headers={"Accept": accept})
+        assert (answer.status_code, "are gone: delete it" in answer.json()["detail"]) == (409, True), answer.text
+    async with client_of(taken) as sdk:
+        for name in ("rows.parquet", "rows.arrows"):
+            with pytest.raises(Conflict, match="are gone"):
+                await sdk.download_training_set(training_id, tmp_path / name)
+        with pytest.raises(Conflict, match="are gone"):
+            await sdk.training_set_rows(training_id)
+    assert list(tmp_path.glob("*rows*")) == []
 
 
 async def test_one_that_is_cancelled_ends_at_its_next_part_and_is_never_complete(taken, client):

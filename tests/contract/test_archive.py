@@ -18,6 +18,7 @@ from featurelib.engine.coerce import coerce
 from featurelib.engine.keys import key_group
 from featurelib.engine.records import ORDER, record_schema
 from featurelib.errors import CorruptState, StoreUnavailable
+from featurelib.stores import archive as archive_module
 from featurelib.stores.archive import Archive
 from featurelib.stores.fsync import FsyncFence
 from featurelib.stores.history import History
@@ -270,6 +271,26 @@ def test_a_root_that_cannot_be_written_is_store_unavailable(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnavailable):
         Archive(str(tmp_path / "file")).append(TRIP, records(0, 1))
+
+
+@pytest.mark.parametrize("bounds", [{}, {"groups": range(32)}, {"since": JANUARY + 100 * DAY_US, "below": {0: 700}}])
+def test_a_piece_is_read_when_the_one_before_is_taken_and_all_of_them_are_what_a_read_gives(
+    archive, monkeypatch, bounds
+):
+    for first in range(0, 1_000, 100):
+        archive.append(TRIP, records(first, 100))
+    monkeypatch.setattr(archive_module, "_PIECE_ROWS", 60)
+    opened, making = [], archive_module._dataset_of
+    monkeypatch.setattr(archive_module, "_dataset_of", lambda *given: opened.append(given) or making(*given))
+    found, ahead = [], []
+    for piece in archive.snapshot(TRIP).batches(columns={"__offset"}, **bounds):
+        found.append(piece)
+        ahead.append(len(opened))
+    wanted = archive.snapshot(TRIP).read(columns={"__offset"}, **bounds)
+    assert sorted(pa.concat_tables(found)["__offset"].to_pylist()) == sorted(wanted["__offset"].to_pylist())
+    assert len(opened) >= 8
+    assert ahead[0] == 2
+    assert max(len(piece) for piece in found) <= 100
 
 
 # The copy from the log.
