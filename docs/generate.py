@@ -54,7 +54,7 @@ def _settings_table(group: str, fields: Any) -> Iterator[str]:
 def _type(field: FieldInfo) -> str:
     names = {"PositiveInt": "positive int", "SecretStr": "secret text", "str": "text", "Path": "path"}
     if field.annotation is int and field.metadata:
-        return "positive int"
+        return "positive int" if any(getattr(bound, "gt", None) == 0 for bound in field.metadata) else "int, 0 or more"
     name = getattr(field.annotation, "__name__", str(field.annotation))
     return names.get(name, name)
 

@@ -77,8 +77,8 @@ class ArchiveSettings(_Group):
     """How often it is looked whether the hot log holds records to be copied to the archive."""
 
     gather_ms: NonNegativeInt = 20_000
-    """Least time between two archive commits of a dataset, while fewer than half of `batch_rows` records wait. Each
-    commit is a file of its own until files are merged, and a read of the past opens all of them. 0: every
+    """Least time between two archive commits of a dataset, while fewer than a quarter of `batch_rows` records wait.
+    Each commit is a file of its own until files are merged, and a read of the past opens all of them. 0: every
     `interval_ms`."""
 
     batch_rows: PositiveInt = 200_000

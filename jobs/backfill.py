@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import structlog
 
-from cluster.processes import wait_until
+from cluster.processes import collect_seldom, wait_until
 from featurelib.clock import SECOND, Instant, SystemClock, parse_instant
 from featurelib.definitions import DatasetDef, Definitions, PipelineDef
 from featurelib.engine.fold import KEY
@@ -275,6 +275,7 @@ class _BuildActor:
     """What Ray Data calls: one partition per batch."""
 
     def __init__(self, order: Order) -> None:
+        collect_seldom()
         settings = load_settings()
         clock = SystemClock()
         requests = BackfillRequests(Registry(settings.registry_url, clock).database, clock)

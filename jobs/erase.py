@@ -77,8 +77,8 @@ class Eraser:
 
     @property
     def waits(self) -> bool:
-        """Whether the last step left an erasure open: what holds its tombstones should come into the archive."""
-        return bool(self._open)
+        """Whether an erasure waits for the archive to hold its tombstones, as far as the last step knew."""
+        return any(erasure.state == "applied" for erasure in self._open)
 
     def step(self) -> bool:
         """Move each open erasure by at most one state; whether one moved.

@@ -83,7 +83,8 @@ class ArchiveCopy:
             fence: says what the log's server has on disk.
             clock: for ``gather_us``.
             batch_rows: most rows of one commit.
-            gather_us: least time between two commits of a dataset, while fewer records wait than half of such a batch.
+            gather_us: least time between two commits of a dataset, while fewer records wait than a quarter of such a
+                batch, and all that could be copied was.
         """
         self._datasets = tuple(datasets)
         self._log = log
@@ -134,15 +135,17 @@ class ArchiveCopy:
         behind = sum(max(0, end - start[part]) for part, end in mine.items())
         if not behind or not (at_once or self._have_gathered(name, behind)):
             return 0, behind
-        records = self._read(dataset, start, {part: durable.get((name, part), 0) for part in mine})
+        stop = {part: durable.get((name, part), 0) for part in mine}
+        records = self._read(dataset, start, stop)
         copied = self._archive.append(dataset, records) if len(records) else 0
-        if copied:
+        # Of a busy partition a part may be left, which has waited long enough.
+        if copied and copied >= sum(max(0, stop[part] - start[part]) for part in mine):
             self._committed[name] = self._clock.now()
         return copied, behind - copied
 
     def _have_gathered(self, name: str, rows: int) -> bool:
         last = self._committed.get(name)
-        return last is None or 2 * rows >= self._batch_rows or _due(last, self._gather_us, self._clock.now())
+        return last is None or 4 * rows >= self._batch_rows or _due(last, self._gather_us, self._clock.now())
 
     def _refuse_lost_log(self, dataset: DatasetDef, start: Mapping[int, int], ends: Mapping[int, int]) -> None:
         """A log that ends before its archive gives offsets a second time: those records would never be archived."""

@@ -9,7 +9,6 @@ Run as one Ray job: ``python -m jobs.supervisor``.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import socket
@@ -24,7 +23,7 @@ import structlog
 from ray.actor import ActorHandle
 
 from cluster.launcher import connect
-from cluster.processes import Owned, begin_session
+from cluster.processes import Owned, begin_session, collect_seldom
 from featurelib.clock import SystemClock
 from featurelib.definitions import Definitions, ref
 from featurelib.engine.program import pipelines_of
@@ -53,17 +52,13 @@ _LOOK_FOR_OTHERS_S = 15.0
 _LEAVE_AFTER_S = 60.0
 # Workers mostly wait; a hundredth of a logical CPU each places them on the raylet that has any (the head's has none).
 _ACTOR_CPUS = 0.01
-_GC_THRESHOLDS = (100_000, 50, 100)
 
 
 class TaskActor:
     """A Ray actor around one task."""
 
     def __init__(self, spec: TaskSpec) -> None:
-        # A worker keeps millions of small tuples; looking through them for cycles at the usual thresholds took a
-        # third of the time of folding.
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
+        collect_seldom()
         begin_session(load_settings().pipeline.niceness)
         self._process = Owned.of(os.getpid())
         self._driver = Driver(spec.name, spec.digest, lambda: _make_task(spec, load_settings()))

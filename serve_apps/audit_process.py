@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
+from cluster.processes import collect_seldom
 from featurelib.clock import SystemClock
 from featurelib.errors import StoreUnavailable
 from featurelib.stores.audit import Audit
@@ -115,6 +116,7 @@ def main() -> None:
         hello = Hello(*msgspec.msgpack.decode(next(messages)))
         registry = Registry(hello.registry_url, SystemClock())
         recorder = Recorder(Audit(registry.database), registry, Digests(hello.digest_key))
+        collect_seldom()
         _Served(channel, messages, recorder).serve()
         registry.close()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import socket
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.server import ServerState
 
+from cluster.processes import collect_seldom
 from featurelib.errors import ClusterError
 from serve_apps.connection import Connection, Shared
 from serve_apps.web import Application
@@ -26,9 +26,6 @@ _START_SECONDS = 60.0
 _PROBE_SECONDS = 5.0
 # Point-in-time reads in flight are given this long when a replica is replaced.
 _DRAIN_SECONDS = 10
-# Objects of a request die with it, by count; what the collector is for is rare. Rows that are kept between reads are
-# many: at 10,000, a pass over young ones took up to 17 ms several times a minute, and one over older ones 81 ms.
-_COLLECTED_AFTER = (100_000, 50, 100)
 # A thread that polls or compiles gives the interpreter up after this long, not after 5 ms: a read takes it back with
 # each turn of the loop (p99 of an echo beside a thread that is busy for 10 ms in 110: 5 ms instead of 12).
 _SWITCH_SECONDS = 0.0005
@@ -74,10 +71,7 @@ class Listener:
         if not self._server.started:
             self.stop()
             raise ClusterError("the HTTP listener did not start; the replica's log says why")
-        # What exists now lives as long as the replica: the collector's full passes over it cost 30 ms of p99.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_COLLECTED_AFTER)
+        collect_seldom()
         sys.setswitchinterval(_SWITCH_SECONDS)
 
     def check(self) -> None:

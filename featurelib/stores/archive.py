@@ -1,10 +1,11 @@
 """The archive: the offline store, one Delta table per dataset version, in an open format people can read.
 
-Layout, and why: a table is partitioned by the month of the event time and, within a file, sorted by key group
-and event time in small row groups. So a read of one key over a long history opens one file per month and, by
-the row groups' statistics, decodes some 1/13 of it; a read bounded in time (every window) opens its months only;
-a backfill reads everything in large sequential files. Partitioning by key group instead would cut each commit,
-made every few seconds, into as many small files as there are buckets.
+Layout, and why: a table is partitioned by the month of the event time and, within a file, sorted by key group and
+event time in small row groups; once files are merged, a month is sorted by key group, key and time. So a read of one
+key over a long history opens one file per month and, by the row groups' statistics, decodes one or two of them, and
+some 1/13 of a commit that is not merged yet; a read bounded in time (every window) opens its months only; a backfill
+reads everything in large sequential files. Partitioning by key group instead would cut each commit, made every 20 s or
+sooner, into as many small files as there are buckets.
 
 Exactly once: a commit carries, per log partition, the next offset as the app transaction ``Name@version/partition``.
 Delta refuses two commits on one snapshot that carry the same one, but not a commit whose version is too low; so the
@@ -13,10 +14,10 @@ stored version is compared here, on the very snapshot that is committed to. Rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from operator import and_, or_
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,9 +175,12 @@ class ArchiveSnapshot:
             wanted = _condition(self.dataset, None, groups, since, until, below)
             stored = files_of(self._table)
             names = [name for name in schema.names if name in stored.schema.names]
-            how = {"columns": names, "filter": wanted}
-            how["fragment_scan_options"] = _NOT_AHEAD if _is_local(self._table) else _AHEAD
-            for piece in _one_ahead(partial(each.to_table, **how) for each in _pieces(stored, wanted)):
+            options = _NOT_AHEAD if _is_local(self._table) else _AHEAD
+            pieces = (
+                each.to_table(columns=names, filter=wanted, fragment_scan_options=options)
+                for each in _pieces(stored, wanted)
+            )
+            for piece in _one_ahead(pieces):
                 if len(piece):
                     yield with_schema(piece, schema)
 
@@ -301,16 +305,13 @@ def _dataset_of(parts: Sequence[ds.ParquetFileFragment], stored: ds.FileSystemDa
     return ds.FileSystemDataset(parts, stored.schema, stored.format, stored.filesystem)
 
 
-def _one_ahead(calls: Iterator[Callable[[], pa.Table]]) -> Iterator[pa.Table]:
-    """What each call gives, in order; while one is being used the next is on its way."""
+def _one_ahead(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same; while one is being used the next is on its way."""
     with ThreadPoolExecutor(1) as thread:
-        coming: Future[pa.Table] | None = None
-        for call in calls:
-            came, coming = coming, thread.submit(call)
-            if came is not None:
-                yield came.result()
-        if coming is not None:
-            yield coming.result()
+        coming = thread.submit(next, pieces, None)
+        while (piece := coming.result()) is not None:
+            coming = thread.submit(next, pieces, None)
+            yield piece
 
 
 class Archive:

@@ -5,8 +5,9 @@ the key nobody finds a value by trying. The key is a secret of the platform, 32 
 
 All values of a run are digested at once: the text of each is a block of 16 bytes, and AES-256-XTS, a permutation of its
 own for each run (the tweak) and place (the block's), takes them to blocks of which one half is kept. Half a block tells
-a wrong guess from the right one but for 1 in 2^64, and cannot be turned back into the text, not with the key either. A
-digest function called once per value (BLAKE2b with key and salt) took 0.6 µs each, a third of what a query run costs.
+a wrong guess from the right one but for 1 in 2^64. With the key, too, it gives a value away only to who tries values,
+or 2^64 other halves. Fifty numbers take half the time of a digest function called for each (BLAKE2b with key and salt),
+which was a third of what a query run costs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import XTS
@@ -55,6 +55,7 @@ class Digests:
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._permutation = AES(hashlib.blake2b(b"values", key=key, digest_size=64).digest())
+        self._long = hashlib.blake2b(digest_size=_LONG_BYTES, key=key, person=b"long")
         self.key_id = hashlib.blake2b(b"aes-xts", key=key, digest_size=_ID_HEX // 2).hexdigest()
         """Tells keys apart, and nothing about them."""
 
@@ -62,9 +63,12 @@ class Digests:
         """The digests of a run's features, as text: the key's id, then 16 hex digits each, in order."""
         if not values:
             return self.key_id
-        cipher = Cipher(self._permutation, XTS(uuid.UUID(run_id).bytes)).encryptor()
-        halves = np.frombuffer(cipher.update(self._blocks(values)), np.uint64)[::2]
-        return self.key_id + halves.tobytes().hex()
+        blocks = (
+            Cipher(self._permutation, XTS(bytes.fromhex(run_id.replace("-", ""))))
+            .encryptor()
+            .update(self._blocks(values))
+        )
+        return self.key_id + memoryview(blocks).cast("Q")[::2].tobytes().hex()
 
     def _blocks(self, values: Sequence[Any]) -> bytes:
         """The text of each value, in 16 bytes."""
@@ -81,9 +85,10 @@ class Digests:
         """A text in 16 characters: itself, or where it is longer what stands for it."""
         if len(text) <= _BLOCK:
             return text.ljust(_BLOCK)
-        digest = hashlib.blake2b(text.encode(), digest_size=_LONG_BYTES, key=self._key, person=b"long").digest()
+        digest = self._long.copy()  # 0.3 µs less than to begin anew, of 0.9
+        digest.update(text.encode())
         # No text begins like this, and none ends with a blank.
-        return f"#{base64.b64encode(digest).decode()}"[:_BLOCK]
+        return f"#{base64.b64encode(digest.digest()).decode()}"[:_BLOCK]
 
     def mark(self, run_id: str, *parts: object) -> str:
         """What stands in a run's record for something that must not be read from it, such as a key."""

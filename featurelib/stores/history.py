@@ -26,7 +26,7 @@ from featurelib.stores.log import Log
 _TAIL_ROWS = 65_536
 # Of the tails of all logs together.
 _KEPT_BYTES = 64 << 20
-# Each attempt that fails means the archiver moved and trimmed meanwhile; it does so every few seconds.
+# Each attempt that fails means the archiver moved and trimmed meanwhile; it looks every few seconds.
 _ATTEMPTS = 5
 
 

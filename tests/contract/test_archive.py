@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 import redis
-from deltalake import DeltaTable
+from deltalake import DeltaTable, WriterProperties
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -273,24 +273,34 @@ def test_a_root_that_cannot_be_written_is_store_unavailable(tmp_path):
         Archive(str(tmp_path / "file")).append(TRIP, records(0, 1))
 
 
+@pytest.mark.parametrize("piece_rows", [60, 250])
 @pytest.mark.parametrize("bounds", [{}, {"groups": range(32)}, {"since": JANUARY + 100 * DAY_US, "below": {0: 700}}])
-def test_a_piece_is_read_when_the_one_before_is_taken_and_all_of_them_are_what_a_read_gives(
-    archive, monkeypatch, bounds
-):
-    for first in range(0, 1_000, 100):
+def test_one_piece_is_read_ahead_and_all_of_them_are_what_a_read_gives(archive, monkeypatch, piece_rows, bounds):
+    monkeypatch.setattr(archive_module, "WRITER", WriterProperties(max_row_group_size=20))
+    for first in range(0, 2_000, 100):
         archive.append(TRIP, records(first, 100))
-    monkeypatch.setattr(archive_module, "_PIECE_ROWS", 60)
-    opened, making = [], archive_module._dataset_of
-    monkeypatch.setattr(archive_module, "_dataset_of", lambda *given: opened.append(given) or making(*given))
-    found, ahead = [], []
+    monkeypatch.setattr(archive_module, "_PIECE_ROWS", piece_rows)
+    parts, making = [], archive_module._dataset_of
+    monkeypatch.setattr(archive_module, "_dataset_of", lambda *given: parts.append(given[0]) or making(*given))
+    found = []
     for piece in archive.snapshot(TRIP).batches(columns={"__offset"}, **bounds):
         found.append(piece)
-        ahead.append(len(opened))
+        assert len(parts) <= len(found) + 1
     wanted = archive.snapshot(TRIP).read(columns={"__offset"}, **bounds)
     assert sorted(pa.concat_tables(found)["__offset"].to_pylist()) == sorted(wanted["__offset"].to_pylist())
-    assert len(opened) >= 8
-    assert ahead[0] == 2
-    assert max(len(piece) for piece in found) <= 100
+    assert len(found) > 2
+    assert max(len(piece) for piece in found) < piece_rows + 20
+    assert max(map(len, parts)) > 1  # of several files
+
+
+def test_whoever_stops_reading_half_way_leaves_nothing_behind(archive, monkeypatch):
+    archive.append(TRIP, records(0, 500))
+    monkeypatch.setattr(archive_module, "_PIECE_ROWS", 1)
+    before = threading.active_count()
+    pieces = archive.snapshot(TRIP).batches()
+    next(pieces)
+    pieces.close()
+    assert threading.active_count() == before
 
 
 # The copy from the log.
@@ -302,6 +312,12 @@ def send(log: Log, count: int, first: int = 0) -> None:
         {"rider": f"rider{i % 10}", "at": (JANUARY + i) // 1_000_000 + i % 5, "fare": i}
         for i in range(first, first + count)
     ]
+    Intake(log, TRIP, PARTITIONS, Lateness(None, 0)).accept(events)
+
+
+def send_alike(log: Log, count: int, first: int) -> None:
+    """Append records of one rider, all in one partition."""
+    events = [{"rider": "rider0", "at": JANUARY // 1_000_000 + i, "fare": i} for i in range(first, first + count)]
     Intake(log, TRIP, PARTITIONS, Lateness(None, 0)).accept(events)
 
 
@@ -337,12 +353,22 @@ def test_few_records_gather_for_a_while_before_they_are_committed(log, archive, 
     assert copy.step() == (0, 0, {"Trip@1": 10})
     clock.advance(100_000)
     assert copy.step() == (10, 1, {"Trip@1": 0})
-    send(log, 499, first=20)
-    assert copy.step() == (0, 0, {"Trip@1": 499})
-    send(log, 1, first=519)
-    assert copy.step() == (500, 1, {"Trip@1": 0})  # half a batch waits for nothing either
-    send(log, 1, first=520)
+    send(log, 249, first=20)
+    assert copy.step() == (0, 0, {"Trip@1": 249})
+    send(log, 1, first=269)
+    assert copy.step() == (250, 1, {"Trip@1": 0})  # a quarter of a batch waits for nothing either
+    send(log, 1, first=270)
     assert copy.step(at_once=True) == (1, 1, {"Trip@1": 0})
+
+
+def test_what_a_busy_partition_has_beyond_its_share_of_a_batch_does_not_gather_again(log, archive, fence):
+    clock = MovedClock(NOW)
+    send_alike(log, 250, first=0)
+    copy = copy_of(log, archive, fence, clock=clock, batch_rows=400, gather_us=20_000_000)
+    assert copy.step() == (200, 1, {"Trip@1": 50})
+    assert copy.step() == (50, 1, {"Trip@1": 0})
+    send_alike(log, 1, first=250)
+    assert copy.step() == (0, 0, {"Trip@1": 1})
 
 
 def test_copies_never_archive_a_record_twice_however_often_they_start_over(log, archive, fence):

@@ -29,6 +29,7 @@ import polars as pl
 import psutil
 import pyarrow as pa
 
+from cluster.processes import collect_seldom
 from featurelib.clock import DAY, SystemClock
 from featurelib.definitions import Definitions, ref
 from featurelib.engine.input_partitions import InputPartition
@@ -127,6 +128,7 @@ def build_partition(folder: Path, url: str, partition: int) -> None:
         archive={"url": str(folder / "archive")},
         pipeline={"partition_count": PARTITIONS},
     )
+    collect_seldom()  # as the actor does
     builder = PartitionBuilder(order_of(folder), settings)
     started = time.perf_counter()
     built = builder.build(partition)
