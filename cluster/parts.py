@@ -323,6 +323,10 @@ class Raylet(ProcessPart):
 
     deadline_s = 90.0
 
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._raylet: Owned | None = None
+
     @override
     def alive(self) -> bool:
         # A raylet that ends in good order, as it does when its agents die, is no failure to `ray start`: that stays
@@ -333,9 +337,20 @@ class Raylet(ProcessPart):
         owned = self.board.part(self.name).process
         process = owned.process() if owned is not None else None
         try:
-            return process is not None and any(_is_raylet(child) for child in process.children())
+            return process is not None and (self._is_held(process) or self._finds(process))
         except psutil.Error:
             return False  # it ended meanwhile
+
+    def _is_held(self, parent: psutil.Process) -> bool:
+        """Whether the raylet found last lives, as a child of this process."""
+        found = self._raylet.process() if self._raylet is not None else None
+        return found is not None and found.ppid() == parent.pid
+
+    def _finds(self, parent: psutil.Process) -> bool:
+        # It looks at every process of the machine: 5 ms, for which two of these parts asked four times a second.
+        found = next(filter(_is_raylet, parent.children()), None)
+        self._raylet = Owned.of(found.pid) if found is not None else None
+        return found is not None
 
     @abstractmethod
     def options(self) -> list[str]:

@@ -121,7 +121,7 @@ def in_turn(made: Stores) -> dict[str, list[Run]]:
             runs[name].append(once(made, name, output))
         if not number:
             for name in QUERIES:
-                assert_alike(str(ways[OURS] / "data.parquet"), str(ways[name]))
+                assert_alike(str(ways[OURS] / "data.parquet"), str(ways[name]), made.files)
     return runs
 
 

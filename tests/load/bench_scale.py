@@ -315,7 +315,7 @@ def ray_times(folder: Path, url: str, queries: Sequence[str]) -> dict[str, list[
     ways: dict[str, Callable[[], None]] = {"ours": ours}
     ways |= {name: lambda name=name: by_hand(name) for name in queries or QUERIES}  # type: ignore[misc]
     rounds = [{name: timed(run) for name, run in ways.items()} for _ in range(RUNS)]
-    assert_alike(str(folder / "ours" / "*.parquet"), str(folder / "by_hand.parquet"))
+    assert_alike(str(folder / "ours" / "*.parquet"), str(folder / "by_hand.parquet"), made.files)
     ray.shutdown()  # type: ignore[no-untyped-call]
     return {name: [one[name] for one in rounds] for name in ways}
 
