@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,15 +193,16 @@ def fitted(sizes: Sequence[float], seconds: Sequence[float]) -> Fitted:
 
 
 def fit_figures() -> list[Figure]:
-    """Seconds and memory by size, and the fit."""
+    """Seconds and memory by size, and the fit. Sizes in turn: a machine that gets slower would bend the line."""
+    sizes = [int(size * _MILLION) for size in FIT]
+    with ExitStack() as opened:
+        made = [opened.enter_context(archived(events, events // 10)) for events in sizes]
+        rounds = [[once(each, OURS, each.folder / "ours") for each in made] for _ in range(RUNS)]
     figures, seconds, cores = [], [], []
-    for size in FIT:
-        events = int(size * _MILLION)
-        with archived(events, events // 10) as made:
-            runs = [once(made, OURS, made.folder / "ours") for _ in range(RUNS)]
+    for size, runs in zip(FIT, zip(*rounds, strict=True), strict=True):
         seconds.append(median([run.seconds for run in runs]))
         cores.append(median([run.cpu_seconds for run in runs]))
-        peak, note = max(run.peak_gib for run in runs), f"a tenth as many rows; median of {RUNS}"
+        peak, note = max(run.peak_gib for run in runs), f"a tenth as many rows; median of {RUNS}, sizes in turn"
         figures += [
             Figure(f"training set of {size:g} M events", seconds[-1], "s", cores[-1], f"{note}; peer: CPU"),
             Figure(f"memory peak, {size:g} M events", peak, "GiB", None, ""),
