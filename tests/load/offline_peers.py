@@ -14,7 +14,7 @@ import polars as pl
 
 from tests.load.offline_input import LARGE, WINDOWS
 
-# Of sums over ten million prices: every addition rounds by the total so far, which grows with them, and so do additions.
+# Of sums over ten million prices: every addition rounds by the total so far, and both grow with them.
 _LOST, _LOST_OF = 1e-4, 10_000_000
 _TOTALS = ("n", "large", "sum", "paid")
 
