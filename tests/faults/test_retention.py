@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
+from cluster.processes import wait_until
 from featurelib.clock import HOUR, SECOND, SystemClock
 from featurelib.definitions import ref
 from featurelib.engine.keys import key_group, owner_of_group
@@ -237,11 +238,11 @@ def test_an_offset_that_neither_log_nor_archive_holds_is_an_error_aloud(shelved:
 class Platform:
     """A log with a small budget, a registry for events, and an archiver over one folder."""
 
-    def __init__(self, server: RedisServer, folder: Path, archive: Path) -> None:
+    def __init__(self, server: RedisServer, folder: Path, archive: Path, *, gather_ms: int = 0) -> None:
         self.settings = Settings(
             data_dir=folder,
             online={"redis_url": server.url, "log_budget_mb": 1, "hot_log_ms": 1},
-            archive={"url": str(archive), "interval_ms": 1, "gather_ms": 0},
+            archive={"url": str(archive), "interval_ms": 1, "gather_ms": gather_ms},
         )
         self.clock = MovedClock(T0)
         self.log = Log(server.url, self.clock, Budget.of(self.settings.online))
@@ -341,6 +342,27 @@ def test_a_log_over_its_budget_takes_no_more_until_the_archive_has_drained_it(
     blocked.drain()
     assert blocked.fares() == list(range(blocked.sent))
     assert blocked.events()[2:] == [("archive_unavailable", "info"), ("log_full", "info")]
+
+
+def test_records_that_may_gather_longer_are_archived_once_the_log_is_over_its_budget(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    platform = Platform(redis_server, tmp_path, tmp_path / "archive", gather_ms=3_600_000)
+    platform.send()
+    platform.task.step()
+    platform.send()
+    platform.task.step()
+    assert platform.task.facts()["lag"] == {"Ride@1": 500}
+    platform.send(8_000)
+
+    def archived() -> bool:
+        platform.task.step()
+        return sum(platform.archive.archived_offset(RIDES, part) for part in range(2)) == platform.sent
+
+    # The log's use is measured once a second.
+    assert wait_until(archived, 20.0, every_s=0.1)
+    assert platform.fares() == list(range(platform.sent))
+    platform.close()
 
 
 def send_until_refused(platform: Platform) -> None:
