@@ -347,7 +347,7 @@ class Raylet(ProcessPart):
         return found is not None and found.ppid() == parent.pid
 
     def _finds(self, parent: psutil.Process) -> bool:
-        # It looks at every process of the machine: 1.3 ms where there are 70. Each of these parts asks four times a second.
+        # It looks at every process of the machine: 1.3 ms for 70. Each of these parts asks four times a second.
         found = next(filter(_is_raylet, parent.children()), None)
         self._raylet = Owned.of(found.pid) if found is not None else None
         return found is not None
