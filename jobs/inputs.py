@@ -77,6 +77,7 @@ class InputReader:
         self._archive = archive
         self._batch_rows = batch_rows
         self.partitions = input_partitions(program, log)
+        self._schemas = [record_schema(partition.dataset) for partition in self.partitions]
         self._reading = Reading(program, self.partitions)
         self._groups = {i: self._reading.groups_reading(i, groups) for i in range(len(self.partitions))}
         mine = [index for index, reading in self._groups.items() if reading]
@@ -133,7 +134,7 @@ class InputReader:
         for index in indexes:
             table = self._read_one(index, self._next(index, positions), rows)
             if table is not None:
-                batch[index] = with_schema(table, record_schema(self.partitions[index].dataset))
+                batch[index] = with_schema(table, self._schemas[index])
         return batch
 
     def _next(self, index: int, positions: Positions) -> int:

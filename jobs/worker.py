@@ -21,13 +21,13 @@ import pyarrow.compute as pc
 
 from featurelib.clock import Instant
 from featurelib.definitions import DatasetDef, ref
-from featurelib.engine.codec import decode_rows
 from featurelib.engine.flow import Graph
 from featurelib.engine.fold import KEY
+from featurelib.engine.frames import where, without
 from featurelib.engine.keys import key_group, key_groups
 from featurelib.engine.nodes import Delta
 from featurelib.engine.operators import IDENTITY, PLACE, PLACE_BITS, RightTable, UserFailure, run_steps
-from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node, pane_field, pane_of
+from featurelib.engine.panes import BESIDE_THE_TREE, HEADER, KeyState, decode_node, pane_field, pane_of
 from featurelib.engine.partials import Row
 from featurelib.engine.program import Program
 from featurelib.engine.records import LATE, OFFSET, PARTITION, TIME, record_schema
@@ -254,7 +254,7 @@ class PartitionWorker:
         shaped = self._unapplied(self._own(self._program.prepare(records, self._right_tables, failures)))
         self._note(failures, batch)
         ends = {index: end_of(table) for index, table in batch.items()}
-        touched = dict(self._program.rows_by_key(shaped.drop(_GROUP)))
+        touched = dict(self._program.rows_by_key(without(shaped, (_GROUP,))))
         states = self._states(touched, flushing=False)
         lowest = {index: self._lowest(index) for index in ends}
         held = {key: rows for key in touched if (rows := _held(states[key], touched[key], lowest))}
@@ -399,7 +399,7 @@ class PartitionWorker:
     def _replace(self, key: str, state: KeyState, gone: list[Row], come: list[Row]) -> None:
         if not state.whole and state.loses_its_oldest(gone, come):
             for name, data in self._store.fields(self._state, key).items():
-                if name not in (HEADER, BUFFER):
+                if name not in BESIDE_THE_TREE:
                     state.nodes.setdefault(pane_of(name), decode_node(data))
             state.whole = True
         state.replace(gone, come)
@@ -542,9 +542,8 @@ class PartitionWorker:
 
     def _own(self, shaped: pl.DataFrame) -> pl.DataFrame:
         groups = key_groups(shaped[KEY])
-        grouped = shaped.with_columns(pl.Series(_GROUP, groups, dtype=pl.Int64))
         mine = (groups >= self._groups[0]) & (groups <= self._groups[-1])
-        return grouped if mine.all() else grouped.filter(pl.Series(mine))
+        return where(shaped.hstack([pl.Series(_GROUP, groups)]), pl.Series(mine))
 
     def _unapplied(self, shaped: pl.DataFrame) -> pl.DataFrame:
         return shaped if self._even() else shaped.filter(~self._is_applied(shaped))
@@ -579,13 +578,12 @@ class PartitionWorker:
         return states
 
     def _load(self, keys: Sequence[str]) -> Iterator[tuple[str, KeyState]]:
-        loaded = self._store.load(self._state, dict.fromkeys(keys, (HEADER, BUFFER))) if keys else {}
-        for key, (header, buffer) in loaded.items():
+        loaded = self._store.load(self._state, dict.fromkeys(keys, BESIDE_THE_TREE)) if keys else {}
+        for key, (header, buffer, tail) in loaded.items():
             if header is None:
                 yield key, self._program.new_state(len(self._inputs))
             else:
-                rows = decode_rows(buffer) if buffer is not None else []
-                yield key, KeyState(self._program.algebra, self._program.root, Header.decode(header), rows)
+                yield key, KeyState.stored(self._program.algebra, self._program.root, header, buffer, tail)
 
     def _add(self, state: KeyState, rows: list[Row], ends: Mapping[int, int]) -> None:
         for index, end in ends.items():

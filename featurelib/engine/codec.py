@@ -13,17 +13,23 @@ import msgspec
 from featurelib.errors import CorruptState
 
 FORMAT = b"\x03"
-HEADER_FORMAT = b"\x04"
-"""Format 4 put the stamp of the tree into headers; everything else is written in format 3 still."""
+HEADER_FORMAT = b"\x05"
+"""Format 5 let the newest rows of the buffer stand in a field of their own, which a reader of before would miss;
+everything but headers is written in format 3 still."""
+FOURTH_FORMAT = b"\x04"
+"""Format 4 put the stamp of the tree into headers; it is still read."""
 SECOND_FORMAT = b"\x02"
 """Format 2 had the partials of a branch's children in the branch itself, not as bytes in it; it is still read."""
 FIRST_FORMAT = b"\x01"
 """Format 1 had rows without ``sub`` and ``until``, and branches without closings; it is still read."""
-_READ = (FORMAT, HEADER_FORMAT, SECOND_FORMAT, FIRST_FORMAT)
+_READ = (FORMAT, HEADER_FORMAT, FOURTH_FORMAT, SECOND_FORMAT, FIRST_FORMAT)
 _BIG_INT = 1
 # MessagePack's list of 32-bit length.
 _LIST = b"\xdd"
 _SHORT_LIST, _LIST_OF_16_BITS = 0x9, 0xDC
+_LIST_OF_16 = bytes([_LIST_OF_16_BITS])
+# Bytes of a list of nothing, and the format before it.
+_EMPTY_LIST = 2
 
 
 def _encode_other(value: Any) -> Any:
@@ -108,6 +114,23 @@ def appended_rows(before: bytes, after: bytes) -> list[tuple[Any, ...]] | None:
     more = _length(after) - _length(before)
     rows: list[tuple[Any, ...]] = _rows_decoder.decode(_LIST + more.to_bytes(4) + after[end + held :])
     return rows
+
+
+def joined_rows(first: bytes | None, second: bytes | None) -> bytes | None:
+    """The bytes of the rows of two stored lists, one behind the other.
+
+    Raises:
+        CorruptState: the lists are of different formats, or longer than any that is joined.
+    """
+    if second is None or len(second) <= _EMPTY_LIST:
+        return first
+    if first is None or len(first) <= _EMPTY_LIST:
+        return second
+    start, following = _list_start(first), _list_start(second)
+    if not (start and following and first[:1] == second[:1] == FORMAT):
+        raise CorruptState(f"rows of formats {first[:1]!r} and {second[:1]!r} stand in one buffer")
+    length = (_length(first) + _length(second)).to_bytes(2)
+    return b"".join((FORMAT, _LIST_OF_16, length, memoryview(first)[start:], memoryview(second)[following:]))
 
 
 def _list_start(data: bytes) -> int:

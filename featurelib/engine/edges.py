@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from featurelib.clock import Instant
-from featurelib.engine.panes import BITS, BUFFER, HEADER, OLDEST_ROOT, Pane, pane_field
+from featurelib.engine.panes import BESIDE_THE_TREE, BITS, OLDEST_ROOT, Pane, pane_field
 from featurelib.windows import AnyWindow, Bounds
 
 BEGINNING = -(1 << 62)
@@ -84,7 +84,7 @@ class Edges:
     @cached_property
     def fields(self) -> list[bytes]:
         """The hash fields of header, buffer and panes."""
-        return [HEADER, BUFFER, *map(pane_field, self.panes)]
+        return [*BESIDE_THE_TREE, *map(pane_field, self.panes)]
 
 
 def _group(as_of: Instant, windows: Iterable[int], bounds: Sequence[Bounds]) -> Group:

@@ -16,7 +16,9 @@ from featurelib.clock import Duration, Instant
 from featurelib.definitions import AggregateStep, NamedAggregate
 from featurelib.engine.aggregators import aggregator_for
 from featurelib.engine.batch import condition
+from featurelib.engine.codec import joined_rows
 from featurelib.engine.edges import Edges, Group, Span, WindowSet, window_set
+from featurelib.engine.frames import where
 from featurelib.engine.kept_reads import KEPT_READS, KeptRead
 from featurelib.engine.keys import key_texts
 from featurelib.engine.operators import IDENTITY, UNTIL
@@ -38,6 +40,7 @@ from featurelib.windows import AnyWindow, Continuous, Lifetime
 
 KEY = "__key"
 _MASK = "__mask"
+_NO_MASK = pl.Series(_MASK, [0], dtype=pl.Int64)
 _FIRST_VALUE = 5
 
 
@@ -125,16 +128,18 @@ class Fold:
     def shape(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The columns a row is made of: ``__key``, identity, ``__until``, value columns and ``__mask``."""
         key = key_texts([frame[name] for name in self.keys]).alias(KEY)
-        bits = [condition(node, frame).cast(pl.Int64) * (1 << bit) for bit, node in enumerate(self._predicates)]
-        mask = pl.sum_horizontal(bits).alias(_MASK) if bits else pl.lit(0, dtype=pl.Int64).alias(_MASK)
-        values = [_stored(frame[name].dtype, name) for name in self._value_columns]
-        shaped = frame.select(key, *IDENTITY, UNTIL, *values, mask)
-        return shaped.filter(shaped[KEY].is_not_null()) if shaped[KEY].null_count() else shaped
+        mask = _NO_MASK.new_from_index(0, len(frame))
+        for bit, node in enumerate(self._predicates):
+            mask += condition(node, frame).cast(pl.Int64) * (1 << bit)
+        values = [_stored(frame[name]) for name in self._value_columns]
+        shaped = pl.DataFrame([key, *(frame[name] for name in (*IDENTITY, UNTIL)), *values, mask])
+        return where(shaped, key.is_not_null()) if key.null_count() else shaped
 
     def rows_by_key(self, shaped: pl.DataFrame) -> Iterator[KeyRows]:
         """Rows of each key, keys in text order, rows in the frame's order."""
         found: dict[str, list[Row]] = {}
-        for key, row in zip(shaped[KEY].to_list(), shaped.drop(KEY).rows(), strict=True):
+        rows = zip(*(shaped[name].to_list() for name in shaped.columns if name != KEY), strict=True)
+        for key, row in zip(shaped[KEY].to_list(), rows, strict=True):
             found.setdefault(key, []).append(row)
         for key in sorted(found):
             yield KeyRows(key, found[key])
@@ -201,7 +206,8 @@ class Fold:
         edges = self._windows.edges(at)
         if header.floor is not None and edges.reach_below(header.floor):
             raise Sealed
-        stored = dict(zip(edges.panes, values[2:], strict=True))
+        _, buffer, tail, *found = values
+        stored = dict(zip(edges.panes, found, strict=True))
         if more:
             stored.update(more)
         mark = (self._mark, header.oldest_us if key is None else key)
@@ -210,7 +216,8 @@ class Fold:
         panes = list(compress(stored.items(), stored.values()))  # what is not there is None, and no pane is empty
         kept = KEPT_READS.take(mark, panes, len(self.windows))
         plans = [self._plan(group) for group in edges.groups]
-        kept.walk_to(edges.groups, plans, self.root, Stored(stored, read_node, whole=False), values[1])
+        waiting = joined_rows(buffer, tail)
+        kept.walk_to(edges.groups, plans, self.root, Stored(stored, read_node, whole=False), waiting)
         kept.tree = tree
         KEPT_READS.put(mark, kept)
         return self._row_of(kept, edges, at)
@@ -225,13 +232,14 @@ class Fold:
         KEPT_READS.drop((self._mark, key))
 
     def finish_again(
-        self, header: Header, buffer: bytes | None, at: Instant, key: str
+        self, header: Header, buffer: bytes | None, tail: bytes | None, at: Instant, key: str
     ) -> tuple[dict[str, Value] | None, Instant] | None:
         """Like :meth:`finish_lasting`, from what is kept of the key's tree and the buffer as it is stored now.
 
         Args:
-            header: as stored, read together with the buffer.
+            header: as stored, read together with buffer and tail.
             buffer: stored bytes.
+            tail: stored bytes.
             at: the instant R.
             key: under which an earlier read was kept.
 
@@ -254,7 +262,7 @@ class Fold:
             return None
         follows = kept.follows(edges.groups)
         if follows:
-            kept.follow_to(edges.groups, buffer)
+            kept.follow_to(edges.groups, joined_rows(buffer, tail))
         KEPT_READS.put(mark, kept)
         return self._row_of(kept, edges, at) if follows else None
 
@@ -397,7 +405,6 @@ class _Layout:
         )
 
 
-def _stored(kind: pl.DataType, name: str) -> pl.Expr:
+def _stored(column: pl.Series) -> pl.Series:
     # Instants are stored as integers, microseconds, like every other instant.
-    column = pl.col(name)
-    return (column.dt.epoch("us") if kind.is_temporal() else column).alias(f"__value_{name}")
+    return (column.dt.epoch("us") if column.dtype.is_temporal() else column).alias(f"__value_{column.name}")

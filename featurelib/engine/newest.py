@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from featurelib.clock import Instant
 from featurelib.engine.codec import decode_rows
 from featurelib.engine.panes import (
+    BESIDE_THE_TREE,
     BITS,
-    BUFFER,
     FANOUT,
-    HEADER,
     Header,
     Leaf,
     Pane,
@@ -32,17 +31,17 @@ _MOST_ROOTS = 64
 def first_fields(at: Instant, root: int) -> tuple[list[Pane], list[bytes]]:
     """The panes a search begins with, and the hash fields of header, buffer and these panes."""
     panes = path_of(at, root)
-    return panes, [HEADER, BUFFER, *map(pane_field, panes)]
+    return panes, [*BESIDE_THE_TREE, *map(pane_field, panes)]
 
 
 def newest_event(
-    header: Header, buffer: bytes | None, stored: Mapping[Pane, bytes | None], at: Instant, root: int
+    header: Header, waiting: bytes | None, stored: Mapping[Pane, bytes | None], at: Instant, root: int
 ) -> Instant | None:
     """The event time of the newest row at or before an instant; ``None`` for a key unknown by then.
 
     Args:
         header: of the key.
-        buffer: stored bytes.
+        waiting: stored bytes of buffer and tail, joined.
         stored: panes by place, as stored; ``None``: there is no such pane.
         at: the instant.
         root: level of the state's roots.
@@ -54,10 +53,10 @@ def newest_event(
     """
     if not header.known_at(at):
         return None
-    rows = decode_rows(buffer) if buffer else []
-    waiting = max((row[0] for row in rows if row[0] <= at), default=None)
-    in_tree = _Search(stored, at, root, waiting).newest(header)
-    found = max((each for each in (waiting, in_tree) if each is not None), default=None)
+    rows = decode_rows(waiting) if waiting else []
+    in_buffer = max((row[0] for row in rows if row[0] <= at), default=None)
+    in_tree = _Search(stored, at, root, in_buffer).newest(header)
+    found = max((each for each in (in_buffer, in_tree) if each is not None), default=None)
     if found is None:
         # Known, and of nothing that is stored any more: what there was lies below the floor.
         raise Sealed

@@ -2,7 +2,8 @@
 
     header   what is known of the key: applied position per input partition, rows, oldest event time, and a stamp of
              the tree, another one after each change of a pane
-    buffer   up to 32 rows in arrival order, not yet in the tree
+    buffer   up to 32 rows in arrival order, not yet in the tree; the newest few of them, the *tail*, stand in a
+             field of their own, so that a row that comes rewrites these and not all that wait
     tree     radix 8 over microseconds: the pane at (level, index) covers [index·8^level, (index+1)·8^level)
              leaf    the rows of the pane, in total order; splits above 64 rows
              branch  the partials of its eight children
@@ -49,8 +50,9 @@ from featurelib.engine.codec import (
 from featurelib.engine.partials import Aggregator, Input, Partial, Row
 from featurelib.errors import CorruptState
 
-HEADER, BUFFER = b"h", b"b"
-_BESIDE_THE_TREE = {HEADER, BUFFER}
+HEADER, BUFFER, TAIL = b"h", b"b", b"t"
+BESIDE_THE_TREE = (HEADER, BUFFER, TAIL)
+"""The fields of a key that are no panes."""
 BITS = 3
 FANOUT = 1 << BITS
 _IDENTITY = 4
@@ -60,6 +62,8 @@ _identity = itemgetter(*range(_IDENTITY))
 _time = itemgetter(0)
 _LEAF_ROWS = 64
 _BUFFER_ROWS = 32
+# Of a key that gets one row at a time 5 rows are written for each with a tail of 4 to 8, and 16 without.
+_TAIL_ROWS = 6
 # 8^17 µs = 71 years: three panes (index -1, 0, 1) hold every instant from 1899 to 2112.
 _TOP_LEVEL = 17
 OLDEST_ROOT = -1
@@ -293,6 +297,24 @@ class KeyState:
     whole: bool = False
     """Whether everything stored of the key is in memory, so that nothing must be loaded."""
     dirty: set[bytes] = field(default_factory=set)
+    settled: int | None = 0
+    """How many rows of the buffer, from the oldest, stand in front of the tail; ``None``: all, and in a format that can
+    have no tail."""
+    has_tail: bool = False
+    """Whether rows are stored in the tail."""
+
+    @classmethod
+    def stored(cls, algebra: Algebra, root: int, header: bytes, buffer: bytes | None, tail: bytes | None) -> KeyState:
+        """The state of a key as it is stored, without its panes.
+
+        Raises:
+            CorruptState: the bytes do not decode.
+        """
+        settled, newest = _waiting(buffer), _waiting(tail)
+        state = cls(algebra, root, Header.decode(header), [*settled, *newest])
+        state.settled = None if buffer is not None and buffer[:1] != FORMAT else len(settled)
+        state.has_tail = bool(newest)
+        return state
 
     def add(self, rows: Sequence[Row]) -> None:
         """Take rows in arrival order. :meth:`missing` must have been satisfied when it named panes."""
@@ -301,14 +323,16 @@ class KeyState:
         if self.header.oldest_us is None or oldest < self.header.oldest_us:
             self.header.oldest_us = oldest
         self.buffer.extend(rows)
-        self.dirty |= {HEADER, BUFFER}
+        self.dirty |= {HEADER, TAIL}
         if len(self.buffer) > self.algebra.buffer_rows:
             self.flush()
+        elif self.settled is None or len(self.buffer) - self.settled > _TAIL_ROWS:
+            self._settle()
 
     def flush(self) -> None:
         """Move the buffer into the tree."""
         rows, self.buffer = self.buffer, []
-        self.dirty.add(BUFFER)
+        self._settle()
         floor = self.header.floor
         if floor is not None:
             rows = [row for row in rows if row[0] >= floor]
@@ -329,9 +353,10 @@ class KeyState:
         if in_buffer:
             gone -= {row[:_IDENTITY] for row in self.buffer}
             self.buffer = kept
+            self._settle()
         taken = in_buffer + self._remove(gone)
         self.header.rows -= taken
-        self.dirty |= {HEADER, BUFFER}
+        self.dirty.add(HEADER)
         if added:
             self.add(added)
         if lost:
@@ -379,16 +404,26 @@ class KeyState:
 
     def changes(self) -> dict[bytes, bytes]:
         """Fields to write since the last call, and their bytes."""
-        fields = {name: self._encoded(name) for name in sorted(self.dirty - _BESIDE_THE_TREE)}
+        fields = {name: self._encoded(name) for name in sorted(self.dirty.difference(BESIDE_THE_TREE))}
         if fields:
             self.header.tree = _stamp(self.header, fields)
             self.dirty.add(HEADER)
         if HEADER in self.dirty:
             fields[HEADER] = self.header.encode()
         if BUFFER in self.dirty:
-            fields[BUFFER] = encode(self.buffer)
+            fields[BUFFER] = encode(self.buffer[: self.settled])
+        if TAIL in self.dirty:
+            tail = self.buffer[self.settled :]
+            if tail or self.has_tail:
+                fields[TAIL] = encode(tail)
+            self.has_tail = bool(tail)
         self.dirty.clear()
         return fields
+
+    def _settle(self) -> None:
+        """Put all rows of the buffer in front of the tail."""
+        self.settled = len(self.buffer)
+        self.dirty |= {BUFFER, TAIL}
 
     def _encoded(self, name: bytes) -> bytes:
         node = self.nodes[pane_of(name)]
@@ -502,6 +537,10 @@ class KeyState:
     def _put(self, pane: Pane, node: Node) -> None:
         self.nodes[pane] = node
         self.dirty.add(pane_field(pane))
+
+
+def _waiting(data: bytes | None) -> list[Row]:
+    return [] if data is None else decode_rows(data)
 
 
 def _by_pane(rows: Sequence[Row], level: int) -> list[tuple[int, list[Row]]]:

@@ -261,10 +261,10 @@ class Program:
         self.fold.forget(key)
 
     def finish_again(
-        self, header: Header, buffer: bytes | None, at: Instant, key: str
+        self, header: Header, buffer: bytes | None, tail: bytes | None, at: Instant, key: str
     ) -> tuple[dict[str, Value] | None, Instant] | None:
         """Like :meth:`finish_lasting`, from what is kept of the key's tree; see :meth:`Fold.finish_again`."""
-        found = self.fold.finish_again(header, buffer, at, key)
+        found = self.fold.finish_again(header, buffer, tail, at, key)
         return None if found is None else (self._served(found[0]), found[1])
 
     def finish_state(self, state: KeyState, at: Instant) -> dict[str, Value] | None:

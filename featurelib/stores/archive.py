@@ -567,10 +567,13 @@ def time_conditions(since: Instant | None, until: Instant | None) -> list[ds.Exp
 
 def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The columns of ``schema`` in its order; those the table does not have yet are null."""
-    columns = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
+    held = {name: table.column(place) for place, name in enumerate(table.column_names)}
+    columns = []
+    for field in schema:
+        column = held.get(field.name)
+        if column is None:
+            column = pa.nulls(len(table), field.type)
+        columns.append(column if column.type == field.type else column.cast(field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 

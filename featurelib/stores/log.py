@@ -13,6 +13,7 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -646,23 +647,23 @@ class Log:
             pipe.xrevrange(key, max=f"{offset + 1}-0", count=1)
             pipe.xrange(key, min=f"{offset + 2}-0", count=_ENTRIES_PER_TRIP)
             end, holding, following = pipe.execute()
-        tables: list[pa.Table] = []
-        rows = 0
+        found: list[_Stored] = []
+        following_offset = offset
         for entry_id, fields in [*holding, *following]:
             base, count = int(entry_id.split(b"-")[0]) - 1, int(fields[b"n"])
-            if base + count <= offset + rows:
+            if base + count <= following_offset:
                 continue
-            if tables and base != offset + rows:
+            if found and base != following_offset:
                 break  # trimmed between the two commands: what follows is not what comes next
-            table = self._decode(dataset, partition, base, fields).slice(max(0, offset - base))
-            tables.append(table.slice(0, max_rows - rows))
-            rows += len(tables[-1])
-            if rows >= max_rows:
+            found.append(_Stored(base, fields))
+            following_offset = base + count
+            if following_offset >= offset + max_rows:
                 break
-        if not tables:
+        if not found:
             return Tail(None, trimmed=int(end or 0) > offset)
-        records = pa.concat_tables(tables, promote_options="default")
-        return Tail(records, trimmed=records[OFFSET][0].as_py() != offset, more=int(end or 0) > offset + rows)
+        first = found[0].base
+        records = self._decode(dataset, partition, found).slice(max(0, offset - first), max_rows)
+        return Tail(records, trimmed=first > offset, more=int(end or 0) > max(first, offset) + len(records))
 
     def accepted_at(self, offsets: Sequence[tuple[str, int, int]]) -> list[Instant | None]:
         """When the record at each ``(dataset, partition, offset)`` was accepted, in one round trip.
@@ -855,26 +856,31 @@ class Log:
         )
         return _Attempt(keys, arguments, done, len(request.records))
 
-    def _decode(self, dataset: str, partition: int, base: int, fields: Mapping[bytes, bytes]) -> pa.Table:
-        if fields[b"f"] != _FORMAT:
-            message = (
-                f"log entry {base} of {dataset}/{partition} has format {fields[b'f']!r}; this version reads {_FORMAT!r}"
-            )
-            raise CorruptState(message)
-        schema = self._schema(dataset, partition, fields[b"s"].decode())
-        plain_bytes, payload = int(fields[b"z"]), pa.py_buffer(fields[b"b"])
-        plain = pa.decompress(payload, plain_bytes, codec="lz4") if plain_bytes else payload
-        batch = pa.ipc.read_record_batch(plain, schema)
-        count = batch.num_rows
+    def _decode(self, dataset: str, partition: int, entries: Sequence[_Stored]) -> pa.Table:
+        """Entries that follow each other; those with the same schema at once."""
+        runs = [list(run) for _, run in groupby(entries, key=lambda entry: entry.fields[b"s"])]
+        tables = [self._decode_run(dataset, partition, run) for run in runs]
+        return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
+
+    def _decode_run(self, dataset: str, partition: int, entries: Sequence[_Stored]) -> pa.Table:
+        for base, fields in entries:
+            if fields[b"f"] != _FORMAT:
+                found = f"log entry {base} of {dataset}/{partition} has format {fields[b'f']!r}"
+                raise CorruptState(f"{found}; this version reads {_FORMAT!r}")
+        schema = self._schema(dataset, partition, entries[0].fields[b"s"].decode())
+        batches = [pa.ipc.read_record_batch(_plain(fields), schema) for _, fields in entries]
+        rows, first = [batch.num_rows for batch in batches], entries[0].base
+        accepted = np.repeat(np.array([int(fields[b"a"]) for _, fields in entries], dtype=np.int64), rows)
         system = {
-            ACCEPTED_AT: pa.array(np.full(count, int(fields[b"a"]), dtype=np.int64)),
-            PARTITION: pa.array(np.full(count, partition, dtype=np.int32)),
-            OFFSET: pa.array(np.arange(base, base + count, dtype=np.int64)),
+            ACCEPTED_AT: pa.array(accepted),
+            PARTITION: pa.array(np.full(sum(rows), partition, dtype=np.int32)),
+            OFFSET: pa.array(np.arange(first, first + sum(rows), dtype=np.int64)),
         }
         for name in (DELETED, ERASED):
             if name not in schema.names:
-                system[name] = pa.nulls(count, pa.bool_())
-        return pa.Table.from_arrays([*batch.columns, *system.values()], names=[*schema.names, *system])
+                system[name] = pa.nulls(sum(rows), pa.bool_())
+        own = pa.Table.from_batches(batches, schema)
+        return pa.Table.from_arrays([*own.columns, *system.values()], names=[*schema.names, *system])
 
     def _schema(self, dataset: str, partition: int, fingerprint: str) -> pa.Schema:
         known = self._schemas.get((dataset, fingerprint))
@@ -887,6 +893,19 @@ class Log:
             known = pa.ipc.read_schema(pa.py_buffer(cast("bytes", stored)))
             self._schemas[(dataset, fingerprint)] = known
         return known
+
+
+class _Stored(NamedTuple):
+    """An entry of a log partition: the offset of its first record, and its fields."""
+
+    base: int
+    fields: Mapping[bytes, bytes]
+
+
+def _plain(fields: Mapping[bytes, bytes]) -> pa.Buffer:
+    """The Arrow batch of an entry."""
+    plain_bytes, payload = int(fields[b"z"]), pa.py_buffer(fields[b"b"])
+    return pa.decompress(payload, plain_bytes, codec="lz4") if plain_bytes else payload
 
 
 def texts_of(column: pa.ChunkedArray) -> list[str]:

@@ -10,9 +10,10 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from featurelib.clock import Instant
+from featurelib.engine.codec import joined_rows
 from featurelib.engine.keys import KEY_GROUPS
 from featurelib.engine.newest import first_fields, newest_event
-from featurelib.engine.panes import BUFFER, HEADER, Header, Pane, PanesMissing, Sealed, pane_field
+from featurelib.engine.panes import BESIDE_THE_TREE, Header, Pane, PanesMissing, Sealed, pane_field
 from featurelib.engine.program import Program
 from featurelib.stores.online import StateName, generation_key
 from featurelib.stores.pipelined import PipelinedRedis, pack
@@ -63,9 +64,9 @@ class _Kept:
 
     def __init__(self, lookup: Lookup, name: str, read: _Read) -> None:
         self.program = lookup.program
-        self.probe = pack(("HMGET", name, HEADER, BUFFER))
+        self.probe = pack(("HMGET", name, *BESIDE_THE_TREE))
         self.is_worth_a_look = True
-        """Whether to ask for header and buffer alone; a key whose tree changes between any two reads is read whole."""
+        """Whether to ask for what stands beside the tree alone; not where that is another between any two reads."""
         self.was_good = False
         self.renew(lookup.at, read)
 
@@ -148,8 +149,8 @@ class OnlineReader:
         asked = [kept.probe for _, kept in looked] + [each.asked for each in whole]
         replies = await self._redis.trip(b"".join(asked), len(asked))
         changed: list[_Whole] = []
-        for (place, kept), (header, buffer) in zip(looked, replies, strict=False):
-            found[place] = again = self._again(lookups[place], kept, header, buffer)
+        for (place, kept), reply in zip(looked, replies, strict=False):
+            found[place] = again = self._again(lookups[place], kept, reply)
             if again is None:
                 changed.append(self._whole(place, lookups[place]))
         for each, values in zip(whole, replies[len(looked) :], strict=True):
@@ -175,9 +176,10 @@ class OnlineReader:
             (values,) = await self._redis.trip(self._asked(self._name(lookup), fields), 1)
             if values[0] is None:
                 return None
-            stored = dict(zip(panes, values[2:], strict=True))
+            header, buffer, tail, *found = values
+            stored = dict(zip(panes, found, strict=True))
             try:
-                return newest_event(Header.decode(values[0]), values[1], stored, lookup.at, root)
+                return newest_event(Header.decode(header), joined_rows(buffer, tail), stored, lookup.at, root)
             except Sealed:
                 return SEALED
             except PanesMissing as missing:
@@ -215,8 +217,9 @@ class OnlineReader:
         key = name.encode()
         return b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%b\r\n%b" % (len(fields) + 2, len(key), key, packed)
 
-    def _again(self, lookup: Lookup, kept: _Kept, data: bytes | None, buffer: bytes | None) -> Found | None:
+    def _again(self, lookup: Lookup, kept: _Kept, beside_the_tree: Sequence[bytes | None]) -> Found | None:
         """The answer from what is kept; ``None`` when that takes a read of everything."""
+        data, buffer, tail = beside_the_tree
         if data is None:
             self._forget(lookup)
             return _UNKNOWN
@@ -226,7 +229,7 @@ class OnlineReader:
             return kept.found
         header = Header.decode(data)
         try:
-            finished = program.finish_again(header, buffer, at, key)
+            finished = program.finish_again(header, buffer, tail, at, key)
         except Sealed:
             return Found(SEALED, tuple(header.applied))
         if finished is None:

@@ -13,6 +13,7 @@ from featurelib.clock import HOUR, SECOND
 from featurelib.engine import fold
 from featurelib.engine.kept_reads import KeptReads
 from featurelib.engine.keys import key_group
+from featurelib.engine.panes import BESIDE_THE_TREE
 from featurelib.engine.program import Program
 from featurelib.stores.online import GroupCommit, OnlineStore, StateName, generation_key
 from featurelib.stores.online_reader import Found, Lookup, OnlineReader
@@ -74,7 +75,9 @@ class Served:
         """Another generation, whose states were written all at once, is served."""
         self.generation += 1
         for key, state in self.states.items():
-            state.dirty |= {b"h", b"b"} | {b"%d:%d" % pane for pane, node in state.nodes.items() if node is not None}
+            state.dirty |= {*BESIDE_THE_TREE} | {
+                b"%d:%d" % pane for pane, node in state.nodes.items() if node is not None
+            }
             self.write(key)
         self.store._redis.set(generation_key(self.program.ref), self.generation)
 

@@ -25,12 +25,12 @@ def test_state_of_an_earlier_format_reads_as_it_did(path: Path) -> None:
 
 
 def test_there_is_a_fixture_of_every_format() -> None:
-    assert [json.loads(path.read_text())["format"] for path in FORMATS] == [1, 2, 3, 4]
+    assert [json.loads(path.read_text())["format"] for path in FORMATS] == [1, 2, 3, 4, 5]
 
 
 def test_state_of_a_format_yet_to_come_is_refused_by_name() -> None:
-    with pytest.raises(CorruptState, match=r"format b'\\x05'; this version reads up to b'\\x04'"):
-        decode(b"\x05\x90")
+    with pytest.raises(CorruptState, match=r"format b'\\x06'; this version reads up to b'\\x05'"):
+        decode(b"\x06\x90")
 
 
 def test_a_header_from_before_there_were_stamps_has_none_and_gets_one_with_the_next_pane() -> None:

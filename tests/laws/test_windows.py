@@ -12,8 +12,8 @@ from featurelib.aggregates import Avg, Count, Last, LastK, Max, Min, Sum
 from featurelib.clock import DAY, HOUR
 from featurelib.definitions import AggregateStep, DatasetDef, Definitions, FieldDef, NamedAggregate, PipelineDef
 from featurelib.engine import stretches
-from featurelib.engine.codec import decode_rows
-from featurelib.engine.panes import BUFFER, HEADER, Branch, Header, KeyState, decode_node, pane_field
+from featurelib.engine.codec import encode
+from featurelib.engine.panes import BESIDE_THE_TREE, HEADER, TAIL, Branch, Header, KeyState, decode_node, pane_field
 from featurelib.engine.program import Program, replay
 from featurelib.engine.records import ACCEPTED_AT, LATE, OFFSET, PARTITION, TIME
 from featurelib.expr import col
@@ -111,7 +111,8 @@ class Store:
     def restart(self) -> None:
         if HEADER in self.fields:
             algebra, root = self.program.algebra, self.program.root
-            self.state = KeyState(algebra, root, Header.decode(self.fields[HEADER]), decode_rows(self.fields[BUFFER]))
+            _, *waiting = BESIDE_THE_TREE
+            self.state = KeyState.stored(algebra, root, self.fields[HEADER], *map(self.fields.get, waiting))
 
     def add(self, records: pa.Table) -> None:
         for _, rows in self.program.rows_by_key(self.program.prepare(records, {})):
@@ -183,6 +184,8 @@ def test_any_order_and_any_batches_end_in_the_same_bytes() -> None:
         store.state.flush()
         store.fields.update(store.state.changes())
     headers = [Header.decode(store.fields.pop(HEADER)) for store in (one, two)]
+    tails = [store.fields.pop(TAIL, encode([])) for store in (one, two)]
+    assert tails == [encode([])] * 2
     assert one.fields == two.fields
     # The stamp of a tree says by which changes it came to be.
     assert headers[0].tree != headers[1].tree

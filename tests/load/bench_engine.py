@@ -36,9 +36,9 @@ from featurelib.aggregates import Aggregate, Avg, Count, First, Last, LastK, Max
 from featurelib.clock import DAY, HOUR, SECOND, SystemClock
 from featurelib.definitions import AggregateStep, DatasetDef, Definitions, FieldDef, NamedAggregate, PipelineDef, ref
 from featurelib.engine.asof import evaluate
-from featurelib.engine.codec import decode_rows, encode
+from featurelib.engine.codec import decode_rows, encode, joined_rows
 from featurelib.engine.kept_reads import KEPT_READS
-from featurelib.engine.panes import BUFFER, KeyState
+from featurelib.engine.panes import BUFFER, TAIL, KeyState
 from featurelib.engine.program import Program
 from featurelib.engine.records import TIME, record_schema
 from featurelib.expr import col
@@ -566,8 +566,9 @@ class Request:
         """The bytes that a read fetches, with so many rows in the buffer."""
         found = []
         for program, held in zip(self._programs, self._held, strict=True):
-            buffer = encode(decode_rows(held[BUFFER])[:waiting])
-            found.append([{**held, BUFFER: buffer}.get(name) for name in program.read_fields(at)])
+            rows = joined_rows(held.get(BUFFER), held.get(TAIL))
+            buffer = encode(decode_rows(rows)[:waiting] if rows is not None else [])
+            found.append([{**held, BUFFER: buffer, TAIL: None}.get(name) for name in program.read_fields(at)])
         return found
 
     def finish(self, at: int, values: Sequence[Sequence[bytes | None]]) -> float:

@@ -8,8 +8,7 @@ import pytest
 
 from featurelib.clock import HOUR
 from featurelib.definitions import Definitions
-from featurelib.engine.codec import decode_rows
-from featurelib.engine.panes import BUFFER, HEADER, Header, KeyState, decode_node
+from featurelib.engine.panes import BESIDE_THE_TREE, BUFFER, HEADER, TAIL, KeyState, decode_node
 from featurelib.engine.program import Program
 from featurelib.settings import Settings
 from featurelib.stores.online import StateName
@@ -55,15 +54,16 @@ def settled(program: Program, fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
     nodes = {
         (int(level), int(index)): decode_node(data)
         for name, data in fields.items()
-        if name not in (HEADER, BUFFER)
+        if name not in BESIDE_THE_TREE
         for level, index in [name.split(b":")]
     }
-    state = KeyState(program.algebra, program.root, Header.decode(fields[HEADER]), decode_rows(fields[BUFFER]))
+    header, buffer, tail = fields[HEADER], fields.get(BUFFER), fields.get(TAIL)
+    state = KeyState.stored(program.algebra, program.root, header, buffer, tail)
     state.nodes, state.whole = dict(nodes), True
     state.flush()
     for level, index in nodes:
         state.dirty.add(b"%d:%d" % (level, index))
-    return {name: data for name, data in state.changes().items() if name not in (HEADER, BUFFER)}
+    return {name: data for name, data in state.changes().items() if name not in BESIDE_THE_TREE}
 
 
 def states(world: World, generation: int) -> dict[str, dict[bytes, bytes]]:

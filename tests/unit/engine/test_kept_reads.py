@@ -29,7 +29,7 @@ from featurelib.definitions import AggregateStep, DatasetDef, Definitions, Field
 from featurelib.engine import fold, panes, stretches
 from featurelib.engine.codec import FORMAT, appended_rows, encode
 from featurelib.engine.kept_reads import KeptRead, KeptReads
-from featurelib.engine.panes import Header, PanesMissing, Sealed, pane_field
+from featurelib.engine.panes import BESIDE_THE_TREE, Header, PanesMissing, Sealed, pane_field
 from featurelib.engine.program import Program
 from featurelib.engine.sealing import SLOT
 from featurelib.errors import CorruptState
@@ -152,7 +152,9 @@ class Stored:
             self.program.forget(key)
             return None
         if self.program.may_follow(at, key):
-            found = self.program.finish_again(Header.decode(data), self.fields.get(b"b"), at, key)
+            found = self.program.finish_again(
+                Header.decode(data), self.fields.get(b"b"), self.fields.get(b"t"), at, key
+            )
             if found is not None:
                 self.followed += 1
                 return found[0]
@@ -304,7 +306,7 @@ def test_a_tree_without_a_stamp_is_never_gone_on_from(reads: KeptReads) -> None:
     stored.fields[b"h"] = header.encode()
     stored.read(T0, "a")
     assert not stored.program.may_follow(T0, "a")
-    assert stored.program.finish_again(header, stored.fields[b"b"], T0, "a") is None
+    assert stored.program.finish_again(header, stored.fields.get(b"b"), stored.fields.get(b"t"), T0, "a") is None
 
 
 def test_panes_fetched_on_a_second_trip_are_not_taken_for_the_header_s_tree(reads: KeptReads) -> None:
@@ -359,11 +361,12 @@ def test_sealing_and_building_leave_what_a_kept_tree_gives_as_it_was(
                 for each in (store, twin):
                     each.add(table(events).slice(first))
             at = now + chosen.choice((0, 0, step, SECOND, -SLOT // 2))
-            header, buffer = store.fields[b"h"], store.fields[b"b"]
+            header, buffer, tail = (store.fields.get(name) for name in BESIDE_THE_TREE)
+            assert header is not None
             again = None
             if compiled.may_follow(at, "k"):
                 try:
-                    again = compiled.finish_again(Header.decode(header), buffer, at, "k")
+                    again = compiled.finish_again(Header.decode(header), buffer, tail, at, "k")
                 except Sealed:
                     continue
             if again is not None:
@@ -472,10 +475,10 @@ def test_what_is_kept_is_measured_with_the_rows_that_wait_in_the_buffer(reads: K
     stored = Stored(program(nested()), 5, closing=False)
     stored.take((T0, T0, 0, "", None, 1, 1.0, 1))
     stored.read(T0, "a")
-    before, held = reads.size, len(stored.fields[b"b"])
+    before, held = reads.size, len(stored.fields[b"t"])
     stored.take((T0, T0, 1, "", None, 1, 1.0, 1))
     stored.read(T0, "a")
-    assert reads.size - before == len(stored.fields[b"b"]) - held > 0
+    assert reads.size - before == len(stored.fields[b"t"]) - held > 0
     stored.fields.clear()
     stored.read(T0, "a")
     assert reads.size == 0

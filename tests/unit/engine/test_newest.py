@@ -8,10 +8,13 @@ from collections.abc import Mapping
 import pytest
 
 from featurelib.clock import DAY, HOUR, Instant, parse_instant
+from featurelib.engine.codec import joined_rows
 from featurelib.engine.newest import first_fields, newest_event
 from featurelib.engine.panes import (
+    BESIDE_THE_TREE,
     BUFFER,
     HEADER,
+    TAIL,
     Algebra,
     Header,
     KeyState,
@@ -37,10 +40,11 @@ def stored_state(instants: list[Instant], root: int) -> dict[bytes, bytes]:
 def found(fields: Mapping[bytes, bytes], at: Instant, root: int) -> Instant | None:
     """The search, given whatever it asks for."""
     panes, _ = first_fields(at, root)
+    waiting = joined_rows(fields.get(BUFFER), fields.get(TAIL))
     for _ in range(40):
         stored = {pane: fields.get(pane_field(pane)) for pane in panes}
         try:
-            return newest_event(Header.decode(fields[HEADER]), fields.get(BUFFER), stored, at, root)
+            return newest_event(Header.decode(fields[HEADER]), waiting, stored, at, root)
         except PanesMissing as missing:
             panes = [*panes, *missing.panes]
     raise AssertionError("it never has enough")
@@ -68,7 +72,7 @@ def test_what_is_sealed_is_said_to_be_and_a_newer_row_needs_none_of_it():
     root = root_level(7 * DAY)
     early = [START + number for number in range(300)]
     fields = stored_state([*early, *(START + DAY + number for number in range(300))], root)
-    kept = {name: data for name, data in fields.items() if name in {HEADER, BUFFER} or name.startswith(b"%d:" % root)}
+    kept = {name: data for name, data in fields.items() if name in BESIDE_THE_TREE or name.startswith(b"%d:" % root)}
     with pytest.raises(Sealed):
         found(kept, START + HOUR, root)
     late = START + 2 * DAY
