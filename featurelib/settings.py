@@ -113,7 +113,7 @@ class PipelineSettings(_Group):
     poll_interval_ms: PositiveInt = 200
     """How long an idle worker blocks on its log before it looks round; records wake it at once."""
 
-    gather_ms: NonNegativeInt = 100
+    gather_ms: NonNegativeInt = 200
     """Longest a worker that caught up lets records gather before it folds them: fewer, larger commits. It gathers
     twenty times as long as its last step took, some 40 ms where little comes; once while somebody waits."""
 

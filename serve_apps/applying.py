@@ -34,6 +34,10 @@ class Standing(Protocol):
         """Per key group of a pipeline that has begun: up to where it has applied each input partition."""
         ...
 
+    async def ping(self) -> None:
+        """Ask the store for a sign of life."""
+        ...
+
 
 class Inputs:
     """The input partitions of pipelines. Blocks; safe to share between threads."""
@@ -119,11 +123,23 @@ class Applying:
                     positions = await self._online.positions(pipeline)
                 except StoreUnavailable:
                     positions = {}
-                for waiter in waiters:
-                    if not waiter.reached.done() and all(each.is_reached(positions) for each in waiter.targets):
-                        waiter.reached.set_result(None)
+                reached = [each for each in waiters if all(target.is_reached(positions) for target in each.targets)]
+                if reached and await self._announced():
+                    for waiter in reached:
+                        if not waiter.reached.done():
+                            waiter.reached.set_result(None)
                 # The last of them may have given up meanwhile.
                 is_new = bool(waiters) and loop.time() - waiters[-1].since_s < _PATIENT_AFTER_S
                 await asyncio.sleep(_LOOK_EVERY_S if is_new else _PATIENT_EVERY_S)
         finally:
             del self._looking[pipeline]
+
+    async def _announced(self) -> bool:
+        """Whether every reader was told of what has been seen here."""
+        # The store tells readers of a commit at the end of the turn it makes it in, maybe behind the reply to who asked
+        # for positions in that turn. When it answers what was asked after that reply, it has told them.
+        try:
+            await self._online.ping()
+        except StoreUnavailable:
+            return False
+        return True

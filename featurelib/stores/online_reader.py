@@ -57,13 +57,30 @@ class _Kept:
     """A row that was read, good for reads until ``until`` while the key's header is the same.
 
     Every change of a key's rows writes a new header, with the positions it now stands at, in the same script. As long
-    as the header has the same stamp of the tree, only rows of the buffer came or went.
+    as the header has the same stamp of the tree, only rows of the buffer came or went. While the server has not told
+    of a change at all, nothing is asked.
     """
 
-    __slots__ = ("found", "header", "is_worth_a_look", "probe", "program", "since", "size", "tree", "until", "was_good")
+    __slots__ = (
+        "found",
+        "header",
+        "is_worth_a_look",
+        "mark",
+        "name",
+        "probe",
+        "program",
+        "since",
+        "size",
+        "tree",
+        "until",
+        "was_good",
+    )
 
-    def __init__(self, lookup: Lookup, name: str, read: _Read) -> None:
+    def __init__(self, lookup: Lookup, name: bytes, read: _Read, mark: object | None) -> None:
         self.program = lookup.program
+        self.name = name
+        self.mark = mark
+        """Of the key as this row was made from it, while it is watched."""
         self.probe = pack(("HMGET", name, *BESIDE_THE_TREE))
         self.is_worth_a_look = True
         """Whether to ask for what stands beside the tree alone; not where that is another between any two reads."""
@@ -94,12 +111,22 @@ class _Whole(NamedTuple):
     """A look-up that reads all it needs: at which place of the answer, of which Redis key, and what is asked.
 
     The key is that of the generation which was served when it was asked: another may be before the answer is there.
+    ``mark``: of the key, watched from before it is asked for.
     """
 
     place: int
     lookup: Lookup
-    name: str
+    name: bytes
     asked: bytes
+    mark: object | None
+
+
+class _Look(NamedTuple):
+    """A look-up whose row is at hand, unless the key is another than it was."""
+
+    place: int
+    kept: _Kept
+    mark: object | None
 
 
 _UNKNOWN = Found(None, None)
@@ -108,12 +135,16 @@ _UNKNOWN = Found(None, None)
 class OnlineReader:
     """What the query server reads through. Asynchronous, on one event loop; cannot write.
 
-    A row that was read is kept, and so is what was made of the key's tree. The next read asks for header and buffer,
-    about a kilobyte, and for everything else only when the tree is another one, or R has moved beyond what is kept.
+    A row that was read is kept, and so is what was made of the key's tree. The next read asks nothing while the server
+    has told of no change of the key, else for header and buffer, about a kilobyte, and for everything else only when
+    the tree is another one, or R has moved beyond what is kept.
+
+    A read shows every commit whose news the server had sent off when the read began. It sends them off together with
+    the replies of the turn that a commit was made in: whoever has asked the server anything since may count on it.
     """
 
     def __init__(self, redis_url: str) -> None:
-        self._redis = PipelinedRedis(redis_url)
+        self._redis = PipelinedRedis(redis_url, watching=True)
         self._generations: dict[str, int] = {}
         self._kept: dict[tuple[int, str], _Kept] = {}
         self._kept_bytes = 0
@@ -132,27 +163,33 @@ class OnlineReader:
         generations = {p: int(value or 1) for p, value in zip(pipelines, values, strict=True)}
         if generations != self._generations:
             self._generations = generations
+            for kept in self._kept.values():
+                self._redis.unwatch(kept.name)
             self._kept.clear()
             self._kept_bytes = 0
 
     async def rows(self, lookups: Sequence[Lookup]) -> list[Found]:
-        """Output rows, in order: from one round trip, or two where a key has changed since it was read last.
+        """Output rows, in order.
+
+        It takes no round trip where no key was written since it was read last, one where there is something to ask,
+        and a second one where the tree of a key turns out to be another.
 
         Raises:
             StoreUnavailable: the store does not answer.
             ValueOverflow: an integer sum left the 64-bit range.
         """
-        if not lookups:
-            return []
         found: list[Any] = [None] * len(lookups)
-        looked, whole = self._sorted_out(lookups)
-        asked = [kept.probe for _, kept in looked] + [each.asked for each in whole]
+        looked, whole = self._sorted_out(lookups, found)
+        if not looked and not whole:
+            return found
+        asked = [each.kept.probe for each in looked] + [each.asked for each in whole]
         replies = await self._redis.trip(b"".join(asked), len(asked))
         changed: list[_Whole] = []
-        for (place, kept), reply in zip(looked, replies, strict=False):
-            found[place] = again = self._again(lookups[place], kept, reply)
+        for look, reply in zip(looked, replies, strict=False):
+            lookup = lookups[look.place]
+            found[look.place] = again = self._again(lookup, look, reply)
             if again is None:
-                changed.append(self._whole(place, lookups[place]))
+                changed.append(self._whole(look.place, lookup))
         for each, values in zip(whole, replies[len(looked) :], strict=True):
             found[each.place] = await self._finished(each, values)
         if changed:
@@ -173,7 +210,7 @@ class OnlineReader:
         root = lookup.program.root
         panes, fields = first_fields(lookup.at, root)
         while True:
-            (values,) = await self._redis.trip(self._asked(self._name(lookup), fields), 1)
+            (values,) = await self._redis.trip(self._asked(self._name(lookup).encode(), fields), 1)
             if values[0] is None:
                 return None
             header, buffer, tail, *found = values
@@ -187,45 +224,50 @@ class OnlineReader:
                 panes = [*panes, *missing.panes]
                 fields = [*fields, *map(pane_field, missing.panes)]
 
-    def _sorted_out(self, lookups: Sequence[Lookup]) -> tuple[list[tuple[int, _Kept]], list[_Whole]]:
-        """Look-ups whose row is at hand, or nearly, if the tree is still the same; and the others."""
-        looked: list[tuple[int, _Kept]] = []
+    def _sorted_out(self, lookups: Sequence[Lookup], found: list[Any]) -> tuple[list[_Look], list[_Whole]]:
+        """Fill in the rows at hand; returns look-ups that a look at their key may be enough for, and the others."""
+        looked: list[_Look] = []
         whole: list[_Whole] = []
+        unchanged = self._redis.unchanged
         for place, lookup in enumerate(lookups):
-            kept = self._kept.get((id(lookup.program), lookup.key))
-            if (
-                kept is not None
-                and kept.program is lookup.program
-                and kept.is_worth_a_look
-                and (kept.serves(lookup.at) or lookup.program.may_follow(lookup.at, lookup.key))
-            ):
-                looked.append((place, kept))
+            program, key, at = lookup
+            kept = self._kept.get((id(program), key))
+            if kept is None or kept.program is not program:
+                whole.append(self._whole(place, lookup))
+                continue
+            serves = kept.serves(at)
+            if serves and kept.mark is not None and unchanged.get(kept.name) is kept.mark:
+                found[place] = kept.found
+            elif kept.is_worth_a_look and (serves or program.may_follow(at, key)):
+                looked.append(_Look(place, kept, self._redis.watch(kept.name)))
             else:
                 whole.append(self._whole(place, lookup))
         return looked, whole
 
     def _whole(self, place: int, lookup: Lookup) -> _Whole:
-        name = self._name(lookup)
-        return _Whole(place, lookup, name, self._asked(name, lookup.program.read_fields(lookup.at)))
+        name = self._name(lookup).encode()
+        asked = self._asked(name, lookup.program.read_fields(lookup.at))
+        return _Whole(place, lookup, name, asked, self._redis.watch(name))
 
-    def _asked(self, name: str, fields: Sequence[bytes]) -> bytes:
+    def _asked(self, key: bytes, fields: Sequence[bytes]) -> bytes:
         # A request's views mostly read the same fields, one list of some fifty: it is packed once for all of them.
         last, packed = self._packed
         if last is not fields:
             _, _, packed = pack(tuple(fields)).partition(b"\r\n")
             self._packed = (fields, packed)
-        key = name.encode()
         return b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%b\r\n%b" % (len(fields) + 2, len(key), key, packed)
 
-    def _again(self, lookup: Lookup, kept: _Kept, beside_the_tree: Sequence[bytes | None]) -> Found | None:
+    def _again(self, lookup: Lookup, look: _Look, beside_the_tree: Sequence[bytes | None]) -> Found | None:
         """The answer from what is kept; ``None`` when that takes a read of everything."""
         data, buffer, tail = beside_the_tree
+        kept = look.kept
         if data is None:
-            self._forget(lookup)
+            self._forget(lookup, kept.name)
             return _UNKNOWN
         program, key, at = lookup
         if data == kept.header and kept.serves(at):
             kept.was_good = True
+            kept.mark = look.mark
             return kept.found
         header = Header.decode(data)
         try:
@@ -237,6 +279,7 @@ class OnlineReader:
         row, until = finished
         found = Found(row, tuple(header.applied))
         kept.was_good = True
+        kept.mark = look.mark
         size = kept.size
         kept.renew(at, _Read(data, found, header.tree, until))
         if self._kept.get((id(program), key)) is kept:
@@ -245,34 +288,38 @@ class OnlineReader:
 
     async def _finished(self, whole: _Whole, values: Sequence[bytes | None]) -> Found:
         program, key, at = whole.lookup
-        fields, more = len(values), dict[Pane, bytes | None]()
+        fields, more, mark = len(values), dict[Pane, bytes | None](), whole.mark
         while True:
             data = values[0]
             if data is None:
-                self._forget(whole.lookup)
+                self._forget(whole.lookup, whole.name)
                 return _UNKNOWN
             header = Header.decode(data)
             applied = tuple(header.applied)
             try:
                 row, until = program.finish_lasting(values, at, more, key)
             except Sealed:
+                self._redis.unwatch(whole.name)
                 return Found(SEALED, applied)
             except PanesMissing as missing:
                 # Only rows closed after R make a read go below its edges: versions dated in the future. All is read
                 # again with what is missing, since the key may have changed meanwhile.
                 panes = [*more, *missing.panes]
                 asked = self._asked(whole.name, [*program.read_fields(at), *map(pane_field, panes)])
+                mark = self._redis.watch(whole.name)
                 (got,) = await self._redis.trip(asked, 1)
                 values, more = got[:fields], dict(zip(panes, got[fields:], strict=True))
                 continue
             found = Found(row, applied)
-            if (until > at or header.tree is not None) and whole.name == self._name(whole.lookup):
-                self._keep(whole, _Read(data, found, header.tree, until))
+            if (until > at or header.tree is not None) and whole.name == self._name(whole.lookup).encode():
+                self._keep(whole, _Read(data, found, header.tree, until), mark)
+            else:
+                self._redis.unwatch(whole.name)
             return found
 
-    def _keep(self, whole: _Whole, read: _Read) -> None:
+    def _keep(self, whole: _Whole, read: _Read, mark: object | None) -> None:
         program, key, _ = whole.lookup
-        kept = _Kept(whole.lookup, whole.name, read)
+        kept = _Kept(whole.lookup, whole.name, read, mark)
         before = self._dropped(whole.lookup)
         if before is not None:
             same_tree = read.tree is not None and before.tree == read.tree
@@ -280,11 +327,14 @@ class OnlineReader:
         self._kept[id(program), key] = kept
         self._kept_bytes += kept.size
         while self._kept_bytes > KEPT_BYTES:
-            self._kept_bytes -= self._kept.pop(next(iter(self._kept))).size
+            oldest = self._kept.pop(next(iter(self._kept)))
+            self._kept_bytes -= oldest.size
+            self._redis.unwatch(oldest.name)
 
-    def _forget(self, lookup: Lookup) -> None:
+    def _forget(self, lookup: Lookup, name: bytes) -> None:
         """Keep nothing of a key that is not there any more: what it held may have been erased."""
         self._dropped(lookup)
+        self._redis.unwatch(name)
         lookup.program.forget(lookup.key)
 
     def _dropped(self, lookup: Lookup) -> _Kept | None:

@@ -4,6 +4,10 @@ Nobody waits for a connection of their own and nothing is awaited to send: a cal
 event loop over libuv gathers the writes of one turn into one system call) and replies are handed out in order. Against
 ``redis.asyncio``, whose pool gives each caller a connection and reads it with awaits, this carries 1.7 to 2.6 times the
 requests. It only ever reads, so whatever a lost connection swallowed is asked again once.
+
+It can *watch* keys: the server tells on the same connection when one of them was written (``CLIENT TRACKING``, RESP 3),
+so that what was read needs not be asked for again until then. News and replies come in the order the server made them,
+so a reply is never older than news before it. Over two connections it could be.
 """
 
 from __future__ import annotations
@@ -12,13 +16,14 @@ import asyncio
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, cast
 
 import hiredis
 import redis
 import redis.asyncio
+import structlog
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
 
 from featurelib.errors import StoreUnavailable
@@ -27,8 +32,14 @@ from featurelib.errors import StoreUnavailable
 _ANSWER_SECONDS = 5.0
 # The head of the line is looked at this often within the time it has: no timer per request.
 _LOOKS = 2
+# A connection that watches is asked for a sign of life when nothing came for the first; after the second, what it said
+# before counts no more: a machine that is cut off hears of no change.
+_BEAT_SECONDS, _HEARD_SECONDS = 1.0, 2.5
 # What a server says that is about to be well again, or is full.
 _PASSING = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "OOM")
+
+_NOTHING: Mapping[bytes, object] = {}
+_log = structlog.get_logger(__name__)
 
 pack: Callable[[Any], bytes] = hiredis.pack_command
 """The bytes of one command, given as a tuple of str, bytes or int."""
@@ -97,9 +108,11 @@ class PipelinedRedis:
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
+        watching: whether keys will be watched. A server that does not know how is asked each time.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, watching: bool = False) -> None:
+        self._watching = watching
         pool = redis.asyncio.ConnectionPool.from_url(url)
         self._options = pool.connection_kwargs
         self._is_unix = issubclass(pool.connection_class, UnixDomainSocketConnection)
@@ -124,6 +137,29 @@ class PipelinedRedis:
         replies = await self._trip(request, count)
         meter.tripped(time.perf_counter() - started, replies)
         return replies
+
+    def watch(self, key: bytes) -> object | None:
+        """Watch a key, from before it is asked for; returns a mark, ``None`` where nothing can be watched now.
+
+        As long as :attr:`unchanged` has the mark, the key is what a read sent after this call found.
+        """
+        line = self._line
+        return None if line is None or not line.is_watching else line.unchanged.setdefault(key, object())
+
+    def unwatch(self, key: bytes) -> None:
+        """Watch a key no more; all who do hear of it as of a change."""
+        if self._line is not None:
+            self._line.unchanged.pop(key, None)
+
+    @property
+    def unchanged(self) -> Mapping[bytes, object]:
+        """The keys that are watched and were not written since, with their marks.
+
+        It is as new as the last news this event loop has taken in. News that had come to this machine before a request
+        is taken in before what the request starts as a task.
+        """
+        line = self._line
+        return line.unchanged if line is not None and not line.is_lost and line.is_heard() else _NOTHING
 
     async def _trip(self, request: bytes, count: int) -> list[Any]:
         line = self._line
@@ -189,6 +225,18 @@ class PipelinedRedis:
             greetings.append(("SELECT", database))
         if greetings:
             _raise_refused(await line.send(b"".join(map(pack, greetings)), len(greetings)))
+        if self._watching:
+            asked = (("HELLO", "3"), ("CLIENT", "TRACKING", "ON"))
+            refused = [
+                reply
+                for reply in await line.send(b"".join(map(pack, asked)), len(asked))
+                if isinstance(reply, redis.ResponseError)
+            ]
+            line.refused = False
+            if refused:
+                _log.warning("store_cannot_be_watched", detail=str(refused[0]))
+            else:
+                line.watch()
 
 
 class _Line(asyncio.Protocol):
@@ -198,6 +246,11 @@ class _Line(asyncio.Protocol):
         self.is_lost = False
         self.refused = False
         """Whether any reply on this connection was an error: looked for only then."""
+        self.is_watching = False
+        self.unchanged: dict[bytes, object] = {}
+        """Per key that is watched a mark, until it is written."""
+        self._heard_at = 0.0
+        self._beat_timer: asyncio.TimerHandle | None = None
         self._loop = loop
         self._look_s = answer_s / _LOOKS
         self._reader = hiredis.Reader(replyError=self._refusal)
@@ -221,6 +274,15 @@ class _Line(asyncio.Protocol):
             self._timer = self._loop.call_later(self._look_s, self._look)
         return future
 
+    def watch(self) -> None:
+        """The server tells of changes from now on."""
+        self.is_watching = True
+        self._beat_timer = self._loop.call_later(_BEAT_SECONDS, self._beat)
+
+    def is_heard(self) -> bool:
+        """Whether the server gave a sign of life lately."""
+        return self._loop.time() - self._heard_at < _HEARD_SECONDS
+
     async def close(self) -> None:
         """Hang up and wait until that is done."""
         self._transport.abort()
@@ -233,8 +295,12 @@ class _Line(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand replies out."""
         reader, waiting = self._reader, self._waiting
+        self._heard_at = self._loop.time()
         reader.feed(data)
         while (reply := reader.gets()) is not False:
+            if type(reply) is hiredis.PushNotification:
+                self._hear(reply)
+                continue
             trip = waiting[0]
             trip.replies.append(reply)
             trip.missing -= 1
@@ -248,8 +314,11 @@ class _Line(asyncio.Protocol):
         self.is_lost = True
         if error is not None:
             self._why = str(error)
-        if self._timer is not None:
-            self._timer.cancel()
+        self.is_watching = False
+        self.unchanged.clear()
+        for timer in (self._timer, self._beat_timer):
+            if timer is not None:
+                timer.cancel()
         self._fail(lambda: _Lost(self._why))
         if not self._ended.done():
             self._ended.set_result(None)
@@ -257,6 +326,21 @@ class _Line(asyncio.Protocol):
     def _refusal(self, text: str) -> redis.ResponseError:
         self.refused = True
         return redis.ResponseError(text)
+
+    def _hear(self, news: Sequence[Any]) -> None:
+        kind, keys = news[0], news[1]
+        if kind != b"invalidate":
+            return
+        if keys is None:  # all of them: the server was flushed
+            self.unchanged.clear()
+            return
+        for key in keys:
+            self.unchanged.pop(key, None)
+
+    def _beat(self) -> None:
+        if self._loop.time() - self._heard_at >= _BEAT_SECONDS and not self._waiting:
+            self.send(pack(("PING",)), 1).add_done_callback(_let_go)
+        self._beat_timer = self._loop.call_later(_BEAT_SECONDS, self._beat)
 
     def _look(self) -> None:
         # A head of the line that was there at every look waits for a server that is stuck. Asked again it would wait
@@ -280,6 +364,11 @@ class _Line(asyncio.Protocol):
             if not trip.future.done():
                 trip.future.set_exception(error())
         self._waiting.clear()
+
+
+def _let_go(answered: asyncio.Future[list[Any]]) -> None:
+    if not answered.cancelled():
+        answered.exception()  # whoever asks next hears of it too
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext:

@@ -21,6 +21,9 @@ class Standing:
         self.fails = 0
         self.open = asyncio.Event()
         self.open.set()
+        self.asked = asyncio.Event()
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def positions(self, pipeline: str) -> dict[int, list[int]]:
         assert pipeline == PIPELINE
@@ -29,6 +32,10 @@ class Standing:
         if self.asks <= self.fails:
             raise StoreUnavailable("away")
         return self.positions_of
+
+    async def ping(self) -> None:
+        self.asked.set()
+        await self.answers.wait()
 
 
 @pytest.fixture
@@ -53,6 +60,16 @@ def target(offset: int, groups: tuple[int, ...] = (1, 2)) -> list[Target]:
 )
 def test_a_target_is_reached_by_every_group_that_reads_it(positions, reached):
     assert target(5)[0].is_reached(positions) is reached
+
+
+async def test_who_waits_is_told_after_the_store_has_told_every_reader(standing):
+    standing.positions_of = {1: [5], 2: [5]}
+    standing.answers.clear()
+    waiting = asyncio.create_task(Applying(standing).wait(PIPELINE, target(5), 10.0))
+    await standing.asked.wait()
+    assert not waiting.done()
+    standing.answers.set()
+    assert await waiting
 
 
 async def test_who_waits_is_told_when_the_pipeline_comes_so_far(standing):

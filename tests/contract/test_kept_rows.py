@@ -69,8 +69,14 @@ def written(empty_redis_url: str) -> Iterator[Written]:
 
 
 async def row_of(reader: OnlineReader, compiled: Program, at: int) -> Found:
+    await reader.ping()  # what the server had to tell of is heard with its answer
     (found,) = await reader.rows([Lookup(compiled, KEY, at)])
     return found
+
+
+def kept_of(reader: OnlineReader) -> Any:
+    (kept,) = reader._kept.values()
+    return kept
 
 
 def commands(server: RedisServer) -> dict[str, int]:
@@ -100,6 +106,7 @@ async def test_a_kept_row_is_that_of_a_first_read_at_every_instant_and_after_eve
 async def test_an_unchanged_row_costs_its_header_and_buffer_alone(reader, written, shared_redis):
     written.add(*((T0 - number * SECOND, number, "a") for number in range(200)))
     first = await row_of(reader, written.program, T0)
+    reader._redis.unwatch(kept_of(reader).name)
     before = commands(shared_redis)
     assert await row_of(reader, written.program, T0 + 1) == first
     after = commands(shared_redis)

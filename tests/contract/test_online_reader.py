@@ -85,6 +85,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[KeptReads]:
 
 
 async def row_of(reader: OnlineReader, compiled: Program, at: int) -> Any:
+    await reader.ping()
     (found,) = await reader.rows([Lookup(compiled, "a", at)])
     return found.row
 
