@@ -113,7 +113,7 @@ class PipelineSettings(_Group):
     poll_interval_ms: PositiveInt = 200
     """How long an idle worker blocks on its log before it looks round; records wake it at once."""
 
-    gather_ms: NonNegativeInt = 200
+    gather_ms: NonNegativeInt = 150
     """Longest a worker that caught up lets records gather before it folds them: fewer, larger commits. It gathers
     twenty times as long as its last step took, some 40 ms where little comes; once while somebody waits."""
 
@@ -178,6 +178,10 @@ class ServingSettings(_Group):
 
     query_replicas: PositiveInt = 1
     """Replicas of the query server on this node; they share one listening socket."""
+
+    watch_keys: bool = True
+    """Whether the online store tells replicas of changes, so that a key which was not written is not asked for again.
+    Without, every read asks the store, and is never older than the store is."""
 
     plan_poll_ms: PositiveInt = 400
     """How often a replica looks for a new registry version; bounds how long a revoked key still works."""

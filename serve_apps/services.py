@@ -232,7 +232,7 @@ async def open_services(settings: Settings, clock: Clock, siblings: Siblings | N
     log = Log(redis_url, clock, Budget.of(settings.online))
     stores = Stores(
         registry=Registry(settings.registry_url, clock),
-        online=OnlineReader(redis_url),
+        online=OnlineReader(redis_url, watching=settings.serving.watch_keys),
         history=PointInTime(History(Archive(settings.archive_url), log), log),
         log=log,
         usage=Usage(redis_url),

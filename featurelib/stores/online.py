@@ -7,9 +7,9 @@
 One script commits state, output and position of a key group together, and of as many groups as fit: a script for
 each of a worker's groups cost a step of 25 rows half its time. It compares the writer's epoch of each group first;
 claiming a group raises the epoch (before the first read), so a worker that was replaced, however late it wakes up,
-writes nothing. A script touches at most 500 keys, since bigger ones stall readers; a commit of more is sent in chunks,
-each key carrying its applied position, and the group's position moves last. The first chunk notes where it goes
-(``ahead``), the last one takes the note away.
+writes nothing. No group is added to a script of 128 keys, since readers wait while one runs. One group's commit of more
+than 500 is sent in chunks, each key carrying its applied position, and the group's position moves last. The first chunk
+notes where it goes (``ahead``), the last one takes the note away.
 
 A *generation* is one build of a pipeline's state: a backfill writes the next one aside and then switches.
 """
@@ -29,6 +29,8 @@ from featurelib.stores.server import answering
 
 # One script of 500 keys of 500 B takes 1.6 ms, of 4,000 keys of 2 kB 83 ms with the server blocked for 21 ms.
 _KEYS_PER_SCRIPT = 500
+# Of several groups: 20 µs a key on a busy machine, and every read of the store waits for a script to end.
+_KEYS_AT_ONCE = 128
 # Lua's unpack() is bounded by its C stack (8,000 values); pairs are written in strides below it.
 _COMMIT = """
 local fenced, at, k = 0, 1, 1
@@ -260,7 +262,7 @@ def _scripts(state: StateName, commits: Sequence[GroupCommit]) -> Iterator[_Part
     keys: list[str] = []
     arguments: list[str | bytes] = []
     for part in (part for commit in commits for part in _parts(state, commit)):
-        if keys and len(keys) + len(part.keys) > _KEYS_PER_SCRIPT:
+        if keys and len(keys) + len(part.keys) > _KEYS_AT_ONCE:
             yield _Part(keys, arguments)
             keys, arguments = [], []
         keys += part.keys

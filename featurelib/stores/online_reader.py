@@ -141,10 +141,14 @@ class OnlineReader:
 
     A read shows every commit whose news the server had sent off when the read began. It sends them off together with
     the replies of the turn that a commit was made in: whoever has asked the server anything since may count on it.
+
+    Args:
+        redis_url: of the server.
+        watching: whether it is to tell of changes; without, each read asks.
     """
 
-    def __init__(self, redis_url: str) -> None:
-        self._redis = PipelinedRedis(redis_url, watching=True)
+    def __init__(self, redis_url: str, *, watching: bool = True) -> None:
+        self._redis = PipelinedRedis(redis_url, watching=watching)
         self._generations: dict[str, int] = {}
         self._kept: dict[tuple[int, str], _Kept] = {}
         self._kept_bytes = 0

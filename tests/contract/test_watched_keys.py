@@ -193,6 +193,16 @@ async def test_a_server_that_may_not_be_watched_is_asked_each_time(shared_redis:
             client.execute_command("ACL", "DELUSER", "asker")
 
 
+async def test_a_reader_that_is_not_to_watch_asks_each_time(empty_redis_url, written, shared_redis):
+    reader = OnlineReader(empty_redis_url, watching=False)
+    await row_of(reader, written)
+    before = commands(shared_redis)
+    for _ in range(3):
+        await row_of(reader, written)
+    assert commands(shared_redis)["hmget"] == before["hmget"] + 3
+    await reader.close()
+
+
 async def test_keys_of_which_nothing_is_kept_are_not_watched(reader, written):
     for number in range(200):
         await reader.rows([Lookup(written.program, f"nobody{number}", AT)])
