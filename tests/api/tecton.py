@@ -61,7 +61,7 @@ def started(folder: Path, redis_url: str, migrated: Path, more: str, events: Eve
         data_dir=folder,
         online={"redis_url": redis_url},
         registry={"url": f"sqlite:///{folder}/registry.db"},
-        serving={"plan_poll_ms": 20, "max_body_bytes": 65_536, "query_run_writer": "thread"},
+        serving={"plan_poll_ms": 20, "max_body_bytes": 65_536, "query_run_writer": "thread", "watch_keys": False},
         tecton={"concurrent_reads": 8},
     )
     platform = Platform(chosen, MovedClock(NOON))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import httpx2
 import polars as pl
 import pytest
 
 from featurelib.client import AsyncThymeClient, Config
 from featurelib.compile import compile_module
 from featurelib.errors import FailedPrecondition, Forbidden, InvalidRequest, NotFound, Unauthenticated
+from tests.api.conftest import InProcess
 
 RIDES = Path(__file__).parent / "rides.py"
 
@@ -19,7 +19,7 @@ RIDES = Path(__file__).parent / "rides.py"
 def client_of(platform, role="writer"):
     key = "" if role is None else platform.keys[role][1]
     config = Config("http://thyme/api/v1/commit", "http://thyme", "http://thyme", api_key=key)
-    return AsyncThymeClient(config, transport=httpx2.ASGITransport(platform.application))
+    return AsyncThymeClient(config, transport=InProcess(platform))
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ async def test_an_admin_makes_a_key_that_opens_until_it_is_revoked(platform, sdk
     async with client_of(platform, "admin") as admin:
         made = await admin.create_key("reader", name="dashboard")
         async with AsyncThymeClient(
-            Config(query_url="http://thyme", api_key=made["key"]), transport=httpx2.ASGITransport(platform.application)
+            Config(query_url="http://thyme", api_key=made["key"]), transport=InProcess(platform)
         ) as reader:
             assert len(await reader.query("Rider", 7)) == 1
             await admin.revoke_key(made["fingerprint"])
@@ -115,7 +115,7 @@ async def test_a_principal_keeps_secrets_as_far_as_its_role_goes(platform):
         await admin.create_scope("payments")
         await admin.put_secret("payments", "password", "s3cret")
         config = Config("http://thyme/api/v1/commit", "http://thyme", "http://thyme", api_key=made["key"])
-        async with AsyncThymeClient(config, transport=httpx2.ASGITransport(platform.application)) as load:
+        async with AsyncThymeClient(config, transport=InProcess(platform)) as load:
             with pytest.raises(Forbidden):
                 await load.secret("payments", "password")
             await admin.assign_role("read_scope_role", "load", "scope:payments")

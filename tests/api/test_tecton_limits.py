@@ -48,13 +48,13 @@ def limits() -> dict[str, Any]:
 
 @pytest.fixture
 async def platform(tmp_path, redis_server, migrated, limits) -> AsyncIterator[Platform]:
-    """Over a Redis of its own, with the rides and two services of them."""
+    """Over a Redis of its own, with the rides and two services of them; every read asks it."""
     shutil.copy(migrated, tmp_path / "registry.db")
     settings = Settings(
         data_dir=tmp_path,
         online={"redis_url": redis_server.url},
         registry={"url": f"sqlite:///{tmp_path}/registry.db"},
-        serving={"plan_poll_ms": 20, "query_run_writer": "thread"},
+        serving={"plan_poll_ms": 20, "query_run_writer": "thread", "watch_keys": False},
         tecton=limits,
     )
     (tmp_path / "services.py").write_text(SERVICES)
