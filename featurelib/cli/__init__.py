@@ -8,6 +8,7 @@ packages add commands through the entry-point group ``thyme.cli``: a callable th
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -104,6 +105,7 @@ def show_error(error: ThymeError) -> None:
         print(f"[{error.code}] {error.remedy}", file=sys.stderr)
 
 
+@cache
 def build() -> typer.Typer:
     """The application with its own commands and those of installed packages."""
     made = typer.Typer(
@@ -125,4 +127,8 @@ def build() -> typer.Typer:
     return made
 
 
-app = build()
+def __getattr__(name: str) -> typer.Typer:
+    """``app``, built when it is first asked for: a package that adds to it may have been imported before this one."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return build()
