@@ -28,7 +28,7 @@ class Online(Protocol):
     """Reads the newest state."""
 
     async def rows(self, lookups: Sequence[Lookup]) -> list[Found]:
-        """Rows in order, from one round trip."""
+        """Rows in order."""
         ...
 
     async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:

@@ -154,7 +154,7 @@ def wanted(params: Mapping[str, Any]) -> Wanted:
     if not asked:  # as most requests have it
         return Wanted(options, partial)
     for name in ("readFromCache", "writeToCache"):
-        _flag(asked, name, "requestOptions")  # values are never older than the store's: neither has anything to do
+        _flag(asked, name, "requestOptions")  # values are as new as the store tells: neither has anything to do
     return Wanted(
         options=options,
         partial=partial,

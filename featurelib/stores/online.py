@@ -262,7 +262,7 @@ def _scripts(state: StateName, commits: Sequence[GroupCommit]) -> Iterator[_Part
     keys: list[str] = []
     arguments: list[str | bytes] = []
     for part in (part for commit in commits for part in _parts(state, commit)):
-        if keys and len(keys) + len(part.keys) > _KEYS_AT_ONCE:
+        if keys and len(keys) + len(part.keys) > min(_KEYS_AT_ONCE, _KEYS_PER_SCRIPT):
             yield _Part(keys, arguments)
             keys, arguments = [], []
         keys += part.keys

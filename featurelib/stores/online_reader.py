@@ -1,15 +1,15 @@
-"""What the query server reads the online store through: one round trip for all the rows of a look-up level."""
+"""What the query server reads the online store through: at once for all the rows of a look-up level."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
-from featurelib.clock import Instant
+from featurelib.clock import SECOND, Instant
 from featurelib.engine.codec import joined_rows
 from featurelib.engine.keys import KEY_GROUPS
 from featurelib.engine.newest import first_fields, newest_event
@@ -22,6 +22,8 @@ from featurelib.types import Value
 KEPT_BYTES = 64 << 20
 """Most memory of rows kept from one read to the next, by the estimate of ``_Kept.size``: some 40,000 of 10 values."""
 _ENTRY_BYTES, _VALUE_BYTES = 700, 60
+# Nothing that stands between server and reader may swallow news; if it did all the same, no row would be older.
+_BELIEVED = 60 * SECOND
 
 
 class SealedRow(Enum):
@@ -62,6 +64,7 @@ class _Kept:
     """
 
     __slots__ = (
+        "asked",
         "found",
         "header",
         "is_worth_a_look",
@@ -81,6 +84,8 @@ class _Kept:
         self.name = name
         self.mark = mark
         """Of the key as this row was made from it, while it is watched."""
+        self.asked = lookup.at
+        """The instant of the read that asked for the key last."""
         self.probe = pack(("HMGET", name, *BESIDE_THE_TREE))
         self.is_worth_a_look = True
         """Whether to ask for what stands beside the tree alone; not where that is another between any two reads."""
@@ -93,9 +98,18 @@ class _Kept:
         self.since = at
         self.size = _ENTRY_BYTES + len(self.probe) + len(self.header) + _size(self.found.row)
 
+    def confirm(self, at: Instant, mark: object | None) -> None:
+        """A read at an instant has asked for the key, under a mark."""
+        self.was_good = True
+        self.asked, self.mark = at, mark
+
     def serves(self, at: Instant) -> bool:
         """Whether the row is that of an instant, as long as the header is the same."""
         return self.since <= at <= self.until
+
+    def is_unasked(self, at: Instant, unchanged: Mapping[bytes, object]) -> bool:
+        """Whether the key needs not be asked for: it was lately, and has not been written since."""
+        return self.mark is not None and unchanged.get(self.name) is self.mark and at - self.asked < _BELIEVED
 
 
 class _Read(NamedTuple):
@@ -240,7 +254,7 @@ class OnlineReader:
                 whole.append(self._whole(place, lookup))
                 continue
             serves = kept.serves(at)
-            if serves and kept.mark is not None and unchanged.get(kept.name) is kept.mark:
+            if serves and kept.is_unasked(at, unchanged):
                 found[place] = kept.found
             elif kept.is_worth_a_look and (serves or program.may_follow(at, key)):
                 looked.append(_Look(place, kept, self._redis.watch(kept.name)))
@@ -270,8 +284,7 @@ class OnlineReader:
             return _UNKNOWN
         program, key, at = lookup
         if data == kept.header and kept.serves(at):
-            kept.was_good = True
-            kept.mark = look.mark
+            kept.confirm(at, look.mark)
             return kept.found
         header = Header.decode(data)
         try:
@@ -282,8 +295,7 @@ class OnlineReader:
             return None
         row, until = finished
         found = Found(row, tuple(header.applied))
-        kept.was_good = True
-        kept.mark = look.mark
+        kept.confirm(at, look.mark)
         size = kept.size
         kept.renew(at, _Read(data, found, header.tree, until))
         if self._kept.get((id(program), key)) is kept:

@@ -35,6 +35,8 @@ _LOOKS = 2
 # A connection that watches is asked for a sign of life when nothing came for the first; after the second, what it said
 # before counts no more: a machine that is cut off hears of no change.
 _BEAT_SECONDS, _HEARD_SECONDS = 1.0, 2.5
+# Some 200 bytes each; several times the rows that a reader keeps.
+_MOST_WATCHED = 200_000
 # What a server says that is about to be well again, or is full.
 _PASSING = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "OOM")
 
@@ -144,7 +146,7 @@ class PipelinedRedis:
         As long as :attr:`unchanged` has the mark, the key is what a read sent after this call found.
         """
         line = self._line
-        return None if line is None or not line.is_watching else line.unchanged.setdefault(key, object())
+        return line.mark(key) if line is not None and line.is_watching else None
 
     def unwatch(self, key: bytes) -> None:
         """Watch a key no more; all who do hear of it as of a change."""
@@ -234,6 +236,7 @@ class PipelinedRedis:
             ]
             line.refused = False
             if refused:
+                _raise_passing(str(refused[0]))
                 _log.warning("store_cannot_be_watched", detail=str(refused[0]))
             else:
                 line.watch()
@@ -276,8 +279,17 @@ class _Line(asyncio.Protocol):
 
     def watch(self) -> None:
         """The server tells of changes from now on."""
+        if self.is_lost:
+            return
         self.is_watching = True
         self._beat_timer = self._loop.call_later(_BEAT_SECONDS, self._beat)
+
+    def mark(self, key: bytes) -> object:
+        """The mark of a key, a new one where it has none."""
+        if len(self.unchanged) >= _MOST_WATCHED:
+            # Of callers that went away before they had an answer: the others are asked for once more.
+            self.unchanged.clear()
+        return self.unchanged.setdefault(key, object())
 
     def is_heard(self) -> bool:
         """Whether the server gave a sign of life lately."""
@@ -379,7 +391,10 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext:
 def _raise_refused(replies: Sequence[Any]) -> None:
     for reply in replies:
         if isinstance(reply, redis.ResponseError):
-            text = str(reply)
-            if text.startswith(_PASSING):
-                raise StoreUnavailable(f"the online store does not answer: {text}")
+            _raise_passing(str(reply))
             raise reply
+
+
+def _raise_passing(text: str) -> None:
+    if text.startswith(_PASSING):
+        raise StoreUnavailable(f"the online store does not answer: {text}")

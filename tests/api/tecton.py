@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
+import redis
 import tecton_client
 
 from cluster.sockets import bind_listener
@@ -52,6 +53,12 @@ class Served(NamedTuple):
 Events = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
+def ask_anew(served: Served) -> None:
+    """Have the next reads ask the store, whatever was read before: their connections are new."""
+    with redis.Redis.from_url(served.platform.settings.online.redis_url.get_secret_value()) as client:
+        client.client_kill_filter(_type="normal")
+
+
 @contextmanager
 def started(folder: Path, redis_url: str, migrated: Path, more: str, events: Events) -> Iterator[Served]:
     """Serve the example and ``more``, the text of a module, with ``events`` by dataset."""
@@ -61,7 +68,7 @@ def started(folder: Path, redis_url: str, migrated: Path, more: str, events: Eve
         data_dir=folder,
         online={"redis_url": redis_url},
         registry={"url": f"sqlite:///{folder}/registry.db"},
-        serving={"plan_poll_ms": 20, "max_body_bytes": 65_536, "query_run_writer": "thread", "watch_keys": False},
+        serving={"plan_poll_ms": 20, "max_body_bytes": 65_536, "query_run_writer": "thread"},
         tecton={"concurrent_reads": 8},
     )
     platform = Platform(chosen, MovedClock(NOON))

@@ -21,7 +21,7 @@ from featurelib.stores.principals import Author
 from featurelib.stores.role_assignments import Assignment, Holder
 from featurelib.stores.standings import Resource
 from serve_apps.services import AccessStores
-from tests.api.tecton import EXAMPLE, READ, Served, started
+from tests.api.tecton import EXAMPLE, READ, Served, ask_anew, started
 
 SERVICE = "fraud_detection_feature_service"
 BATCH = "/api/v1/feature-service/get-features-batch"
@@ -223,6 +223,7 @@ def test_without_options_names_and_types_are_told_and_false_wins(served):
 
 
 def test_slo_info_is_measured(served):
+    ask_anew(served)
     info = served.read(**U1, metadataOptions={"includeSloInfo": True}).json()["metadata"]["sloInfo"]
     assert info["sloEligible"] is True or info["sloIneligibilityReasons"]
     assert 0 < info["storeMaxLatency"] <= info["storeTimeSeconds"]
@@ -460,6 +461,7 @@ def test_a_wildcard_read_measures_and_records_the_reading_of_the_key_too(served)
     asked = {"metadataOptions": {"includeSloInfo": True}}
     sizes, runs = [], []
     for key in ({"ad": "1"}, {}):
+        ask_anew(served)
         answer = served.read(QUERY, **{**ADS, "joinKeyMap": {"user_id": "u1", **key}}, **asked)
         sizes.append(answer.json()["metadata"]["sloInfo"]["storeResponseSizeBytes"])
         runs.append(len(answer.headers["x-query-run-id"].split(",")))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
+import redis
 import structlog
 
 from featurelib.clock import SECOND
@@ -143,14 +147,15 @@ async def test_nothing_is_taken_for_unchanged_once_the_server_was_emptied(reader
 async def test_a_server_that_gives_no_sign_of_life_is_not_believed_for_long(redis_server, monkeypatch):
     monkeypatch.setattr(pipelined, "_BEAT_SECONDS", 0.05)
     monkeypatch.setattr(pipelined, "_HEARD_SECONDS", 0.2)
-    reader = OnlineReader(f"{redis_server.tcp_url}?socket_timeout=0.2")
+    reader = OnlineReader(f"{redis_server.tcp_url}?socket_timeout=3")
     await reader.ping()
     written = Written(redis_server.url, program("1h"))
     written.add((T0, 1, "a"))
     await row_of(reader, written)
-    redis_server.stop()
+    os.kill(redis_server.pid, signal.SIGSTOP)
     try:
         await until(lambda: not reader._redis.unchanged, lambda: asyncio.sleep(0.01))
+        assert not reader._redis._line.is_lost
         with pytest.raises(StoreUnavailable):
             await row_of(reader, written)
     finally:
@@ -161,18 +166,64 @@ async def test_a_server_that_gives_no_sign_of_life_is_not_believed_for_long(redi
 
 async def test_a_quiet_connection_stays_believed(redis_server, monkeypatch):
     monkeypatch.setattr(pipelined, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(pipelined, "_HEARD_SECONDS", 2.0)
     reader = OnlineReader(redis_server.url)
     await reader.ping()
     written = Written(redis_server.url, program("1h"))
     written.add((T0, 1, "a"))
     await row_of(reader, written)
-    first = commands(redis_server)["ping"]
-    await until(lambda: commands(redis_server)["ping"] > first + 5, lambda: asyncio.sleep(0.02))
+    line, begun = reader._redis._line, asyncio.get_running_loop().time()
+    await until(lambda: line._heard_at - begun > 3.0, lambda: asyncio.sleep(0.02))
     before = commands(redis_server)["hmget"]
     await row_of(reader, written)
     assert commands(redis_server)["hmget"] == before
     await reader.close()
     written.close()
+
+
+async def test_a_row_is_asked_for_again_after_a_minute(reader, written, shared_redis):
+    await row_of(reader, written)
+    before = commands(shared_redis)["hmget"]
+    for seconds, asked in ((59, 0), (61, 1), (62, 1), (120, 1), (122, 2)):
+        assert (await row_of(reader, written, AT + seconds * SECOND)).row["count_1h"] == 1
+        assert commands(shared_redis)["hmget"] == before + asked, seconds
+
+
+async def test_a_server_that_is_busy_when_it_is_greeted_is_watched_later(shared_redis, written, empty_redis_url):
+    reader = OnlineReader(empty_redis_url)
+    with shared_redis.client() as client:
+        client.config_set("busy-reply-threshold", 10)
+        running = threading.Thread(target=_run_for_ever, args=(shared_redis,))
+        running.start()
+        try:
+            await until(lambda: _is_busy(shared_redis), lambda: asyncio.sleep(0.01))
+            with pytest.raises(StoreUnavailable):
+                await row_of(reader, written)
+        finally:
+            with shared_redis.client() as killer:
+                killer.script_kill()
+            running.join()
+            client.config_set("busy-reply-threshold", 5_000)
+    for _ in range(2):
+        await row_of(reader, written)
+    assert reader._redis.unchanged
+    await reader.close()
+
+
+def _run_for_ever(server: RedisServer) -> None:
+    with server.client() as client, suppress(redis.ResponseError):
+        client.eval("while true do end", 0)
+
+
+def _is_busy(server: RedisServer) -> bool:
+    try:
+        with server.client() as client:
+            client.ping()
+    except redis.exceptions.BusyLoadingError:
+        return False
+    except redis.ResponseError as error:
+        return str(error).startswith("BUSY")
+    return False
 
 
 async def test_a_server_that_may_not_be_watched_is_asked_each_time(shared_redis: RedisServer, written):
@@ -209,6 +260,16 @@ async def test_keys_of_which_nothing_is_kept_are_not_watched(reader, written):
     assert not reader._redis.unchanged
     await row_of(reader, written)
     assert list(reader._redis.unchanged) == [StateName(written.program.ref, 1).key(KEY).encode()]
+
+
+async def test_marks_are_bounded_and_a_row_without_one_is_asked_for(reader, written, monkeypatch):
+    monkeypatch.setattr(pipelined, "_MOST_WATCHED", 3)
+    await row_of(reader, written)
+    for number in range(3):
+        reader._redis.watch(b"left%d" % number)
+    assert len(reader._redis.unchanged) == 1
+    written.add((T0 + 1, 2, "b"))
+    assert (await row_of(reader, written)).row["count_1h"] == 2
 
 
 async def test_a_connection_that_watches_nothing_has_no_marks(empty_redis_url):
