@@ -12,6 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
 
+from cluster.processes import wait_until
 from featurelib.clock import HOUR
 from featurelib.definitions import Definitions
 from featurelib.engine.keys import owner_of_group
@@ -77,6 +78,8 @@ def test_partitions_spread_over_nodes_and_a_killed_builder_loses_no_group_that_w
     what, died = order(world, 2), str(tmp_path / "died")
     with pytest.raises(RayError):
         map_partitions(KilledBuild, (what, str(tmp_path / "first"), died), PARTITIONS)
+    # Builders of a job that failed may be at it still.
+    assert wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], 60.0)
     kept = world.store.progress(what.state)
     theirs = [group for group in kept.standings if owner_of_group(group, PARTITIONS) == DYING]
     assert len(theirs) == BUILT_BEFORE

@@ -310,10 +310,12 @@ def _mistaken(town: Town, pipeline: str, key: str, *, right: str) -> Iterator[No
         state = StateName(pipeline, states.generation(pipeline))
         before = store.dump(state.key(key))
         store.restore(state.key(key), 0, store.dump(state.key(right)), replace=True)
+        store.ping()  # it has told the replicas when it answers this
         try:
             yield
         finally:
             store.restore(state.key(key), 0, before, replace=True)
+            store.ping()
 
 
 def _is_recorded(town: Town, run_id: str) -> bool:
