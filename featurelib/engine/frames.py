@@ -6,7 +6,7 @@ CPU before its first row, and ``from_arrow`` as much. What is below does the sam
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import polars as pl
 import pyarrow as pa
@@ -17,14 +17,9 @@ def frame_of(records: pa.Table) -> pl.DataFrame:
     return pl.Series(records.combine_chunks()).struct.unnest()
 
 
-def picked(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """Some columns of a frame, in this order."""
-    return pl.DataFrame([frame[name] for name in names])
-
-
 def without(frame: pl.DataFrame, names: Collection[str]) -> pl.DataFrame:
     """A frame without some columns; those it does not have are no matter."""
-    return picked(frame, [name for name in frame.columns if name not in names])
+    return pl.DataFrame([frame[name] for name in frame.columns if name not in names])
 
 
 def where(frame: pl.DataFrame, kept: pl.Series) -> pl.DataFrame:

@@ -29,7 +29,7 @@ from featurelib.stores.server import answering
 
 # One script of 500 keys of 500 B takes 1.6 ms, of 4,000 keys of 2 kB 83 ms with the server blocked for 21 ms.
 _KEYS_PER_SCRIPT = 500
-# Of several groups: 20 µs a key on a busy machine, and every read of the store waits for a script to end.
+# Of several groups, where that is fewer: 20 µs a key on a busy machine, and every read of the store waits for a script.
 _KEYS_AT_ONCE = 128
 # Lua's unpack() is bounded by its C stack (8,000 values); pairs are written in strides below it.
 _COMMIT = """

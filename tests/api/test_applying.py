@@ -66,7 +66,8 @@ async def test_who_waits_is_told_after_the_store_has_told_every_reader(standing)
     standing.positions_of = {1: [5], 2: [5]}
     standing.answers.clear()
     waiting = asyncio.create_task(Applying(standing).wait(PIPELINE, target(5), 10.0))
-    await standing.asked.wait()
+    async with asyncio.timeout(30):
+        await standing.asked.wait()
     assert not waiting.done()
     standing.answers.set()
     assert await waiting

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -46,13 +46,6 @@ def written(empty_redis_url: str) -> Iterator[Written]:
 async def row_of(reader: OnlineReader, written: Written, at: int = AT) -> Found:
     (found,) = await reader.rows([Lookup(written.program, KEY, at)])
     return found
-
-
-async def until(what: Callable[[], bool], then: Callable[[], Awaitable[object]]) -> None:
-    """Do something again and again until what it is done for is so."""
-    async with asyncio.timeout(30):
-        while not what():
-            await then()
 
 
 async def test_a_row_whose_key_was_not_written_costs_no_trip(reader, written, shared_redis):
@@ -131,7 +124,7 @@ async def test_what_changed_while_the_connection_was_lost_is_seen(reader, writte
         with shared_redis.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "normal")
         written.add((T0 + len(written.events), 2, "b"))
-        await until(lambda: not reader._redis.unchanged, lambda: asyncio.sleep(0))
+        await reader._redis._line._ended
         assert (await row_of(reader, written)).row["count_1h"] == len(written.events)
         await row_of(reader, written)  # now on a connection that watches
 
@@ -144,17 +137,16 @@ async def test_nothing_is_taken_for_unchanged_once_the_server_was_emptied(reader
     assert await row_of(reader, written) == Found(None, None)
 
 
-async def test_a_server_that_gives_no_sign_of_life_is_not_believed_for_long(redis_server, monkeypatch):
-    monkeypatch.setattr(pipelined, "_BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(pipelined, "_HEARD_SECONDS", 0.2)
-    reader = OnlineReader(f"{redis_server.tcp_url}?socket_timeout=3")
+async def test_a_server_that_gives_no_sign_of_life_is_not_believed_for_long(redis_server):
+    reader = OnlineReader(f"{redis_server.tcp_url}?socket_timeout=1")
     await reader.ping()
     written = Written(redis_server.url, program("1h"))
     written.add((T0, 1, "a"))
     await row_of(reader, written)
     os.kill(redis_server.pid, signal.SIGSTOP)
     try:
-        await until(lambda: not reader._redis.unchanged, lambda: asyncio.sleep(0.01))
+        assert (await row_of(reader, written)).row["count_1h"] == 1  # what it said last still counts
+        reader._redis._line._heard_at -= pipelined._HEARD_SECONDS
         assert not reader._redis._line.is_lost
         with pytest.raises(StoreUnavailable):
             await row_of(reader, written)
@@ -164,21 +156,25 @@ async def test_a_server_that_gives_no_sign_of_life_is_not_believed_for_long(redi
     written.close()
 
 
-async def test_a_quiet_connection_stays_believed(redis_server, monkeypatch):
+async def test_a_quiet_connection_is_asked_for_a_sign_of_life_and_believed_again(empty_redis_url, written, monkeypatch):
     monkeypatch.setattr(pipelined, "_BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(pipelined, "_HEARD_SECONDS", 2.0)
-    reader = OnlineReader(redis_server.url)
+    heard, take_in = asyncio.Event(), pipelined._Line.data_received
+
+    def taking_in(line: Any, data: bytes) -> None:
+        take_in(line, data)
+        heard.set()
+
+    monkeypatch.setattr(pipelined._Line, "data_received", taking_in)
+    reader = OnlineReader(empty_redis_url)
     await reader.ping()
-    written = Written(redis_server.url, program("1h"))
-    written.add((T0, 1, "a"))
     await row_of(reader, written)
-    line, begun = reader._redis._line, asyncio.get_running_loop().time()
-    await until(lambda: line._heard_at - begun > 3.0, lambda: asyncio.sleep(0.02))
-    before = commands(redis_server)["hmget"]
-    await row_of(reader, written)
-    assert commands(redis_server)["hmget"] == before
+    reader._redis._line._heard_at -= pipelined._HEARD_SECONDS
+    assert not reader._redis.unchanged
+    heard.clear()
+    async with asyncio.timeout(30):
+        await heard.wait()
+    assert reader._redis.unchanged
     await reader.close()
-    written.close()
 
 
 async def test_a_row_is_asked_for_again_after_a_minute(reader, written, shared_redis):
@@ -196,7 +192,9 @@ async def test_a_server_that_is_busy_when_it_is_greeted_is_watched_later(shared_
         running = threading.Thread(target=_run_for_ever, args=(shared_redis,))
         running.start()
         try:
-            await until(lambda: _is_busy(shared_redis), lambda: asyncio.sleep(0.01))
+            async with asyncio.timeout(30):
+                while not await asyncio.to_thread(_is_busy, shared_redis):
+                    pass
             with pytest.raises(StoreUnavailable):
                 await row_of(reader, written)
         finally:
