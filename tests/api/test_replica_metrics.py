@@ -19,8 +19,13 @@ from serve_apps.services import open_services
 from serve_apps.siblings import Siblings, labelled
 from serve_apps.web import Application
 
-# A process that lives as long as the tests do, and is not this one.
-ANOTHER = os.getppid()
+
+@pytest.fixture(scope="module")
+def another():
+    """The id of a process that lives, and is not this one. The parent will not do: in a container it may be 1."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process.pid
+        process.communicate(b"\n")
 
 
 @pytest.fixture
@@ -31,10 +36,10 @@ def folder():
 
 
 @pytest.fixture
-async def replicas(settings, clock, folder):
+async def replicas(settings, clock, folder, another):
     """Clients of two replicas of the query server, and the services of each."""
     async with AsyncExitStack() as stack:
-        yield [await _replica(stack, settings, clock, Siblings(folder, "query", pid)) for pid in (os.getpid(), ANOTHER)]
+        yield [await _replica(stack, settings, clock, Siblings(folder, "query", pid)) for pid in (os.getpid(), another)]
 
 
 async def _replica(stack, settings, clock, siblings):
@@ -53,7 +58,7 @@ async def _samples(client):
     return {(each.name, *sorted(each.labels.items())): each.value for family in families for each in family.samples}
 
 
-async def test_a_scrape_of_either_replica_tells_what_both_have_counted(replicas):
+async def test_a_scrape_of_either_replica_tells_what_both_have_counted(replicas, another):
     (one, _), (other, _) = replicas
     for _ in range(3):
         await one.get("/health")
@@ -65,7 +70,7 @@ async def test_a_scrape_of_either_replica_tells_what_both_have_counted(replicas)
             for (name, *labels), value in told.items()
             if name == "thyme_http_requests_total" and ("route", "/health") in labels
         }
-        assert counted == {str(os.getpid()): 3.0, str(ANOTHER): 1.0}
+        assert counted == {str(os.getpid()): 3.0, str(another): 1.0}
         assert told["thyme_replicas", ("state", "told")] == 2.0
 
 
@@ -76,11 +81,11 @@ async def test_what_the_registry_says_is_told_once_and_of_no_replica(replicas):
     assert not any(name.startswith("thyme_freshness") and labels for name, *labels in told)
 
 
-async def test_each_replica_tells_the_plans_that_it_serves(replicas):
+async def test_each_replica_tells_the_plans_that_it_serves(replicas, another):
     (one, mine), (_, theirs) = replicas
     told = await _samples(one)
     versions = {labels[0][1]: value for (name, *labels), value in told.items() if name == "thyme_plan_version"}
-    expected = {str(os.getpid()): mine.current.snapshot.version, str(ANOTHER): theirs.current.snapshot.version}
+    expected = {str(os.getpid()): mine.current.snapshot.version, str(another): theirs.current.snapshot.version}
     assert versions == expected
 
 

@@ -43,11 +43,18 @@ def written(empty_redis_url: str) -> Iterator[Written]:
     made.close()
 
 
+@pytest.fixture
+def never_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stands still for a moment makes no news doubtful, so that what is asked can be counted."""
+    monkeypatch.setattr(pipelined, "_HEARD_SECONDS", 3_600.0)
+
+
 async def row_of(reader: OnlineReader, written: Written, at: int = AT) -> Found:
     (found,) = await reader.rows([Lookup(written.program, KEY, at)])
     return found
 
 
+@pytest.mark.usefixtures("never_silent")
 async def test_a_row_whose_key_was_not_written_costs_no_trip(reader, written, shared_redis):
     first = await row_of(reader, written)
     before = commands(shared_redis)
@@ -56,6 +63,7 @@ async def test_a_row_whose_key_was_not_written_costs_no_trip(reader, written, sh
     assert commands(shared_redis)["hmget"] == before["hmget"]
 
 
+@pytest.mark.usefixtures("never_silent")
 async def test_a_row_whose_key_was_written_is_asked_for_once_more(reader, written, shared_redis):
     await row_of(reader, written)
     written.add((T0 + 1, 2, "b"))
@@ -177,6 +185,7 @@ async def test_a_quiet_connection_is_asked_for_a_sign_of_life_and_believed_again
     await reader.close()
 
 
+@pytest.mark.usefixtures("never_silent")
 async def test_a_row_is_asked_for_again_after_a_minute(reader, written, shared_redis):
     await row_of(reader, written)
     before = commands(shared_redis)["hmget"]
