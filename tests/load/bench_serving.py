@@ -14,8 +14,9 @@ with 5 views of 10 features in the same server (its recycling of workers off); a
 finished values in one GET and encodes the same answer (the *limit*); the same handler with a fixed answer (*echo*,
 also the ceiling of the load generator); the online store alone, asked for the same bytes.
 
-Throughput is a closed loop over 8 connections, each row as often as RUNS says, in turn; medians. Latency is an open
-loop over one connection (:mod:`tests.load.http_load`), and a figure of its own where keys were not read lately.
+Throughput is a closed loop over 8 connections, latency an open loop over one (:mod:`tests.load.http_load`), each row as
+often as RUNS says, in turn; medians. The latency of keys that were not read lately is a figure of its own, and the p99
+stands beside those of the limit and of the echo: below theirs none comes on the same machine.
 """
 
 from __future__ import annotations
@@ -433,27 +434,49 @@ def _echo_note(runs: Sequence[Seen]) -> str:
     return f"peer: echo, requests/s, the generator's core {median([run.busy for run in runs]):.0%} busy"
 
 
-def latency_figures(rows: Mapping[str, Row]) -> list[Figure]:
-    """Open loop over one connection, ours beside Feast's."""
-    figures = []
-    for name, row, rate in (("1x50", "", RATE), ("100x50", "_batch", BATCH_RATE)):
-        first = rows[f"ours{row}"].first(rate)
-        mine, peer = rows[f"ours{row}"].latency(rate), rows[f"feast{row}"].latency(rate)
-        note = f"{rate:g} requests/s; of keys that nobody read while the other rows ran; peer: p99"
-        figures.append(
-            Figure(f"features_{name}_first_ms_c1", first.percentile(0.5), "ms", first.percentile(0.99), note)
-        )
-        for label, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
-            figures.append(
-                Figure(
-                    f"features_{name}_{label}_ms_c1",
-                    mine.percentile(share),
-                    "ms",
-                    peer.percentile(share),
-                    f"{rate:g} requests/s; peer: Feast",
-                )
+def latency_figures(bench: Bench, rows: Mapping[str, Row]) -> list[Figure]:
+    """Open loop over one connection: ours beside Feast's and what no server here gets below."""
+    return [
+        *_latency(bench, rows, "1x50", RATE, {"feast": "feast", "limit": "limit", "echo": "echo"}),
+        *_latency(bench, rows, "100x50", BATCH_RATE, {"feast": "feast_batch", "limit": "limit_batch"}, "ours_batch"),
+    ]
+
+
+def _latency(
+    bench: Bench, rows: Mapping[str, Row], name: str, rate: float, peers: Mapping[str, str], ours: str = "ours"
+) -> list[Figure]:
+    """Medians over as many runs as throughput has, everyone's in turn: all meet the same machine."""
+    bench.catch_up()
+    first = rows[ours].first(rate)
+    loads: dict[str, list[Load]] = {each: [] for each in ("ours", *peers)}
+    for _ in range(RUNS):
+        for each, row in {"ours": ours, **peers}.items():
+            bench.catch_up()
+            loads[each].append(rows[row].latency(rate))
+
+    def ms(who: str, share: float) -> float:
+        return median([load.percentile(share) for load in loads[who]])
+
+    def against(peer: str) -> float:
+        pairs = zip(loads["ours"], loads[peer], strict=True)
+        return median([mine.percentile(0.99) / its.percentile(0.99) for mine, its in pairs])
+
+    asked = f"{rate:g} requests/s"
+    unread = f"{asked}; of keys that nobody read while the other rows ran; peer: p99"
+    return [
+        Figure(f"features_{name}_first_ms_c1", first.percentile(0.5), "ms", first.percentile(0.99), unread),
+        *(
+            Figure(
+                f"features_{name}_{label}_ms_c1", ms("ours", share), "ms", ms("feast", share), f"{asked}; peer: Feast"
             )
-    return figures
+            for label, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
+        ),
+        *(
+            Figure(f"features_{name}_p99_vs_{peer}_c1", against(peer), "times", ms(peer, 0.99), "peer: its p99, ms")
+            for peer in peers
+            if peer != "feast"
+        ),
+    ]
 
 
 def audit_figures(bench: Bench) -> list[Figure]:
@@ -472,8 +495,9 @@ def audit_figures(bench: Bench) -> list[Figure]:
     ]
 
 
-def soak_figures(row: Row) -> list[Figure]:
+def soak_figures(bench: Bench, row: Row) -> list[Figure]:
     """The p99 of every minute of a steady rate."""
+    bench.catch_up()
     minutes = [row.latency(RATE, 60.0) for _ in range(round(SOAK_MINUTES))]
     p99 = [minute.percentile(0.99) for minute in minutes]
     third = max(1, len(p99) // 3)
@@ -489,7 +513,9 @@ def soak_figures(row: Row) -> list[Figure]:
 def commit_figures(bench: Bench, row: Row) -> list[Figure]:
     """Reads at a steady rate, without commits and then with one every two seconds."""
     seconds, commits = 20.0, [bench.compiled(release + 1) for release in range(8)]
+    bench.catch_up()
     still = row.latency(RATE, seconds)
+    bench.catch_up()
     committing = threading.Thread(target=_commit_often, args=(bench, commits))
     committing.start()
     moving = row.latency(RATE, seconds)
@@ -564,13 +590,13 @@ def main() -> None:
             runs.append(once(bench, rows))
             print(number + 1, runs[-1], file=sys.stderr, flush=True)
         figures += throughput_figures(runs)
-        figures += latency_figures(rows)
+        figures += latency_figures(bench, rows)
         sizes = bytes_read(bench)
         figures.append(Figure("bytes_read_1x50", median(sizes), "bytes", max(sizes), "peer: the largest of all keys"))
         if COMMITS:
             figures += commit_figures(bench, rows["ours"])
         if SOAK_MINUTES:
-            figures += soak_figures(rows["ours"])
+            figures += soak_figures(bench, rows["ours"])
         figures += audit_figures(bench)
     figures.append(Figure("ingested_meanwhile", bench.ingested_per_s, "events/s"))
     report("serving", figures)
