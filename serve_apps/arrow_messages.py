@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from featurelib.errors import InvalidRequest, PayloadTooLarge
+from featurelib.stores.arrow_heads import BATCH, DICTIONARY, SCHEMA, MalformedHead, Records, head_of
 
 MOST_BATCH_BYTES = 64 << 20
 """Largest message."""
@@ -26,11 +27,6 @@ _MOST_TEXT_BYTES = 256 << 20
 _CONTINUATION = 0xFFFFFFFF
 _END = struct.pack("<II", _CONTINUATION, 0)
 _PREFIX = len(_END)
-_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
-# Places of members in Arrow's flatbuffers tables: Message, DictionaryBatch, RecordBatch.
-_KIND, _HEADER, _BODY_LENGTH = 1, 2, 3
-_DATA = 1
-_LENGTH, _COMPRESSION = 0, 3
 
 
 class Batch(NamedTuple):
@@ -86,10 +82,7 @@ class ArrowMessages:
         body = start + _PREFIX + size
         if len(data) < body:
             return None, body
-        try:
-            kind, length = self._looked_at(data[start + _PREFIX : body])
-        except struct.error:
-            raise InvalidRequest("body: an Arrow message's metadata cannot be read") from None
+        kind, length = self._looked_at(data[start + _PREFIX : body])
         if length > MOST_BATCH_BYTES:
             raise PayloadTooLarge(f"body: an Arrow batch takes more than {MOST_BATCH_BYTES} bytes; send smaller ones")
         end = body + length
@@ -102,32 +95,24 @@ class ArrowMessages:
 
     def _looked_at(self, metadata: bytes) -> tuple[int, int]:
         """What kind of message it is, and how long its body."""
-        table = struct.unpack_from("<I", metadata)[0]
-        kind = _number(metadata, table, _KIND, "<B")
-        length = _number(metadata, table, _BODY_LENGTH, "<q")
-        records = _table(metadata, table, _HEADER)
-        if kind == _DICTIONARY:
-            records = _table(metadata, records, _DATA)
-        if kind in {_DICTIONARY, _BATCH}:
-            self._check_records(metadata, records)
-        if length < 0:
+        try:
+            head = head_of(metadata)
+            if head.records is not None:
+                _check_records(head.records, head.body_bytes)
+        except MalformedHead:
+            raise InvalidRequest("body: an Arrow message's metadata cannot be read") from None
+        if head.body_bytes < 0:
             raise InvalidRequest("body: an Arrow message says that its body has fewer than no bytes")
-        return kind, length
-
-    def _check_records(self, metadata: bytes, records: int) -> None:
-        if not 0 <= _number(metadata, records, _LENGTH, "<q") <= MOST_BATCH_ROWS:
-            raise PayloadTooLarge(f"body: an Arrow batch has more than {MOST_BATCH_ROWS} rows; send smaller ones")
-        if _place(metadata, records, _COMPRESSION):
-            raise InvalidRequest("body: compressed Arrow batches are not taken; write them without compression")
+        return head.kind, head.body_bytes
 
     def _taken(self, kind: int, message: bytes) -> Batch | Other:
-        if kind == _SCHEMA and self._schema is None:
+        if kind == SCHEMA and self._schema is None:
             self._schema = pa.ipc.read_schema(pa.py_buffer(message))
             self._before = message
             return Other()
-        if self._schema is None or kind not in {_DICTIONARY, _BATCH}:
+        if self._schema is None or kind not in {DICTIONARY, BATCH}:
             raise InvalidRequest("body: an Arrow stream is a schema and then batches")
-        if kind == _DICTIONARY:
+        if kind == DICTIONARY:
             self._before += message
             self._has_dictionaries = True
             if len(self._before) > MOST_BATCH_BYTES:
@@ -140,6 +125,16 @@ class ArrowMessages:
             return pa.ipc.read_record_batch(pa.py_buffer(message), schema)
         with pa.ipc.open_stream(pa.py_buffer(self._before + message + _END)) as reader:
             return reader.read_next_batch()
+
+
+def _check_records(records: Records, body_bytes: int) -> None:
+    if not 0 <= records.rows <= MOST_BATCH_ROWS:
+        raise PayloadTooLarge(f"body: an Arrow batch has more than {MOST_BATCH_ROWS} rows; send smaller ones")
+    if records.is_compressed:
+        raise InvalidRequest("body: compressed Arrow batches are not taken; write them without compression")
+    # A list of nulls takes no bytes either, however long it is; of anything else an entry takes a bit.
+    if records.longest() > max(MOST_BATCH_ROWS, 8 * body_bytes):
+        raise PayloadTooLarge("body: a list of an Arrow batch is longer than its bytes; leave such columns out")
 
 
 def _checked(batch: pa.RecordBatch) -> pa.Table:
@@ -197,31 +192,3 @@ _READABLE = (
     pa.types.is_timestamp,
     pa.types.is_date,
 )
-
-
-# Flatbuffers: a table begins with the way back to its vtable, which holds where each member stands, 0 for none.
-
-
-def _place(data: bytes, table: int, member: int) -> int:
-    """Where a member of a table stands; 0: it is left out."""
-    vtable = table - struct.unpack_from("<i", data, table)[0]
-    if vtable < 0:
-        raise struct.error
-    entry = 4 + 2 * member
-    if entry >= struct.unpack_from("<H", data, vtable)[0]:
-        return 0
-    offset: int = struct.unpack_from("<H", data, vtable + entry)[0]
-    return table + offset if offset else 0
-
-
-def _number(data: bytes, table: int, member: int, form: str) -> int:
-    place = _place(data, table, member)
-    found: int = struct.unpack_from(form, data, place)[0] if place else 0
-    return found
-
-
-def _table(data: bytes, table: int, member: int) -> int:
-    place = _place(data, table, member)
-    if not place:
-        raise struct.error
-    return place + int(struct.unpack_from("<I", data, place)[0])

@@ -8,13 +8,15 @@ a training set is said by :attr:`SpineSource.identity`: the same bytes, or the s
 from __future__ import annotations
 
 import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
@@ -25,6 +27,7 @@ from pyarrow import compute, fs
 from featurelib.definitions import Record
 from featurelib.errors import InvalidRequest, PayloadTooLarge, StoreUnavailable
 from featurelib.stores.archive import files_of
+from featurelib.stores.arrow_heads import FILE_MAGIC, Footer, LookedAt, MalformedHead, Records, look_at
 
 Form = Literal["parquet", "csv", "arrow", "delta"]
 _FORMS: dict[str, Form] = {
@@ -36,7 +39,6 @@ _FORMS: dict[str, Form] = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
-_ARROW_FILE = b"ARROW1"
 _READ_BYTES = 1 << 20
 _COUNTED_ROWS = 65_536
 # Of the texts of some 65,536 rows, and of a row group from which on it is looked at how well it was compressed: text
@@ -209,10 +211,13 @@ class _ParquetSpine(SpineSource):
 class _ArrowSpine(SpineSource):
     def __init__(self, name: str, files: fs.FileSystem, path: str) -> None:
         self._name, self._files, self._path = name, files, path
+        self._measure = _Measure(name)
         with files.open_input_file(path) as file:
-            self._is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
+            self._is_file = file.read(len(FILE_MAGIC)) == FILE_MAGIC
         with files.open_input_file(path) as file:
             self.schema = (pa.ipc.open_file if self._is_file else pa.ipc.open_stream)(file).schema.remove_metadata()
+        for column in self.schema:
+            _check_once_each(column.type, column.name)
         self.identity = SpineIdentity(url=name, form="arrow", sha256=_digest(files, [path]))
 
     def count_rows(self) -> int:
@@ -222,16 +227,53 @@ class _ArrowSpine(SpineSource):
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         """All rows, batch by batch."""
         with telling(self._name, self._files), self._files.open_input_file(self._path) as file:
-            for batch in self._stored(file):
+            for batch in self._of_file(file) if self._is_file else self._of_stream(file):
                 batch.validate(full=True)  # offsets that point elsewhere would be read as they are
-                yield from (batch.slice(start, rows) for start in range(0, len(batch), rows))
+                for start in range(0, len(batch), rows):
+                    some = batch.slice(start, rows)
+                    _check_text(some, self._name)
+                    yield some
 
-    def _stored(self, file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
-        if not self._is_file:
-            yield from pa.ipc.open_stream(file)
-            return
-        reader = pa.ipc.open_file(file)
-        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+    def _of_stream(self, file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+        measured = io.BufferedReader(LookedAt(file, self._measure))
+        with pa.ipc.open_stream(pa.PythonFile(measured, mode="r")) as stored:
+            yield from stored
+
+    def _of_file(self, file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+        footer = Footer.of(file)
+        for block in footer.dictionaries:
+            look_at(file, block, self._measure)
+        with pa.ipc.open_file(file) as stored:
+            for number, block in enumerate(footer.batches):
+                look_at(file, block, self._measure)
+                yield stored.get_batch(number)
+
+
+class _Measure:
+    """Refuses a message of an Arrow spine that is much larger in memory than any that is written in earnest."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, records: Records, body: memoryview) -> None:
+        """Look at a record batch or dictionary.
+
+        Raises:
+            PayloadTooLarge: it is one.
+            MalformedHead: it says of itself what cannot be.
+        """
+        size, longest = records.plain_bytes(body), records.longest()
+        if size > max(_MOST_BYTES, _MOST_RATIO * len(body)):
+            raise PayloadTooLarge(
+                f"spine: a batch of {self._name} has {len(body):,} bytes, and {size:,} in memory, which is above "
+                f"{_MOST_BYTES:,} and {_MOST_RATIO} times as many; write smaller batches"
+            )
+        # Nulls take no bytes, however many; of anything else an entry takes a bit.
+        if longest > max(_COUNTED_ROWS, 8 * size):
+            raise PayloadTooLarge(
+                f"spine: a batch of {self._name} has a column of {longest:,} entries in {size:,} bytes; write smaller "
+                "batches"
+            )
 
 
 class _CsvSpine(SpineSource):
@@ -324,7 +366,7 @@ def _check_text(batch: pa.RecordBatch, name: str) -> None:
 
 
 def _text_bytes(column: pa.Array) -> int:
-    """What the texts take that the rows of a column are codes of."""
+    """What the texts take that the rows of a column are codes, or views, of."""
     kind = column.type
     if pa.types.is_struct(kind):
         return sum(map(_text_bytes, column.flatten()))
@@ -332,10 +374,49 @@ def _text_bytes(column: pa.Array) -> int:
         column = column.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))
     if pa.types.is_nested(kind):
         return _text_bytes(column.flatten())
-    if not pa.types.is_dictionary(kind):
-        return 0
-    lengths = compute.binary_length(column.dictionary).cast(pa.int64())
-    return compute.sum(lengths.take(column.indices)).as_py() or 0
+    if pa.types.is_dictionary(kind):
+        lengths = _lengths(column.dictionary)
+        return 0 if lengths is None else compute.sum(lengths.take(column.indices)).as_py() or 0
+    return compute.sum(_lengths(column)).as_py() or 0 if _is_view(kind) else 0
+
+
+def _lengths(values: pa.Array) -> pa.Array | None:
+    """Bytes of each text; ``None``: they are no texts."""
+    kind = values.type
+    if _is_view(kind):  # Arrow itself has no length of a view
+        texts: Any = pl.from_arrow(values)
+        lengths = texts.bin.size() if pa.types.is_binary_view(kind) else texts.str.len_bytes()
+        return lengths.cast(pl.Int64).to_arrow()
+    if any(matches(kind) for matches in _TEXTS):
+        return compute.binary_length(values).cast(pa.int64())
+    return None
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
+
+
+_TEXTS = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+)
+
+
+def _check_once_each(kind: pa.DataType, name: str) -> None:
+    """Refuse a column in which what is no text may stand in many rows: written out it is as large as it likes.
+
+    Raises:
+        InvalidRequest: names the column.
+    """
+    shared = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind) or pa.types.is_run_end_encoded(kind)
+    coded = pa.types.is_dictionary(kind) and pa.types.is_nested(kind.value_type)
+    if shared or coded or pa.types.is_union(kind):
+        raise InvalidRequest(f"spine: the column {name!r} is Arrow's {kind}; cast it, or leave it out")
+    for number in range(kind.num_fields):
+        _check_once_each(kind.field(number).type, name)
 
 
 def _written_out(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -379,7 +460,7 @@ def telling(name: str, files: fs.FileSystem) -> Iterator[None]:
     """Say of whatever goes wrong with a spine's files what it is about: a broken file, or a store that is away."""
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, MalformedHead, UnicodeError) as error:
         raise InvalidRequest(f"spine: {name} cannot be read: {error}") from None
     except (OSError, pa.ArrowException, DeltaError) as error:
         if isinstance(files, fs.LocalFileSystem):

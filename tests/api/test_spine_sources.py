@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from featurelib.errors import InvalidRequest, PayloadTooLarge
 from featurelib.stores import spine_sources
@@ -105,3 +109,108 @@ def test_an_arrow_stream_whose_offsets_point_elsewhere_is_refused(tmp_path):
     path.write_bytes(whole.replace(offsets, struct.pack("<3i", 0, 1 << 30, 8)))
     with pytest.raises(InvalidRequest, match="cannot be read"):
         open_spine(str(path)).count_rows()
+
+
+# Arrow: a stream, or a file with one in it.
+
+
+def streamed(path: Path, table: pa.Table, rows: int | None = None, **how: Any) -> str:
+    opened = pa.ipc.new_file if path.suffix == ".arrow" else pa.ipc.new_stream
+    with opened(path, table.schema, options=pa.ipc.IpcWriteOptions(**how)) as writer:
+        writer.write_table(table, rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["spine.arrow", "spine.arrows"])
+@pytest.mark.parametrize("how", [{}, {"compression": "lz4"}, {"compression": "zstd"}])
+def test_arrow_is_read_as_it_was_written_whatever_its_columns_are(tmp_path, name, how):
+    texts = pa.array(["long enough for no view to hold it", "b"] * 500)
+    table = pa.table({**COLUMNS, "dictionary of views": texts.cast(pa.string_view()).dictionary_encode()})
+    spine = open_spine(streamed(tmp_path / name, table, 300, **how))
+    assert spine.schema.equals(table.schema)
+    assert spine.count_rows() == ROWS
+    batches = list(spine.batches(200))
+    assert [len(batch) for batch in batches] == [200, 100, 200, 100, 200, 100, 100]
+    assert pa.Table.from_batches(batches).equals(table)
+
+
+def test_a_file_of_feather_and_one_of_polars_are_read(tmp_path):
+    frame = pl.DataFrame({"id": ["a", "b"], "kind": pl.Series(["x", None], dtype=pl.Categorical), "at": [1, 2]})
+    frame.write_ipc(tmp_path / "polars.ipc", compression="zstd")
+    feather.write_feather(frame.to_arrow(), str(tmp_path / "spine.feather"))
+    for name in ("polars.ipc", "spine.feather"):
+        found = pa.Table.from_batches(list(open_spine(str(tmp_path / name)).batches(10)))
+        assert pl.from_arrow(found).cast({"kind": pl.String}).equals(frame.cast({"kind": pl.String}))
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+@pytest.mark.parametrize("column", ["numbers", "dictionary"])
+def test_a_batch_that_is_far_larger_than_its_bytes_is_refused_before_it_is_read(
+    tmp_path, monkeypatch, compression, column
+):
+    monkeypatch.setattr(spine_sources, "_MOST_BYTES", 1_000_000)
+    grown = pa.array(np.zeros(1_000_000, dtype=np.int64))
+    coded = pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), ["x" * 8_000_000])
+    path = streamed(
+        tmp_path / "spine.arrows", pa.table({"x": grown if column == "numbers" else coded}), compression=compression
+    )
+    before = pa.total_allocated_bytes()
+    with pytest.raises(PayloadTooLarge, match=r"a batch of .*spine\.arrows has .* 8,\d\d\d,\d\d\d in memory"):
+        open_spine(path).count_rows()
+    assert pa.total_allocated_bytes() - before < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "column", [pa.nulls(1_000_000), pa.ListArray.from_arrays(pa.array([0, 1_000_000], pa.int32()), pa.nulls(1_000_000))]
+)
+def test_entries_without_bytes_are_refused(tmp_path, column):
+    path = streamed(tmp_path / "spine.arrow", pa.table({"x": column}))
+    with pytest.raises(PayloadTooLarge, match="a column of 1,000,000 entries in"):
+        open_spine(path).count_rows()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.Series(["x" * 100_000]).gather([0] * ROWS).to_arrow(compat_level=pl.CompatLevel.newest()),
+        pl.Series([b"x" * 100_000]).gather([0] * ROWS).to_arrow(compat_level=pl.CompatLevel.newest()),
+        pa.DictionaryArray.from_arrays(pa.array([0] * ROWS, pa.int8()), pa.array(["x" * 100_000], pa.string_view())),
+        pa.DictionaryArray.from_arrays(pa.array([0] * ROWS, pa.int8()), pa.array([b"x" * 100_000], pa.binary(100_000))),
+    ],
+    ids=["view", "bytes", "dictionary of views", "dictionary of bytes"],
+)
+def test_a_text_that_arrow_shares_between_rows_is_counted_as_often_as_it_stands_there(tmp_path, monkeypatch, column):
+    monkeypatch.setattr(spine_sources, "_MOST_BYTES", 10_000_000)
+    spine = open_spine(streamed(tmp_path / "spine.arrow", pa.table({"x": column})))
+    with pytest.raises(PayloadTooLarge, match=r"1,000 rows .* 100,000,000 bytes of text"):
+        list(spine.batches(ROWS))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.RunEndEncodedArray.from_arrays([3], ["x"]),
+        pa.ListViewArray.from_arrays(pa.array([0] * 3, pa.int32()), pa.array([2] * 3, pa.int32()), pa.array([1, 2])),
+        pa.UnionArray.from_dense(pa.array([0] * 3, pa.int8()), pa.array([0] * 3, pa.int32()), [pa.array(["x"])]),
+        pa.DictionaryArray.from_arrays(pa.array([0] * 3, pa.int8()), pa.array([[1, 2]])),
+    ],
+    ids=["runs", "list views", "union", "dictionary of lists"],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_column_whose_entries_many_rows_may_share_is_refused(tmp_path, column, inside):
+    column = pa.StructArray.from_arrays([column], ["y"]) if inside else column
+    with pytest.raises(InvalidRequest, match=r"the column 'x' is Arrow's .*; cast it, or leave it out"):
+        open_spine(streamed(tmp_path / "spine.arrows", pa.table({"x": column})))
+
+
+@pytest.mark.parametrize("name", ["spine.arrow", "spine.arrows"])
+def test_arrow_that_is_changed_anywhere_is_read_or_refused(tmp_path, name):
+    path = tmp_path / name
+    table = pa.table({"x": pa.array(["a", "b"]).dictionary_encode(), "y": [1, 2]})
+    body = Path(streamed(path, table, compression="lz4")).read_bytes()
+    read = 0
+    for place in range(0, len(body), 3):
+        path.write_bytes(body[:place] + bytes([body[place] ^ 0xFF]) + body[place + 1 :])
+        with suppress(InvalidRequest, PayloadTooLarge):
+            read += sum(map(len, open_spine(str(path)).batches(10)))
+    assert read
