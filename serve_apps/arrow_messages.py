@@ -21,6 +21,8 @@ MOST_BATCH_BYTES = 64 << 20
 MOST_BATCH_ROWS = 1_000_000
 """Most rows of a record batch: one of nulls takes no bytes."""
 _MOST_METADATA_BYTES = 1 << 20
+# Of lists: an entry takes a bit at least, and of nulls nothing, but eight bytes as a value of its own.
+_MOST_ENTRIES = MOST_BATCH_BYTES // 8
 # Texts behind a dictionary or a view are written out for the log; few bytes may stand for many.
 _MOST_TEXT_BYTES = 256 << 20
 
@@ -98,11 +100,9 @@ class ArrowMessages:
         try:
             head = head_of(metadata)
             if head.records is not None:
-                _check_records(head.records, head.body_bytes)
-        except MalformedHead:
-            raise InvalidRequest("body: an Arrow message's metadata cannot be read") from None
-        if head.body_bytes < 0:
-            raise InvalidRequest("body: an Arrow message says that its body has fewer than no bytes")
+                _check_records(head.records)
+        except MalformedHead as error:
+            raise InvalidRequest(f"body: an Arrow message is not taken: {error}") from None
         return head.kind, head.body_bytes
 
     def _taken(self, kind: int, message: bytes) -> Batch | Other:
@@ -127,14 +127,15 @@ class ArrowMessages:
             return reader.read_next_batch()
 
 
-def _check_records(records: Records, body_bytes: int) -> None:
+def _check_records(records: Records) -> None:
     if not 0 <= records.rows <= MOST_BATCH_ROWS:
         raise PayloadTooLarge(f"body: an Arrow batch has more than {MOST_BATCH_ROWS} rows; send smaller ones")
     if records.is_compressed:
         raise InvalidRequest("body: compressed Arrow batches are not taken; write them without compression")
-    # A list of nulls takes no bytes either, however long it is; of anything else an entry takes a bit.
-    if records.longest() > max(MOST_BATCH_ROWS, 8 * body_bytes):
-        raise PayloadTooLarge("body: a list of an Arrow batch is longer than its bytes; leave such columns out")
+    if records.longest() > _MOST_ENTRIES:
+        raise PayloadTooLarge(
+            f"body: lists of an Arrow batch have more than {_MOST_ENTRIES} entries; send smaller batches"
+        )
 
 
 def _checked(batch: pa.RecordBatch) -> pa.Table:

@@ -17,10 +17,11 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from featurelib.errors import SourceError
 
-# How long a broker may take to answer a question about the topic. A poll that finds no broker takes this long.
+# How long a broker may take to answer a question about the topic.
 _ANSWER_SECONDS = 5.0
-# How long it may take at first, before it is looked whether the user is refused; every further question takes twice it.
-_FIRST_ANSWER_SECONDS = 0.5
+# How long it may take at first, before it is looked whether the user is refused, and how many times as long after each
+# look. So a poll that finds no broker takes 0.5, 1.5 and 5 seconds.
+_FIRST_ANSWER_SECONDS, _MORE_PATIENT = 0.5, 3
 # How long a broker may hold back the answer to a fetch when it has nothing. After a partition's end was reached, or an
 # assignment was changed, so much passes before the next is fetched.
 _FETCH_WAIT_MS = 100
@@ -199,22 +200,20 @@ class Brokers:
     def _partitions(self, connection: confluent_kafka.Consumer) -> list[int]:
         """The partitions of the topic, as a connection hears of them.
 
-        A question goes unanswered where the user is refused, and librdkafka waits for all of its time: so the first
-        questions are short, and a refusal is told when it is heard of.
+        A question goes unanswered where the user is refused, and librdkafka waits for all of its time: so short ones
+        are asked before, and a refusal is told when it is heard of.
         """
-        left, patience = _ANSWER_SECONDS, _FIRST_ANSWER_SECONDS
+        patience = _FIRST_ANSWER_SECONDS
         while True:
-            seconds = patience if 2 * patience < left else left
             try:
-                found = connection.list_topics(self._topic, timeout=seconds).topics[self._topic]
+                found = connection.list_topics(self._topic, timeout=min(patience, _ANSWER_SECONDS)).topics[self._topic]
+                break
             except KafkaException as error:
                 self._asking.poll(0)  # has the connections say why; the other would hand out messages
-                left, patience = left - seconds, 2 * patience
                 refused = self._trouble is not None and _is_refusal(self._trouble)
-                if refused or left <= 0 or _cause(error).code() not in _UNSPECIFIC:
+                if refused or patience >= _ANSWER_SECONDS or _cause(error).code() not in _UNSPECIFIC:
                     raise SourceError(self.failure("do not answer", _cause(error))) from error
-            else:
-                break
+                patience *= _MORE_PATIENT
         if found.error is not None:
             raise SourceError(self.failure(f"give nothing of topic {self._topic!r}", found.error))
         return sorted(found.partitions)

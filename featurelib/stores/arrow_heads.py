@@ -5,29 +5,37 @@ The head is a flatbuffers table (Arrow's format/Message.fbs), of which Arrow's P
 
 from __future__ import annotations
 
-import io
 import struct
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pyarrow as pa
 
 SCHEMA, DICTIONARY, BATCH = 1, 2, 3
 """Kinds of messages."""
-# Places of members in the tables Message, DictionaryBatch and RecordBatch.
-_KIND, _HEADER, _BODY_BYTES = 1, 2, 3
+# Places of members in the tables Message, DictionaryBatch, RecordBatch and Footer.
+_VERSION, _KIND, _HEADER, _BODY_BYTES, _CUSTOM = range(5)
 _DATA = 1
-_ROWS, _FIELDS, _BUFFERS, _COMPRESSION = 0, 1, 2, 3
+_ROWS, _FIELDS, _BUFFERS, _COMPRESSION = range(4)
+_FOOTER_SCHEMA, _FOOTER_DICTIONARIES, _FOOTER_BATCHES = 1, 2, 3
+# Arrow reads compressed batches of older versions as well, which say so in metadata of their own.
+_FIFTH_VERSION = 4
+# Structs: a column's entries and nulls; a buffer's place and length; a block's place, head and body.
 _PAIR = struct.Struct("<qq")
+_BLOCK = struct.Struct("<qi4xq")
 _PREFIX = struct.Struct("<q")
 FILE_MAGIC = b"ARROW1"
 """How an Arrow file begins and ends."""
 _FOOTER_END = struct.Struct("<i6s")
-_FOOTER_DICTIONARIES, _FOOTER_BATCHES = 2, 3
-_BLOCK = struct.Struct("<qi4xq")
-# Before a head stand four bytes that are all ones, since format 0.15, and its length.
-_CONTINUATION = b"\xff\xff\xff\xff"
-_BEFORE_HEAD = 8
+# Before a head stand four bytes that are all ones, since format 0.15, and its length; none ends a stream.
+_CONTINUATION, _END = b"\xff\xff\xff\xff", bytes(4)
+_LENGTH = struct.Struct("<i")
+# A column of a batch takes some 50 bytes of its head, a batch 24 of a file's footer.
+_MOST_HEAD_BYTES = 16 << 20
+# The way to a table, its vtable of four members, and the table.
+_SCHEMA_HEAD = struct.Struct("<I 6H iIqhB5x")
+_SCHEMA_TABLE = 16
 
 
 class MalformedHead(ValueError):
@@ -86,113 +94,144 @@ def head_of(metadata: bytes) -> Head:
     """The head of a message.
 
     Raises:
-        MalformedHead: it cannot be read.
+        MalformedHead: it cannot be read, or says in the way of before Arrow 1.0 that something is compressed.
     """
     try:
         table = struct.unpack_from("<I", metadata)[0]
         kind = _number(metadata, table, _KIND, "<B")
         records = None
         if kind in {DICTIONARY, BATCH}:
+            if _place(metadata, table, _CUSTOM) and _number(metadata, table, _VERSION, "<h") < _FIFTH_VERSION:
+                raise MalformedHead("a batch of before Arrow 1.0 has metadata of its own; write it anew")
             place = _table(metadata, table, _HEADER)
             records = Records(metadata, _table(metadata, place, _DATA) if kind == DICTIONARY else place)
-        return Head(kind, _number(metadata, table, _BODY_BYTES, "<q"), records)
+        body_bytes = _number(metadata, table, _BODY_BYTES, "<q")
     except struct.error:
         raise MalformedHead("the head of a message cannot be read") from None
+    if body_bytes < 0:
+        raise MalformedHead("a message has fewer than no bytes")
+    return Head(kind, body_bytes, records)
 
 
-class LookedAt(io.RawIOBase):
-    """The bytes of an Arrow stream, for a reader that gets no message before it was looked at.
+class Message(NamedTuple):
+    """A message as it is stored."""
 
-    Args:
-        file: stands at the first message.
-        look: called with what a message says of its records, and with its body; raises to end the reading.
-    """
-
-    def __init__(self, file: pa.NativeFile, look: Callable[[Records, memoryview], None]) -> None:
-        super().__init__()
-        self._messages = pa.ipc.MessageReader.open_stream(file)
-        self._look = look
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, into: Any) -> int:
-        """Fill from the message that is being read, the next one once it was looked at.
-
-        Raises:
-            MalformedHead: a message says of itself what cannot be.
-        """
-        if not self._left:
-            self._left = self._next()
-        taken = self._left[: len(into)]
-        into[: len(taken)] = taken
-        self._left = self._left[len(taken) :]
-        return len(taken)
-
-    def _next(self) -> memoryview:
-        try:
-            message = self._messages.read_next_message()
-        except StopIteration:
-            return memoryview(b"")
-        head = head_of(message.metadata.to_pybytes())
-        if head.records is not None:
-            self._look(head.records, memoryview(message.body or b"").cast("B"))
-        return memoryview(message.serialize()).cast("B")
+    head: Head
+    metadata: bytes
+    body: bytes
 
 
-class Block(NamedTuple):
-    """Where a message of an Arrow file stands, and how long what is before its body."""
-
-    offset: int
-    head_bytes: int
-
-
-class Footer(NamedTuple):
-    """Where the messages of an Arrow file stand: it may hold others that nobody reads."""
-
-    dictionaries: list[Block]
-    batches: list[Block]
-
-    @classmethod
-    def of(cls, file: pa.NativeFile) -> Footer:
-        """The footer of a file.
-
-        Raises:
-            MalformedHead: it has none.
-        """
-        end = file.size() - _FOOTER_END.size
-        length, magic = _FOOTER_END.unpack(_read(file, _FOOTER_END.size, end))
-        if magic != FILE_MAGIC:
-            raise MalformedHead("the file does not end as an Arrow file does; it may be cut off")
-        data = _read(file, length, end - length)
-        try:
-            table = struct.unpack_from("<I", data)[0]
-        except struct.error:
-            raise MalformedHead("the footer of an Arrow file cannot be read") from None
-        found = (_vector(data, table, member, _BLOCK) for member in (_FOOTER_DICTIONARIES, _FOOTER_BATCHES))
-        return cls(*([Block(offset, head_bytes) for offset, head_bytes, _ in each] for each in found))
-
-
-def look_at(file: pa.NativeFile, block: Block, look: Callable[[Records, memoryview], None]) -> None:
-    """Look at a message of an Arrow file as :class:`LookedAt` does at those of a stream.
+def messages_of_stream(file: pa.NativeFile) -> Iterator[Message]:
+    """The messages of an Arrow stream, from its first one on.
 
     Raises:
-        MalformedHead: it is none.
+        MalformedHead: something else stands where a message should.
     """
-    data = _read(file, block.head_bytes, block.offset)
-    before = _BEFORE_HEAD if data[: len(_CONTINUATION)] == _CONTINUATION else _BEFORE_HEAD - len(_CONTINUATION)
-    head = head_of(data[before:])
-    if head.records is not None:
-        look(head.records, memoryview(_read(file, head.body_bytes, block.offset + block.head_bytes)))
+    while len(length := file.read(_LENGTH.size)) == _LENGTH.size:
+        if length == _CONTINUATION:
+            length = file.read(_LENGTH.size)
+        if len(length) < _LENGTH.size or length == _END:
+            return
+        metadata = _taken(file, _LENGTH.unpack(length)[0], _MOST_HEAD_BYTES)
+        head = head_of(metadata)
+        yield Message(head, metadata, _taken(file, head.body_bytes, file.size()))
 
 
-def _read(file: pa.NativeFile, count: int, offset: int) -> bytes:
-    if count < 0 or offset < 0 or offset + count > file.size():
-        raise MalformedHead("a message lies outside of the file")
-    data: bytes = file.read_at(count, offset)
+def messages_of_file(file: pa.NativeFile) -> Iterator[Message]:
+    """The messages of an Arrow file that its footer names, as a stream would have them; others may stand in it.
+
+    Raises:
+        MalformedHead: it is no Arrow file, or something else stands where a message should.
+    """
+    end = file.size() - _FOOTER_END.size
+    length, magic = _FOOTER_END.unpack(_taken_at(file, end, _FOOTER_END.size, _FOOTER_END.size))
+    if magic != FILE_MAGIC:
+        raise MalformedHead("the file does not end as an Arrow file does; it may be cut off")
+    footer = _taken_at(file, end - length, length, _MOST_HEAD_BYTES)
+    try:
+        table = struct.unpack_from("<I", footer)[0]
+        schema = _table(footer, table, _FOOTER_SCHEMA)
+    except struct.error:
+        raise MalformedHead("the footer of an Arrow file cannot be read") from None
+    metadata = _head_around(footer, schema)
+    yield Message(head_of(metadata), metadata, b"")
+    for member in (_FOOTER_DICTIONARIES, _FOOTER_BATCHES):
+        for offset, before_body, _ in _vector(footer, table, member, _BLOCK):
+            metadata = _metadata_of(_taken_at(file, offset, before_body, _MOST_HEAD_BYTES))
+            head = head_of(metadata)
+            yield Message(head, metadata, _taken_at(file, offset + before_body, head.body_bytes, file.size()))
+
+
+def _metadata_of(before_body: bytes) -> bytes:
+    """What stands before a body, without its length."""
+    start = _LENGTH.size * (2 if before_body.startswith(_CONTINUATION) else 1)
+    metadata = before_body[start:]
+    if before_body[start - _LENGTH.size : start] != _LENGTH.pack(len(metadata)):
+        raise MalformedHead("a message of an Arrow file is not as long as its footer says")
+    return metadata
+
+
+def _head_around(footer: bytes, schema: int) -> bytes:
+    """The head of a message whose schema is that of a footer: all offsets in it lead on from where they stand."""
+    made = _SCHEMA_HEAD.pack(
+        *(_SCHEMA_TABLE, 12, 24, 16, 18, 4, 8),  # the vtable: its length, the table's, and where each member stands
+        *(12, _SCHEMA_HEAD.size + schema - _SCHEMA_TABLE - 4, 0, _FIFTH_VERSION, SCHEMA),
+    )
+    return (made + footer).ljust(-(-(len(made) + len(footer)) // 8) * 8, b"\0")
+
+
+def _taken(file: pa.NativeFile, count: int, most: int) -> bytes:
+    """The next bytes of a file."""
+    if not 0 <= count <= most or file.tell() + count > file.size():
+        raise MalformedHead("a message says that it is longer than it can be")
+    data: bytes = file.read(count)
     return data
+
+
+def _taken_at(file: pa.NativeFile, offset: int, count: int, most: int) -> bytes:
+    if offset < 0:
+        raise MalformedHead("a message lies outside of the file")
+    file.seek(offset)
+    return _taken(file, count, most)
+
+
+class Stream:
+    """Messages as the bytes of an Arrow stream: whoever reads it gets what was looked at, and nothing else.
+
+    Args:
+        messages: each was looked at when it is handed out here.
+    """
+
+    closed = False
+
+    def __init__(self, messages: Iterator[Message]) -> None:
+        self._messages = messages
+        self._waiting: deque[bytes] = deque()
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, fewer at the end. A body that is asked for alone is not copied."""
+        parts: list[bytes] = []
+        missing = count
+        while missing and (self._waiting or self._refilled()):
+            part = self._waiting.popleft()
+            if len(part) > missing:
+                self._waiting.appendleft(part[missing:])
+                part = part[:missing]
+            parts.append(part)
+            missing -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Nothing more is read."""
+        self._waiting.clear()
+
+    def _refilled(self) -> bool:
+        message = next(self._messages, None)
+        if message is None:
+            return False
+        length = _LENGTH.pack(len(message.metadata))
+        self._waiting.extend(each for each in (_CONTINUATION, length, message.metadata, message.body) if each)
+        return True
 
 
 # A table begins with the way back to its vtable, which holds where each member stands, 0 for none.

@@ -8,7 +8,6 @@ a training set is said by :attr:`SpineSource.identity`: the same bytes, or the s
 from __future__ import annotations
 
 import hashlib
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,15 @@ from pyarrow import compute, fs
 from featurelib.definitions import Record
 from featurelib.errors import InvalidRequest, PayloadTooLarge, StoreUnavailable
 from featurelib.stores.archive import files_of
-from featurelib.stores.arrow_heads import FILE_MAGIC, Footer, LookedAt, MalformedHead, Records, look_at
+from featurelib.stores.arrow_heads import (
+    DICTIONARY,
+    FILE_MAGIC,
+    MalformedHead,
+    Message,
+    Stream,
+    messages_of_file,
+    messages_of_stream,
+)
 
 Form = Literal["parquet", "csv", "arrow", "delta"]
 _FORMS: dict[str, Form] = {
@@ -211,11 +218,10 @@ class _ParquetSpine(SpineSource):
 class _ArrowSpine(SpineSource):
     def __init__(self, name: str, files: fs.FileSystem, path: str) -> None:
         self._name, self._files, self._path = name, files, path
-        self._measure = _Measure(name)
         with files.open_input_file(path) as file:
             self._is_file = file.read(len(FILE_MAGIC)) == FILE_MAGIC
-        with files.open_input_file(path) as file:
-            self.schema = (pa.ipc.open_file if self._is_file else pa.ipc.open_stream)(file).schema.remove_metadata()
+        with self._opened() as stored:
+            self.schema = stored.schema.remove_metadata()
         for column in self.schema:
             _check_once_each(column.type, column.name)
         self.identity = SpineIdentity(url=name, form="arrow", sha256=_digest(files, [path]))
@@ -226,54 +232,47 @@ class _ArrowSpine(SpineSource):
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         """All rows, batch by batch."""
-        with telling(self._name, self._files), self._files.open_input_file(self._path) as file:
-            for batch in self._of_file(file) if self._is_file else self._of_stream(file):
+        with telling(self._name, self._files), self._opened() as stored:
+            for batch in stored:
                 batch.validate(full=True)  # offsets that point elsewhere would be read as they are
                 for start in range(0, len(batch), rows):
                     some = batch.slice(start, rows)
                     _check_text(some, self._name)
                     yield some
 
-    def _of_stream(self, file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
-        measured = io.BufferedReader(LookedAt(file, self._measure))
-        with pa.ipc.open_stream(pa.PythonFile(measured, mode="r")) as stored:
-            yield from stored
-
-    def _of_file(self, file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
-        footer = Footer.of(file)
-        for block in footer.dictionaries:
-            look_at(file, block, self._measure)
-        with pa.ipc.open_file(file) as stored:
-            for number, block in enumerate(footer.batches):
-                look_at(file, block, self._measure)
-                yield stored.get_batch(number)
+    @contextmanager
+    def _opened(self) -> Iterator[pa.RecordBatchReader]:
+        """Its batches, which come from the very bytes that were measured."""
+        with self._files.open_input_file(self._path) as file:
+            messages = messages_of_file(file) if self._is_file else messages_of_stream(file)
+            with pa.ipc.open_stream(pa.PythonFile(Stream(_measured(messages, self._name)), mode="r")) as stored:
+                yield stored
 
 
-class _Measure:
-    """Refuses a message of an Arrow spine that is much larger in memory than any that is written in earnest."""
+def _measured(messages: Iterator[Message], name: str) -> Iterator[Message]:
+    """The same messages, up to one with which they are much larger in memory than any that are written in earnest.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    Dictionaries are kept as long as the batches behind them are read: they count with each.
 
-    def __call__(self, records: Records, body: memoryview) -> None:
-        """Look at a record batch or dictionary.
-
-        Raises:
-            PayloadTooLarge: it is one.
-            MalformedHead: it says of itself what cannot be.
-        """
-        size, longest = records.plain_bytes(body), records.longest()
-        if size > max(_MOST_BYTES, _MOST_RATIO * len(body)):
-            raise PayloadTooLarge(
-                f"spine: a batch of {self._name} has {len(body):,} bytes, and {size:,} in memory, which is above "
-                f"{_MOST_BYTES:,} and {_MOST_RATIO} times as many; write smaller batches"
-            )
-        # Nulls take no bytes, however many; of anything else an entry takes a bit.
-        if longest > max(_COUNTED_ROWS, 8 * size):
-            raise PayloadTooLarge(
-                f"spine: a batch of {self._name} has a column of {longest:,} entries in {size:,} bytes; write smaller "
-                "batches"
-            )
+    Raises:
+        PayloadTooLarge: says how much larger.
+        MalformedHead: a message says of itself what cannot be.
+    """
+    kept = kept_stored = 0
+    for message in messages:
+        records, stored = message.head.records, len(message.body)
+        if records is not None:
+            # An entry may take a bit or, of nulls, nothing; as a value of its own it takes more.
+            plain = max(records.plain_bytes(memoryview(message.body)), _NUMBER_BYTES * records.longest())
+            if kept + plain > max(_MOST_BYTES, _MOST_RATIO * (kept_stored + stored)):
+                raise PayloadTooLarge(
+                    f"spine: a batch of {name}, with its dictionaries, has {kept_stored + stored:,} bytes, and "
+                    f"{kept + plain:,} in memory, which is above {_MOST_BYTES:,} and {_MOST_RATIO} times as many; "
+                    "write smaller batches"
+                )
+            if message.head.kind == DICTIONARY:
+                kept, kept_stored = kept + plain, kept_stored + stored
+        yield message
 
 
 class _CsvSpine(SpineSource):
@@ -367,6 +366,8 @@ def _check_text(batch: pa.RecordBatch, name: str) -> None:
 
 def _text_bytes(column: pa.Array) -> int:
     """What the texts take that the rows of a column are codes, or views, of."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        return _text_bytes(column.storage)
     kind = column.type
     if pa.types.is_struct(kind):
         return sum(map(_text_bytes, column.flatten()))
@@ -411,6 +412,9 @@ def _check_once_each(kind: pa.DataType, name: str) -> None:
     Raises:
         InvalidRequest: names the column.
     """
+    if isinstance(kind, pa.BaseExtensionType):
+        _check_once_each(kind.storage_type, name)
+        return
     shared = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind) or pa.types.is_run_end_encoded(kind)
     coded = pa.types.is_dictionary(kind) and pa.types.is_nested(kind.value_type)
     if shared or coded or pa.types.is_union(kind):
