@@ -153,6 +153,8 @@ def messages_of_file(file: pa.NativeFile) -> Iterator[Message]:
         schema = _table(footer, table, _FOOTER_SCHEMA)
     except struct.error:
         raise MalformedHead("the footer of an Arrow file cannot be read") from None
+    if schema >= len(footer):
+        raise MalformedHead("the schema of an Arrow file lies outside of its footer")
     metadata = _head_around(footer, schema)
     yield Message(head_of(metadata), metadata, b"")
     for member in (_FOOTER_DICTIONARIES, _FOOTER_BATCHES):
@@ -206,20 +208,20 @@ class Stream:
 
     def __init__(self, messages: Iterator[Message]) -> None:
         self._messages = messages
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[bytes | memoryview] = deque()
 
     def read(self, count: int) -> bytes:
         """The next bytes, fewer at the end. A body that is asked for alone is not copied."""
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         missing = count
         while missing and (self._waiting or self._refilled()):
             part = self._waiting.popleft()
             if len(part) > missing:
-                self._waiting.appendleft(part[missing:])
+                self._waiting.appendleft(memoryview(part)[missing:])
                 part = part[:missing]
             parts.append(part)
             missing -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
         """Nothing more is read."""
