@@ -20,8 +20,8 @@ from featurelib.errors import SourceError
 # How long a broker may take to answer a question about the topic.
 _ANSWER_SECONDS = 5.0
 # How long it may take at first, before it is looked whether the user is refused, and how many times as long after each
-# look. So a poll that finds no broker takes 0.5, 1.5 and 5 seconds.
-_FIRST_ANSWER_SECONDS, _MORE_PATIENT = 0.5, 3
+# look. So a poll that finds no broker takes 0.5, 2 and 5 seconds.
+_FIRST_ANSWER_SECONDS, _MORE_PATIENT = 0.5, 4
 # How long a broker may hold back the answer to a fetch when it has nothing. After a partition's end was reached, or an
 # assignment was changed, so much passes before the next is fetched.
 _FETCH_WAIT_MS = 100
