@@ -234,6 +234,19 @@ def test_a_block_that_holds_two_messages_is_refused(tmp_path):
         open_spine(str(path)).count_rows()
 
 
+def test_a_footer_whose_schema_lies_outside_of_it_is_refused(tmp_path):
+    path = tmp_path / "spine.arrow"
+    body = bytearray(Path(streamed(path, pa.table({"x": [1]}))).read_bytes())
+    footer = len(body) - 10 - struct.unpack_from("<i", body, len(body) - 10)[0]
+    table = footer + struct.unpack_from("<I", body, footer)[0]
+    members = table - struct.unpack_from("<i", body, table)[0]
+    schema = table + struct.unpack_from("<H", body, members + 6)[0]
+    struct.pack_into("<I", body, schema, 0xFFFFFFF0)
+    path.write_bytes(body)
+    with pytest.raises(InvalidRequest, match="lies outside of its footer"):
+        open_spine(str(path))
+
+
 @pytest.mark.parametrize(
     "column",
     [
