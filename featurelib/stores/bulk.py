@@ -7,31 +7,16 @@ and whoever builds it again clears it first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
-from typing import Any, cast
 
 import redis
 
-from featurelib.errors import Fenced
+from featurelib.stores.fenced import Command, FencedWriter, Write
 from featurelib.stores.online import StateName
 from featurelib.stores.server import answering
 
-# As in stores/online.py: a script of more stalls readers.
-_KEYS_PER_SCRIPT = 250
-_FIELDS_PER_SCRIPT = 4_000
-_SCRIPTS_PER_TRIP = 8
-_WRITE = """
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
-local at = 2
-for k = 2, #KEYS do
-  local last = at + tonumber(ARGV[at])
-  for first = at + 1, last, 1000 do
-    redis.call('HSET', KEYS[k], unpack(ARGV, first, math.min(first + 999, last)))
-  end
-  at = last + 1
-end
-return 1
-"""
+# Everybody else waits for one write.
+_KEYS_AT_ONCE = 250
+_FIELDS_AT_ONCE = 4_000
 
 Fields = Mapping[bytes, bytes]
 
@@ -41,7 +26,7 @@ class BulkWriter:
 
     def __init__(self, redis_url: str) -> None:
         self._redis = redis.Redis.from_url(redis_url)
-        self._write = self._redis.register_script(_WRITE)
+        self._fenced = FencedWriter(self._redis)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -54,32 +39,19 @@ class BulkWriter:
             Fenced: somebody else owns the group now; some may have been written before.
             StoreUnavailable: some may have been written; clear the group, and write all of them again.
         """
-        scripts = _scripts(state, group, epoch, changes)
         with answering():
-            while some := list(islice(scripts, _SCRIPTS_PER_TRIP)):
-                pipe = self._redis.pipeline(transaction=False)
-                for keys, arguments in some:
-                    self._write(keys=keys, args=cast("Any", arguments), client=cast("Any", pipe))
-                if not all(pipe.execute()):
-                    raise Fenced(f"{state.pipeline}: another build or worker has taken over group {group}")
+            self._fenced.write(_writes(state, group, epoch, changes), state.pipeline)
 
 
-def _scripts(
-    state: StateName, group: int, epoch: int, changes: Mapping[str, Fields]
-) -> Iterator[tuple[list[str], list[str | bytes]]]:
-    place = state.position(group)
-    prefix = f"{place.removesuffix(':position')}:s:"
-    keys, arguments = [place], _opening(epoch)
+def _writes(state: StateName, group: int, epoch: int, changes: Mapping[str, Fields]) -> Iterator[Write]:
+    owned, prefix = [(state.position(group), epoch)], state.prefix(group)
+    commands: list[Command] = []
+    fields_at_once = 0
     for key, fields in changes.items():
-        if len(keys) > _KEYS_PER_SCRIPT or len(arguments) > 2 * _FIELDS_PER_SCRIPT:
-            yield keys, arguments
-            keys, arguments = [place], _opening(epoch)
-        keys.append(prefix + key)
-        arguments.append(str(2 * len(fields)))
-        arguments += [part for pair in fields.items() for part in pair]
-    if len(keys) > 1:
-        yield keys, arguments
-
-
-def _opening(epoch: int) -> list[str | bytes]:
-    return [str(epoch)]
+        if len(commands) >= _KEYS_AT_ONCE or fields_at_once > _FIELDS_AT_ONCE:
+            yield Write(owned, commands)
+            commands, fields_at_once = [], 0
+        commands.append(("HSET", prefix + key, *(part for pair in fields.items() for part in pair)))
+        fields_at_once += len(fields)
+    if commands:
+        yield Write(owned, commands)

@@ -4,12 +4,12 @@
     {<pipeline>#<generation>:<group>}:s:<key>    hash: one field per part of the key's state (engine/panes.py)
     {<pipeline>}:generation                      which generation is served
 
-One script commits state, output and position of a key group together, and of as many groups as fit: a script for
-each of a worker's groups cost a step of 25 rows half its time. It compares the writer's epoch of each group first;
-claiming a group raises the epoch (before the first read), so a worker that was replaced, however late it wakes up,
-writes nothing. No group is added to a script of 128 keys, since readers wait while one runs. One group's commit of more
-than 500 is sent in chunks, each key carrying its applied position, and the group's position moves last. The first chunk
-notes where it goes (``ahead``), the last one takes the note away.
+One transaction commits state, output and position of a key group together, and of as many groups as fit: one for each
+of a worker's groups cost a step of 25 rows half its time. Claiming a group raises its epoch (before the first read), so
+a worker that was replaced, however late it wakes up, writes nothing (stores/fenced.py). No group is added beyond 128
+keys, since readers wait meanwhile. One group's commit of more than 500 is sent in chunks, each key carrying its applied
+position, and the group's position moves last. The first chunk notes where it goes (``ahead``), the last one takes the
+note away.
 
 A *generation* is one build of a pipeline's state: a backfill writes the next one aside and then switches.
 """
@@ -18,51 +18,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from functools import lru_cache
+from typing import NamedTuple, cast
 
 import redis
 
 from featurelib.clock import Instant
 from featurelib.engine.keys import KEY_GROUPS, key_group
-from featurelib.errors import Fenced
+from featurelib.stores.fenced import EPOCH, Command, FencedWriter, Write
 from featurelib.stores.server import answering
 
-# One script of 500 keys of 500 B takes 1.6 ms, of 4,000 keys of 2 kB 83 ms with the server blocked for 21 ms.
-_KEYS_PER_SCRIPT = 500
-# Of several groups, where that is fewer: 20 µs a key on a busy machine, and every read of the store waits for a script.
+# At once, everybody else waits: 128 keys are some 50 µs of the server on an idle machine (stores/fenced.py).
 _KEYS_AT_ONCE = 128
-# Lua's unpack() is bounded by its C stack (8,000 values); pairs are written in strides below it.
-_COMMIT = """
-local fenced, at, k = 0, 1, 1
-while k <= #KEYS do
-  local position, last_key = KEYS[k], k + tonumber(ARGV[at + 1])
-  local held = redis.call('HGET', position, 'epoch') == ARGV[at]
-  local first_noted, last_noted = at + 3, at + 2 + tonumber(ARGV[at + 2])
-  if not held then fenced = fenced + 1 end
-  at = last_noted + 1
-  for key = k + 1, last_key do
-    local last = at + tonumber(ARGV[at])
-    if last < at then
-      if held then redis.call('UNLINK', KEYS[key]) end
-      last = at
-    end
-    for first = at + 1, last, 1000 do
-      if held then redis.call('HSET', KEYS[key], unpack(ARGV, first, math.min(first + 999, last))) end
-    end
-    at = last + 2
-    local dropped = last + 1 + tonumber(ARGV[last + 1])
-    for first = at, dropped, 1000 do
-      if held then redis.call('HDEL', KEYS[key], unpack(ARGV, first, math.min(first + 999, dropped))) end
-    end
-    at = dropped + 1
-  end
-  if held and last_noted >= first_noted then
-    redis.call('HSET', position, unpack(ARGV, first_noted, last_noted))
-  end
-  k = last_key + 1
-end
-return fenced
-"""
+# Of one group, whose position moves with the last of its keys: 500 of 500 bytes are a trip of 1.6 ms.
+_KEYS_OF_GROUP = 500
 
 
 class StateName(NamedTuple):
@@ -73,7 +42,11 @@ class StateName(NamedTuple):
 
     def key(self, key: str) -> str:
         """The Redis key of an entity's state."""
-        return f"{{{self.pipeline}#{self.generation}:{key_group(key)}}}:s:{key}"
+        return self.prefix(key_group(key)) + key
+
+    def prefix(self, group: int) -> str:
+        """What the Redis keys of a group's entities begin with."""
+        return f"{{{self.pipeline}#{self.generation}:{group}}}:s:"
 
     def position(self, group: int) -> str:
         """The Redis key of a group's position."""
@@ -129,7 +102,7 @@ class OnlineStore:
 
     def __init__(self, redis_url: str) -> None:
         self._redis = redis.Redis.from_url(redis_url)
-        self._commit = self._redis.register_script(_COMMIT)
+        self._fenced = FencedWriter(self._redis)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -144,7 +117,7 @@ class OnlineStore:
         with answering():
             pipe = self._redis.pipeline(transaction=False)
             for group in groups:
-                pipe.hincrby(state.position(group), "epoch", 1)
+                pipe.hincrby(state.position(group), EPOCH, 1)
                 pipe.hmget(state.position(group), ["positions", "newest", "rows", "ahead"])
             replies = pipe.execute()
         return [
@@ -164,13 +137,11 @@ class OnlineStore:
         """Write changes and positions of several groups, each group on its own terms.
 
         Raises:
-            Fenced: another worker owns at least one of the groups now; the others were written.
+            Fenced: another worker owns at least one of the groups now; some of the others were written.
             StoreUnavailable: some groups may have been written; claim again to find out.
         """
         with answering():
-            fenced = [self._commit(keys=keys, args=cast("Any", args)) for keys, args in _scripts(state, commits)]
-        if any(fenced):
-            raise Fenced(f"{state.pipeline}: another worker has taken over")
+            self._fenced.write(_writes(state, commits), state.pipeline)
 
     def progress(self, state: StateName) -> Progress:
         """Where the whole pipeline stands."""
@@ -250,56 +221,57 @@ class OnlineStore:
             return cast("dict[bytes, bytes]", self._redis.hgetall(state.key(key)))
 
 
-class _Part(NamedTuple):
-    """What a script does in one key group."""
-
-    keys: list[str]
-    arguments: list[str | bytes]
-
-
-def _scripts(state: StateName, commits: Sequence[GroupCommit]) -> Iterator[_Part]:
-    """Keys and arguments of each script, in the order to run them."""
-    keys: list[str] = []
-    arguments: list[str | bytes] = []
+def _writes(state: StateName, commits: Sequence[GroupCommit]) -> Iterator[Write]:
+    """What to carry out, in this order."""
+    owned: list[tuple[str, int]] = []
+    commands: list[Command] = []
     for part in (part for commit in commits for part in _parts(state, commit)):
-        if keys and len(keys) + len(part.keys) > min(_KEYS_AT_ONCE, _KEYS_PER_SCRIPT):
-            yield _Part(keys, arguments)
-            keys, arguments = [], []
-        keys += part.keys
-        arguments += part.arguments
-    if keys:
-        yield _Part(keys, arguments)
+        if owned and len(commands) + len(part.commands) > min(_KEYS_AT_ONCE, _KEYS_OF_GROUP):
+            yield Write(owned, commands)
+            owned, commands = [], []
+        owned += part.owned
+        commands += part.commands
+    if owned:
+        yield Write(owned, commands)
 
 
-def _parts(state: StateName, commit: GroupCommit) -> Iterator[_Part]:
-    place = state.position(commit.group)
-    positions = json.dumps(list(commit.positions))
+def _parts(state: StateName, commit: GroupCommit) -> Iterator[Write]:
+    """What to carry out in one key group: at once, or its keys in chunks."""
+    place, prefix = state.position(commit.group), state.prefix(commit.group)
+    positions = _positions_text(tuple(commit.positions))
     moved = ["positions", positions, "rows", str(commit.rows)]
     if commit.newest_us is not None:
         moved += ["newest", str(commit.newest_us)]
     keys = [*commit.changes, *commit.removed]
-    starts = range(0, max(1, len(keys)), _KEYS_PER_SCRIPT)
+    starts = range(0, max(1, len(keys)), _KEYS_OF_GROUP)
     if len(starts) > 1 or commit.back:
         moved += ["ahead", ""]
     for start in starts:
-        chunk = keys[start : start + _KEYS_PER_SCRIPT]
-        noted: list[str] = []
+        chunk = keys[start : start + _KEYS_OF_GROUP]
+        commands = [command for key in chunk for command in _changed(prefix + key, commit, key)]
         if start == starts[-1]:
-            noted = moved
+            commands.append(("HSET", place, *moved))
         elif start == 0 and not commit.back:
-            noted = ["ahead", positions]
-        written = [argument for key in chunk for argument in _written(commit, key)]
-        arguments: list[str | bytes] = [str(commit.epoch), str(len(chunk)), str(len(noted)), *noted, *written]
-        yield _Part([place, *(state.key(key) for key in chunk)], arguments)
+            commands.append(("HSET", place, "ahead", positions))
+        yield Write([(place, commit.epoch)], commands)
 
 
-def _written(commit: GroupCommit, key: str) -> list[str | bytes]:
+@lru_cache(maxsize=64)  # a worker's groups stand at the same ones, mostly
+def _positions_text(positions: tuple[int, ...]) -> str:
+    return json.dumps(positions)
+
+
+def _changed(name: str, commit: GroupCommit, key: str) -> Iterator[Command]:
     if key in commit.removed:
-        return ["-1", "0"]
+        yield "UNLINK", name
+        return
     fields = commit.changes[key]
-    written = [part for name, data in fields.items() if data is not None for part in (name, data)]
-    dropped = [name for name, data in fields.items() if data is None]
-    return [str(len(written)), *written, str(len(dropped)), *dropped]
+    written = [part for field, data in fields.items() if data is not None for part in (field, data)]
+    if written:
+        yield "HSET", name, *written
+    dropped = [field for field, data in fields.items() if data is None]
+    if dropped:
+        yield "HDEL", name, *dropped
 
 
 def _standing(reply: Sequence[bytes | None]) -> tuple[list[int] | None, Instant | None, int]:

@@ -196,7 +196,7 @@ def test_a_worker_paused_before_the_tombstone_resurrects_nothing(platform: Platf
 
 
 @pytest.mark.parametrize("name", ["by_rider", "by_city", "by_pair", "by_rain", "newest_by_city", "spent_by_city"])
-def test_a_worker_killed_between_the_scripts_of_an_erasure_finishes_it(
+def test_a_worker_killed_between_the_writes_of_an_erasure_finishes_it(
     platform: Platform, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     posted(platform, 120)
@@ -204,7 +204,7 @@ def test_a_worker_killed_between_the_scripts_of_an_erasure_finishes_it(
     drain(worker)
     platform.town.erase("Ride", [ANNA, BERT])
     platform.town.erase("Rain", ["city-ypres"])
-    monkeypatch.setattr(online, "_KEYS_PER_SCRIPT", 1)
+    monkeypatch.setattr(online, "_KEYS_OF_GROUP", 1)
     for kept in (1, 2, 5):
         with monkeypatch.context() as patch:
             patch.setattr(worker._store, "commit", dying_after(worker._store, kept))
@@ -216,14 +216,13 @@ def test_a_worker_killed_between_the_scripts_of_an_erasure_finishes_it(
     assert platform.town.check(name) > 0
 
 
-def dying_after(store: online.OnlineStore, scripts: int) -> Callable[[StateName, list[online.GroupCommit]], None]:
-    """The process dies when that many scripts that change a key have reached the server."""
+def dying_after(store: online.OnlineStore, writes: int) -> Callable[[StateName, list[online.GroupCommit]], None]:
+    """The process dies when that many writes that change a key have reached the server."""
 
     def commit(state: StateName, commits: list[online.GroupCommit]) -> None:
         changing = [each for each in commits if each.changes or each.removed]
-        sent = [script for each in changing for script in online._scripts(state, [each])][:scripts]
-        for keys, arguments in sent:
-            store._commit(keys=keys, args=arguments)
+        sent = [write for each in changing for write in online._writes(state, [each])][:writes]
+        store._fenced.write(sent, state.pipeline)
         raise StoreUnavailable("killed")
 
     return commit

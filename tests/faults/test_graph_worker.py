@@ -23,7 +23,7 @@ from featurelib.engine.program import Program, states_of
 from featurelib.errors import StoreUnavailable
 from featurelib.stores import online
 from featurelib.stores.online import StateName
-from tests.faults.test_worker import dying_after_one_script
+from tests.faults.test_worker import dying_after_one_write
 from tests.support.worlds import OUT, RAIN, RIDES, T0, LogHistory, World, drain, named
 
 RAIN_ON = JoinStep(right="Rain", on="city", fields=("mm",))
@@ -142,8 +142,8 @@ def test_a_commit_cut_between_two_keys_is_finished_by_the_next_worker(
     world.post_rides(60)
     world.post_rain(10)
     with monkeypatch.context() as patch:
-        patch.setattr(online, "_KEYS_PER_SCRIPT", 1)
-        patch.setattr(worker._store, "commit", dying_after_one_script(worker._store))
+        patch.setattr(online, "_KEYS_OF_GROUP", 1)
+        patch.setattr(worker._store, "commit", dying_after_one_write(worker._store))
         with pytest.raises(StoreUnavailable):
             drain(worker)
     world.post_rides(30)

@@ -23,7 +23,7 @@ from featurelib.stores.online_reader import SEALED, Lookup, OnlineReader
 from featurelib.stores.point_in_time import PointInTime
 from jobs.sealing import Sealer
 from jobs.worker import PartitionWorker
-from tests.faults.test_worker import dying_after_one_script
+from tests.faults.test_worker import dying_after_one_write
 from tests.laws.test_windows import EVENTS, T0, program
 from tests.support.clocks import MovedClock
 
@@ -179,8 +179,8 @@ def test_a_slot_is_not_built_while_a_commit_that_was_cut_short_is_redone_in_smal
     live.post(BUSY, [slot * SLOT + place * SECOND for place in range(40)])
     live.post(neighbour, [now])
     with monkeypatch.context() as patch:
-        patch.setattr(online, "_KEYS_PER_SCRIPT", 1)
-        patch.setattr(live.store, "commit", dying_after_one_script(live.store))
+        patch.setattr(online, "_KEYS_OF_GROUP", 1)
+        patch.setattr(live.store, "commit", dying_after_one_write(live.store))
         with pytest.raises(StoreUnavailable):
             live.fold()
     live.begin(batch_rows=10)

@@ -12,7 +12,7 @@ from featurelib.engine.program import Program
 from featurelib.errors import StoreUnavailable
 from featurelib.stores import online
 from featurelib.stores.online import StateName
-from tests.faults.test_worker import dying_after_one_script
+from tests.faults.test_worker import dying_after_one_write
 from tests.support.worlds import OUT, RIDES, T0, World, drain, named
 
 STEPS = (FirstStep(keys=("rider",)), AggregateStep(keys=("city",), aggregates=(named("n", Count()),)))
@@ -56,8 +56,8 @@ def test_a_first_row_that_only_some_keys_of_a_group_saw_is_taken_back(
     world.ride_at(LATER, "a", "x", 5)
     world.ride_at(LATER, "b", town, 5)
     with monkeypatch.context() as patch:
-        patch.setattr(online, "_KEYS_PER_SCRIPT", 1)
-        patch.setattr(worker._store, "commit", dying_after_one_script(worker._store))
+        patch.setattr(online, "_KEYS_OF_GROUP", 1)
+        patch.setattr(worker._store, "commit", dying_after_one_write(worker._store))
         with pytest.raises(StoreUnavailable):
             drain(worker)
     written = [city for city in ("x", town) if not nothing(world, city)]

@@ -94,8 +94,8 @@ def test_a_commit_cut_between_chunks_is_finished_with_what_was_learnt_since(
     for rider in (first, second):
         world.ride_at(T0 + 2 * HOUR, rider, "x", 5)
     with monkeypatch.context() as patch:
-        patch.setattr(online, "_KEYS_PER_SCRIPT", 1)
-        patch.setattr(worker._store, "commit", dying_after_one_script(worker._store))
+        patch.setattr(online, "_KEYS_OF_GROUP", 1)
+        patch.setattr(worker._store, "commit", dying_after_one_write(worker._store))
         with pytest.raises(StoreUnavailable):
             drain(worker)
     world.rain_at(T0 + HOUR, "x", 9)  # belongs to both rides, and comes after the crash
@@ -106,13 +106,12 @@ def test_a_commit_cut_between_chunks_is_finished_with_what_was_learnt_since(
     assert {rider: world.read(rider, T0 + 3 * HOUR)["n_"] for rider in (first, second)} == {first: 1, second: 1}
 
 
-def dying_after_one_script(store: online.OnlineStore):
+def dying_after_one_write(store: online.OnlineStore):
     """The process dies when the first chunk that changes a key has reached the server."""
 
     def commit(state: StateName, commits: list[online.GroupCommit]) -> None:
         changing = next(each for each in commits if each.changes)
-        keys, arguments = next(iter(online._scripts(state, [changing])))
-        store._commit(keys=keys, args=arguments)
+        store._fenced.write([next(iter(online._writes(state, [changing])))], state.pipeline)
         raise StoreUnavailable("killed")
 
     return commit

@@ -11,6 +11,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ from featurelib.expr import col
 from featurelib.settings import Settings
 from featurelib.stores import online
 from featurelib.stores.archive import Archive
+from featurelib.stores.fenced import Write
 from featurelib.stores.fsync import FsyncFence
 from featurelib.stores.history import History
 from featurelib.stores.intake import Intake
@@ -101,7 +103,7 @@ KEYS = {"rider": RIDERS, "city": CITIES, "tier": TIERS}
 
 
 _SEEDS = st.integers(0, 999)
-_SCRIPTS = st.sampled_from((0, 1, 2, 2, 3, 3, 4, 5, 40))
+_WRITES = st.sampled_from((0, 1, 2, 2, 3, 3, 4, 5, 40))
 
 
 class Shape(NamedTuple):
@@ -172,26 +174,21 @@ class Killed(StoreUnavailable):
 class MortalStore(OnlineStore):
     """A store whose process may die in the middle of a commit."""
 
-    scripts_left: int | None = None
+    writes_left: int | None = None
 
     def __init__(self, redis_url: str) -> None:
         super().__init__(redis_url)
-        whole = self._commit
+        whole = self._fenced.write
 
-        def counted(**call: Any) -> Any:
-            if self.scripts_left is None:
-                return whole(**call)
-            if self.scripts_left > 0:
-                self.scripts_left -= 1
-                return whole(**call)
-            return None
+        def counted(writes: Iterable[Write], of: str) -> None:
+            whole(writes if self.writes_left is None else islice(writes, self.writes_left), of)
 
-        self._commit: Any = counted
+        self._fenced.write = counted
 
     def commit(self, state: StateName, commits: Sequence[online.GroupCommit]) -> None:
         super().commit(state, commits)
-        if self.scripts_left is not None:
-            self.scripts_left = None
+        if self.writes_left is not None:
+            self.writes_left = None
             raise Killed("in the middle of a commit")
 
 
@@ -231,8 +228,8 @@ class WorkerModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._patch = pytest.MonkeyPatch()
-        # One key a script: a commit of two keys is in chunks already.
-        self._patch.setattr(online, "_KEYS_PER_SCRIPT", 1)
+        # One key a write: a commit of two keys is in chunks already.
+        self._patch.setattr(online, "_KEYS_OF_GROUP", 1)
         with self.server.client() as client:
             client.flushall()
         self.folder = Path(tempfile.mkdtemp(prefix="thyme-model-"))
@@ -344,13 +341,13 @@ class WorkerModel(RuleBasedStateMachine):
         for _ in range(steps):
             worker.step()
 
-    @rule(which=st.integers(0, 3), scripts=_SCRIPTS, seed=_SEEDS, same_process=st.booleans())
-    def worker_is_killed_in_a_commit(self, which: int, scripts: int, seed: int, *, same_process: bool) -> None:
-        """After some scripts of the commit reached the server: before, between chunks, or when it was done."""
+    @rule(which=st.integers(0, 3), writes=_WRITES, seed=_SEEDS, same_process=st.booleans())
+    def worker_is_killed_in_a_commit(self, which: int, writes: int, seed: int, *, same_process: bool) -> None:
+        """After some writes of the commit reached the server: before, between chunks, or when it was done."""
         self._more_comes(seed)
         which %= len(self.workers)
         worker = self._worker(which)
-        self.store.scripts_left = scripts
+        self.store.writes_left = writes
         try:
             worker.step()
         except Killed:
@@ -358,19 +355,19 @@ class WorkerModel(RuleBasedStateMachine):
             if same_process:  # the store was lost, not the process: it starts again
                 worker.start()
                 self.workers[which] = worker
-        self.store.scripts_left = None
+        self.store.writes_left = None
 
-    @rule(which=st.integers(0, 3), scripts=st.integers(0, 70))
-    def worker_is_killed_as_it_starts(self, which: int, scripts: int) -> None:
+    @rule(which=st.integers(0, 3), writes=st.integers(0, 70))
+    def worker_is_killed_as_it_starts(self, which: int, writes: int) -> None:
         """A start commits too."""
         which %= len(self.workers)
         self.workers[which] = None
-        self.store.scripts_left = scripts
+        self.store.writes_left = writes
         try:
             self._worker(which)
         except Killed:
             self.workers[which] = None
-        self.store.scripts_left = None
+        self.store.writes_left = None
 
     @rule(which=st.integers(0, 3), steps=st.integers(0, 4), seed=_SEEDS)
     def worker_is_frozen_and_replaced(self, which: int, steps: int, seed: int) -> None:
