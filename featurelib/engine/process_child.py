@@ -18,7 +18,7 @@ import msgspec
 
 from featurelib.clock import Instant
 from featurelib.engine.extractor import Extractor, Part, Row, Task, Wanted
-from featurelib.engine.processes import ChildAnswer
+from featurelib.engine.processes import HUNG_STATUS, ChildAnswer
 from featurelib.engine.user_code import Guard, Limits, TimeLimit, UserFunction
 from featurelib.errors import UserCodeError
 from featurelib.types import Value
@@ -42,7 +42,7 @@ def main() -> None:
 
 def _end(function: UserFunction) -> None:
     sys.stderr.write(f"{function.location} in {function.label}: {function.given_up}\n")
-    os._exit(1)
+    os._exit(HUNG_STATUS)
 
 
 class _Served:

@@ -36,6 +36,8 @@ from featurelib.types import Value
 _ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "TZ": "UTC", "POLARS_MAX_THREADS": "1"}
 _START_S = 60.0
 _LARGEST_ANSWER = 256 * 1024 * 1024
+# Of a child that ended itself: it was past its limit for long, and nobody had killed it.
+HUNG_STATUS = 86
 _SPOILED = "spoiled the channel of its process"
 # Confined first of all: imports may start threads, and those that run already would not be.
 _MAIN = """
@@ -230,7 +232,10 @@ class _Child:
             while answer.state == "going":
                 answer = self._answer(hard_s)
         except (EOFError, OSError):
-            raise ProcessEnded(f"ended its process ({self._ending()})") from None
+            ending = self._ending()
+            if self._process.returncode == HUNG_STATUS:
+                raise ProcessHung(_hung(hard_s)) from None
+            raise ProcessEnded(f"ended its process ({ending})") from None
         except msgspec.DecodeError:
             raise ProcessEnded(_SPOILED) from None
         if answer.state != "failed":
@@ -250,7 +255,7 @@ class _Child:
 
     def _answer(self, within_s: float) -> ChildAnswer:
         if not self._connection.poll(within_s):
-            raise ProcessHung(f"took longer than {within_s * 1_000:.0f} ms; its process was killed and replaced")
+            raise ProcessHung(_hung(within_s))
         return _decode(self._connection.recv_bytes(_LARGEST_ANSWER))
 
     def _ending(self) -> str:
@@ -259,6 +264,10 @@ class _Child:
         except subprocess.TimeoutExpired:
             return "it closed its channel"
         return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def _hung(within_s: float) -> str:
+    return f"took longer than {within_s * 1_000:.0f} ms; its process was killed and replaced"
 
 
 def _location(task: Task) -> str:

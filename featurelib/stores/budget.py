@@ -124,7 +124,9 @@ class LogRoom:
             info, *sizes = pipe.execute()
         limits = [limit for limit in (self._budget.memory, int(info["maxmemory"])) if limit]
         log = sum(size or 0 for size in sizes)
-        return Usage(int(info["used_memory"]), min(limits, default=None), log, self._budget.log)
+        # As the server counts for its maxmemory: what waits to be written to its file comes and goes by itself.
+        used = int(info["used_memory"]) - int(info.get("mem_not_counted_for_evict", 0))
+        return Usage(used, min(limits, default=None), log, self._budget.log)
 
 
 def open_room(redis_url: str, budget: Budget, clock: Clock) -> LogRoom:

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from featurelib.compile import compile_module
+from featurelib.engine.processes import HUNG_STATUS
 from featurelib.errors import ClusterError
 from featurelib.settings import ServingSettings, Settings
 from serve_apps.isolation import QUARANTINED
@@ -206,6 +207,9 @@ async def test_a_process_that_ends_or_hangs_is_replaced_and_the_replica_stays(st
         assert "ended its process (exit status 3)" in ended.json()["detail"]
         hanging = await ask(platform, "Waiting", inputs={"seconds": 600.0})
         assert "its process was killed and replaced" in hanging.json()["detail"]
+        # Ended itself before anybody came to kill it.
+        late = await ask(platform, "Ending", inputs={"status": HUNG_STATUS})
+        assert "took longer than 1000 ms; its process was killed and replaced" in late.json()["detail"]
         assert (await ask(platform, "Ending", inputs={"status": 0})).json()["features"]["y"] == 1.0
         platform.services.check_background()
         assert platform.registry.events(event_type=QUARANTINED) == []
