@@ -1,6 +1,6 @@
 """Reads of features beside Feast's feature server and the limits, in one run on the same cores.
 
-    make bench BENCH=serving        (RUNS=3, BENCH_SECONDS=5 a row, WORKERS=1; some six minutes)
+    make bench BENCH=serving        (RUNS=3, BENCH_SECONDS=5 a row, WORKERS=1, PARTITIONS=1; some six minutes)
     SOAK_MINUTES=15 …               then reads at a steady rate for so long: the p99 of every minute
     COMMITS=1 …                     then commits while reads go on: errors, and the p99 around a commit
 
@@ -8,11 +8,11 @@ Ours: a platform of its own, audit, auth and a rate limit on. A key has 50 windo
 1 hour, 1 day and 7 days, at least 200 events in each. Read are KEYS (300) keys; meanwhile 2,000 events a second are
 ingested into the same pipelines, of POPULATION (10,000) keys with those among them, and, where a figure says *busy*, of
 the keys that are read alone: each then changes several times a second, between most of its reads. A full load holds
-ingestion up: each row begins when the pipelines have caught up. Beside it, with the
-same number of worker processes, the same ingestion going on: Feast
-with 5 views of 10 features in the same server (its recycling of workers off); a bare ASGI handler that reads 50
-finished values in one GET and encodes the same answer (the *limit*); the same handler with a fixed answer (*echo*,
-also the ceiling of the load generator); the online store alone, asked for the same bytes.
+ingestion up: each row begins when the pipelines have caught up. A view has one partition (PARTITIONS), since a worker
+takes fifteen times as many events, and five share two cores. Beside it, with the same number of serving processes, the
+same ingestion going on: Feast with 5 views of 10 features in the same server (its recycling of workers off); a bare
+ASGI handler that reads 50 finished values in one GET and encodes the same answer (the *limit*); the same handler with a
+fixed answer (*echo*, also the ceiling of the load generator); the online store alone, asked for the same bytes.
 
 Throughput is a closed loop over 8 connections, latency an open loop over one (:mod:`tests.load.http_load`), each row as
 often as RUNS says, in turn; medians. The latency of keys that were not read lately is a figure of its own, and the p99
@@ -58,6 +58,7 @@ from tests.support.platforms import Platform
 RUNS = int(os.environ.get("RUNS", "3"))
 SECONDS = float(os.environ.get("BENCH_SECONDS", "5"))
 WORKERS = int(os.environ.get("WORKERS", "1"))
+PARTITIONS = int(os.environ.get("PARTITIONS", "1"))
 KEYS = int(os.environ.get("KEYS", "300"))
 POPULATION = int(os.environ.get("POPULATION", "10000"))
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "0"))
@@ -540,6 +541,7 @@ def running(folder: Path) -> Iterator[tuple[Bench, dict[str, Row]]]:
     """Platform and peers, loaded, with events coming in."""
     platform = Platform(folder)
     platform.environment["THYME_SERVING__QUERY_REPLICAS"] = str(WORKERS)
+    platform.environment["THYME_PIPELINE__PARTITION_COUNT"] = str(PARTITIONS)
     platform.environment["THYME_SERVING__KEY_RATE_LIMIT"] = str(_RATE_LIMIT)
     with ExitStack() as opened:
         opened.callback(platform.thyme, "down")
