@@ -51,6 +51,8 @@ def _writes(state: StateName, group: int, epoch: int, changes: Mapping[str, Fiel
         if len(commands) >= _KEYS_AT_ONCE or fields_at_once > _FIELDS_AT_ONCE:
             yield Write(owned, commands)
             commands, fields_at_once = [], 0
+        if not fields:
+            continue
         commands.append(("HSET", prefix + key, *(part for pair in fields.items() for part in pair)))
         fields_at_once += len(fields)
     if commands:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import redis
 from redis.connection import Connection
 
-from featurelib.errors import Fenced
+from featurelib.errors import CorruptState, Fenced
 from featurelib.stores.pipelined import pack
 
 EPOCH = "epoch"
@@ -33,11 +33,20 @@ end
 return lost
 """
 
+_REMOVE = f"""
+if redis.call('HGET', KEYS[1], '{EPOCH}') ~= ARGV[1] then return 0 end
+for at = 2, #KEYS do redis.call('UNLINK', KEYS[at]) end
+return 1
+"""
+
 Command = tuple[str | bytes, ...]
 
 
 class Write(NamedTuple):
     """Commands that are carried out at once, or not at all.
+
+    A server takes no transaction back: where a key is not of the type that a command is for, because another program
+    wrote over it, the other commands are carried out all the same.
 
     ``owned``: per hash that must still be the writer's, the epoch it was claimed under; at least one.
     """
@@ -61,6 +70,7 @@ class FencedWriter:
 
         Raises:
             Fenced: another writer has claimed a hash of one of the writes; it and those after it were left.
+            CorruptState: a key of a write was no longer of its type.
             redis.RedisError: some were carried out, from the first on.
         """
         connection = self._pool.get_connection()
@@ -69,13 +79,25 @@ class FencedWriter:
             for write in writes:
                 self._turn(connection, sent, write, of)
                 sent = write
-            self._turn(connection, sent, None, of)
+            if sent is not None:
+                self._turn(connection, sent, None, of)
         except BaseException:
             # It watches hashes, or replies are on their way that nobody waits for.
             connection.disconnect()  # type: ignore[no-untyped-call]
             raise
         finally:
             self._pool.release(connection)
+
+    def remove(self, owned: tuple[str, int], keys: Sequence[str], of: str) -> None:
+        """Remove some keys, also on a server that is full, which takes no transaction at all.
+
+        Raises:
+            Fenced: another writer has claimed the hash; nothing was removed.
+            redis.RedisError: they may have been removed.
+        """
+        name, epoch = owned
+        with redis.Redis(connection_pool=self._pool) as client:
+            _raise_if(not client.eval(_REMOVE, 1 + len(keys), name, *keys, epoch), of)
 
     def _turn(self, connection: Connection, checked: Write | None, following: Write | None, of: str) -> None:
         """One trip to the server: it carries out a write that was checked, and checks the one that follows."""
@@ -84,22 +106,29 @@ class FencedWriter:
         if following is not None:
             names, epochs = [name for name, _ in following.owned], [str(epoch) for _, epoch in following.owned]
             commands += [("WATCH", *names), ("EVAL", _NOT_OWNED, str(len(names)), *names, *epochs)]
+        if checked is not None and not connection.is_connected:
+            # Sending would connect anew, and nothing would be watched.
+            raise redis.ConnectionError("the connection was closed between a check and its transaction")
         replies = _replies(connection, commands)
         if checked is not None:
             results = replies[executed]
             _raise_if(results is None, of)
             for result in results:
-                if isinstance(result, redis.RedisError):
-                    raise result
+                _raise_refused(result, of)
         _raise_if(following is not None and bool(replies[-1]), of)
 
 
 def _replies(connection: Connection, commands: Sequence[Command]) -> list[Any]:
-    if not commands:
-        return []
     # A check of its health may connect anew, and nothing would be watched.
     connection.send_packed_command([b"".join(map(pack, commands))], check_health=False)  # type: ignore[no-untyped-call]
     return [connection.read_response() for _ in commands]
+
+
+def _raise_refused(result: Any, of: str) -> None:
+    if isinstance(result, redis.RedisError):
+        if str(result).startswith("WRONGTYPE"):
+            raise CorruptState(f"{of}: another program has written over a key of its state: {result}")
+        raise result
 
 
 def _raise_if(taken_over: bool, of: str) -> None:

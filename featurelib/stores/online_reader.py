@@ -58,9 +58,9 @@ class Found(NamedTuple):
 class _Kept:
     """A row that was read, good for reads until ``until`` while the key's header is the same.
 
-    Every change of a key's rows writes a new header, with the positions it now stands at, in the same script. As long
-    as the header has the same stamp of the tree, only rows of the buffer came or went. While the server has not told
-    of a change at all, nothing is asked.
+    Every change of a key's rows writes a new header, with the positions it now stands at, in the same transaction. As
+    long as the header has the same stamp of the tree, only rows of the buffer came or went. While the server has not
+    told of a change at all, nothing is asked.
     """
 
     __slots__ = (

@@ -9,6 +9,9 @@ import redis
 
 from featurelib.errors import StoreUnavailable
 
+# Why a server drops a transaction that it had taken, and will take another time.
+_PASSING = ("OOM", "READONLY", "NOREPLICAS", "LOADING", "MASTERDOWN", "MISCONF")
+
 
 def partition_key(dataset: str, partition: int, part: str) -> str:
     """The Redis key of one part of a log partition; all parts of a partition share a slot."""
@@ -33,3 +36,7 @@ def answering() -> Iterator[None]:
     ) as error:
         message = f"the online store does not answer: {error}"
         raise StoreUnavailable(message) from error
+    except redis.exceptions.ExecAbortError as error:
+        if any(f"because of: {reason}" in str(error) for reason in _PASSING):
+            raise StoreUnavailable(f"the online store does not answer: {error}") from error
+        raise

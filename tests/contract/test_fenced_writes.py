@@ -7,8 +7,12 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from featurelib.errors import Fenced
+from cluster.processes import wait_until
+from featurelib.engine.keys import key_group
+from featurelib.errors import CorruptState, Fenced, StoreUnavailable
 from featurelib.stores.fenced import EPOCH, FencedWriter, Write
+from featurelib.stores.online import GroupCommit, OnlineStore, StateName
+from featurelib.stores.server import answering
 
 
 @pytest.fixture
@@ -85,11 +89,16 @@ def test_a_writer_that_was_fenced_writes_on_where_it_owns(client):
     assert client.hgetall("of second") == {b"value": b"b"}
 
 
-def test_a_command_that_the_server_refuses_is_told(client):
-    client.set("text", "x")
-    refused = Write([("first", 7)], [("HSET", "text", "field", "value")])
-    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
-        FencedWriter(client).write([refused], "it")
+def test_a_key_that_another_program_wrote_over_is_told(client):
+    client.set("of second", "x")
+    both = Write([("first", 7)], [("HSET", "of second", "field", "value"), *writing("first", 7, "a").commands])
+    with pytest.raises(CorruptState, match=r"it: another program has written over a key of its state: .*WRONGTYPE"):
+        FencedWriter(client).write([both], "it")
+    assert client.get("of second") == b"x"
+    assert client.hgetall("of first") == {b"value": b"a"}  # a server takes no transaction back
+
+
+def test_nothing_of_a_write_with_a_command_that_the_server_does_not_take(client):
     malformed = Write([("first", 7)], [("HSET", "of first", "field"), ("HSET", "of second", "a", "b")])
     with pytest.raises(redis.ResponseError, match="wrong number of arguments"):
         FencedWriter(client).write([malformed], "it")
@@ -104,6 +113,67 @@ def test_a_full_server_takes_none_of_it(client):
     finally:
         client.config_set("maxmemory", 0)
     assert not client.exists("of first")
+
+
+def test_what_is_to_go_goes_from_a_full_server_too(empty_redis_url, client):
+    store, state = OnlineStore(empty_redis_url), StateName("by_shop@1", 1)
+    group = key_group("large")
+    (claim,) = store.claim(state, [group])
+    store.commit(state, [GroupCommit(group, claim.epoch, [1], None, 1, {"large": {b"t": bytes(1_000_000)}})])
+    gone = GroupCommit(group, claim.epoch, [2], None, 2, {}, removed=["large"])
+    try:
+        client.config_set("maxmemory", client.info("memory")["used_memory"] - 500_000)
+        with pytest.raises(StoreUnavailable):
+            store.commit(state, [gone])
+        assert wait_until(lambda: _commits(store, state, gone), 10.0, every_s=0.01)
+    finally:
+        client.config_set("maxmemory", 0)
+    assert not client.exists(state.key("large"))
+    assert store.progress(state).standings == {group: [2]}
+    (claim,) = store.claim(state, [group])
+    store.commit(state, [GroupCommit(group, claim.epoch, [3], None, 3, {"large": {b"t": b"x"}})])
+    with pytest.raises(Fenced):
+        store._fenced.remove((state.position(group), gone.epoch), [state.key("large")], "it")
+    assert client.exists(state.key("large"))
+    store.close()
+
+
+def _commits(store: OnlineStore, state: StateName, commit: GroupCommit) -> bool:
+    """Whether there was room: the server frees what is large in a thread of its own."""
+    try:
+        store.commit(state, [commit])
+    except StoreUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("closed_by", ["server", "client"])
+def test_a_connection_that_is_lost_after_the_check_writes_nothing(empty_redis_url, client, closed_by):
+    def writes() -> Iterator[Write]:
+        yield writing("first", 7, "a")
+        if closed_by == "server":
+            with redis.Redis.from_url(empty_redis_url) as another:
+                another.client_kill_filter(_type="normal", skipme=True)
+        else:
+            client.connection_pool.disconnect(inuse_connections=True)
+        yield writing("second", 8, "b")
+
+    with pytest.raises(redis.ConnectionError):
+        FencedWriter(client).write(writes(), "it")
+    assert not client.exists("of first", "of second")
+
+
+@pytest.mark.parametrize(
+    "reason", ["OOM command not allowed when used memory > 'maxmemory'.", "READONLY You can't write"]
+)
+def test_a_transaction_dropped_for_what_passes_is_tried_again(reason):
+    with pytest.raises(StoreUnavailable), answering():
+        raise redis.exceptions.ExecAbortError(f"Transaction discarded because of: {reason}")
+
+
+def test_a_transaction_dropped_for_what_stays_is_told():
+    with pytest.raises(redis.exceptions.ExecAbortError), answering():
+        raise redis.exceptions.ExecAbortError("Transaction discarded because of: NOPERM User has no permissions")
 
 
 def test_nothing_to_write_asks_nothing(client):
