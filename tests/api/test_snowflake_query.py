@@ -85,7 +85,7 @@ def ingest(served: Served, source: str, records: list[dict]) -> None:
 def served(tmp_path_factory, module_redis, migrated) -> Iterator[Served]:
     """The example, a user whose features are those of the documented answers, and one without recent payments."""
     folder = tmp_path_factory.mktemp("query")
-    with serving(folder, module_redis.url, migrated, extractor_soft_limit_ms=50) as served:
+    with serving(folder, module_redis.url, migrated, {"apply_wait_ms": 60_000}, extractor_soft_limit_ms=50) as served:
         served.commit(compile_module(Path(__file__).parent / "visits.py"))
         with workers(served.platform):
             _fill(served)
