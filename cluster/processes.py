@@ -34,6 +34,8 @@ _PORT_RANGE = (20_000, 31_999)
 _SAME_BIRTH_S = 0.05
 # Allocations less frees before the young are looked through, and such passes before older ones are.
 _COLLECTED_AFTER = (100_000, 50, 100)
+# Passes between two requests or steps before older ones are looked through; of ten a second, an hour's.
+_PASSES_BETWEEN = 36_000
 _log = structlog.get_logger("thyme.cluster")
 # Our children that run, kept from the garbage collector: Python warns of a Popen dropped while its process runs on.
 _spawned: list[subprocess.Popen[bytes]] = []
@@ -122,6 +124,18 @@ def collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECTED_AFTER)
+
+
+def collect_between() -> None:
+    """Look for cycles among what came since the last call; for a moment when nothing waits for it, and often.
+
+    :func:`collect_seldom` leaves it to whichever allocation is one too many. What is counted for that are allocations
+    less frees, also of older objects: of a replica or a worker that drops as much as it makes, hundreds of thousands
+    are young by then. Passes were measured to stop a replica for up to 130 ms, and workers for up to 660, five of them
+    at the same moment since they fold the same events. Called between, each looks through what the last step left:
+    5,000 objects take 0.5 ms.
+    """
+    gc.collect(1 if gc.get_count()[1] >= _PASSES_BETWEEN else 0)
 
 
 def _leads_session() -> bool:

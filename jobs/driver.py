@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import structlog
 
-from cluster.processes import Owned
+from cluster.processes import Owned, collect_between
 from featurelib.errors import Fenced
 
 _log = structlog.get_logger(__name__)
@@ -145,6 +145,7 @@ class Driver:
                 while not self._stopping.is_set():
                     with self._busy():
                         more = self._task.step()
+                        collect_between()
                     if not more:
                         self._task.wait(self._stopping)
                     stepped = True

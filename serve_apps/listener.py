@@ -16,7 +16,7 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.server import ServerState
 
-from cluster.processes import collect_seldom
+from cluster.processes import collect_between, collect_seldom
 from featurelib.errors import ClusterError
 from serve_apps.connection import Connection, Shared
 from serve_apps.web import Application
@@ -134,6 +134,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
+        collect_between()
         if counter % _TICKS_A_SECOND == 0 and self.shared is not None:
             self.shared.sweep(asyncio.get_running_loop().time())
         return await super().on_tick(counter)

@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
 import sys
 import uuid
+import weakref
+from collections.abc import Iterator
 
 import psutil
 import pytest
 
+from cluster import processes
 from cluster.processes import (
     CLUSTER_MARK,
     PART_MARK,
     Owned,
     are_let_go,
+    collect_between,
+    collect_seldom,
     free_port,
     is_live,
     kill,
@@ -178,3 +184,58 @@ def test_a_process_that_leads_a_session_stays_in_it() -> None:
         [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert done.stdout == "True\n"
+
+
+class Node:
+    """Something that can hold itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture
+def seldom() -> Iterator[None]:
+    """Garbage is looked for seldom."""
+    before = gc.get_threshold()
+    collect_seldom()
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.fixture
+def passes() -> Iterator[list[int]]:
+    """The generation of each pass of the garbage collector."""
+    made: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "stop":
+            made.append(info["generation"])
+
+    gc.callbacks.append(note)
+    yield made
+    gc.callbacks.remove(note)
+
+
+@pytest.mark.usefixtures("seldom")
+def test_cycles_among_the_young_are_let_go_between_two_steps_and_not_before(passes: list[int]):
+    young = weakref.ref(Node())
+    kept = [[] for _ in range(10_000)]
+    assert young() is not None
+    assert not passes
+    collect_between()
+    assert young() is None
+    assert passes == [0]
+    assert gc.get_count()[0] < len(kept)
+
+
+@pytest.mark.usefixtures("seldom")
+def test_older_objects_are_looked_through_after_many_steps(passes: list[int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "_PASSES_BETWEEN", 20)
+    node = Node()
+    older = weakref.ref(node)
+    collect_between()
+    del node
+    for _ in range(40):
+        collect_between()
+    assert older() is None
+    assert passes.count(1) == 1
