@@ -167,14 +167,16 @@ class Door:
 
 
 def preload(door: Door) -> int:
-    """Give every key its history: 230 events in the last hour, 230 in the day before, 230 in the week; returns all."""
+    """Give every key its history: 230 events in the last hour, 230 in the day before, 230 in the week; returns all.
+
+    Each at instants of its own: events of one instant would leave the windows of all keys at once, ever again.
+    """
     chosen, now = np.random.default_rng(5), time.time()
     spans = [(0, 3_500), (3_700, 86_000), (87_000, 600_000)]
     waiting: list[dict[str, Any]] = []
     for low, high in reversed(spans):
-        ages = np.sort(chosen.uniform(low, high, 230))[::-1]
-        for age in ages:
-            waiting += [event(chosen, user(number), now - float(age)) for number in range(KEYS)]
+        for ages in np.sort(chosen.uniform(low, high, (230, KEYS)), axis=0)[::-1].tolist():
+            waiting += [event(chosen, user(number), now - age) for number, age in enumerate(ages)]
             if len(waiting) >= 6_000:
                 door.send(waiting)
                 waiting = []
