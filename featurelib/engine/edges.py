@@ -2,6 +2,10 @@
 
 Edges cut time into *stretches*: stretch ``k`` lies between the cuts ``k - 1`` and ``k``, and a window is a run of
 neighbouring stretches. What a read needs is looked up once per instant for all pipelines with the same windows.
+
+An edge that moves as time does leaves its pane for the next one, and it does so for all keys at the same instant: panes
+lie alike for all of them. So whoever keeps what was read renews it in the last eighth of the pane, each key at an
+instant of its own (:mod:`featurelib.engine.stretches`), and reads *ahead* then: the next pane too.
 """
 
 from __future__ import annotations
@@ -10,12 +14,14 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from featurelib.clock import Instant
+from featurelib.clock import Duration, Instant
 from featurelib.engine.panes import BESIDE_THE_TREE, BITS, OLDEST_ROOT, Pane, pane_field
-from featurelib.windows import AnyWindow, Bounds
+from featurelib.windows import AnyWindow, Bounds, Continuous, Lifetime
 
 BEGINNING = -(1 << 62)
 """The cut before everything: where a window without a start begins."""
+# Below it a pane is shorter than two seconds: keys that leave it at once are not told apart by a part of that.
+_LEAST_LEVEL_READ_AHEAD = 7
 # A request reads one instant; a batch of past instants would not find its edges again.
 _KEPT_EDGES = 16
 
@@ -38,12 +44,30 @@ class Group(NamedTuple):
     """Windows that end together stand together, from the shortest up."""
 
 
-class Edges:
-    """What a read at an instant must look at, for some windows over trees of one height."""
+def is_steady(windows: Iterable[AnyWindow]) -> bool:
+    """Whether every edge of these windows moves as time does, or not at all."""
+    return all(isinstance(window, Continuous | Lifetime) for window in windows)
 
-    def __init__(self, windows: Sequence[AnyWindow], root: int, at: Instant) -> None:
+
+def ahead(level: int) -> Duration:
+    """How long before the end of a pane of a level a read ahead reads the next one: an eighth of it; 0: not at all."""
+    return 1 << (BITS * (level - 1)) if level >= _LEAST_LEVEL_READ_AHEAD else 0
+
+
+class Edges:
+    """What a read at an instant must look at, for some windows over trees of one height.
+
+    Args:
+        windows: the windows.
+        root: the level of the trees' roots.
+        at: the instant.
+        steady: whether :func:`is_steady` says so of the windows.
+    """
+
+    def __init__(self, windows: Sequence[AnyWindow], root: int, at: Instant, *, steady: bool) -> None:
         self.bounds = [window.bounds(at) for window in windows]
         self._root = root
+        self._steady = steady
 
     @cached_property
     def highs(self) -> list[Instant]:
@@ -70,21 +94,43 @@ class Edges:
         """
         root, shift = self._root, BITS * self._root
         roots: dict[Pane, None] = {}
-        edges: dict[Instant, None] = {}
         for low, high, _ in self.bounds:
             first = OLDEST_ROOT if low is None else low >> shift
             roots.update(dict.fromkeys((root, index) for index in range(first, (high >> shift) + 1)))
-            edges[high] = None
-            if low is not None:
-                edges[low] = None
-        below = [(level, BITS * level) for level in range(root - 1, 0, -1)]
-        paths = dict.fromkeys([(level, edge >> shift) for level, shift in below for edge in edges])
+        paths = dict.fromkeys([(level, edge >> (BITS * level)) for level in self._below for edge in self._ends])
         return [*roots, *paths]
+
+    @cached_property
+    def panes_ahead(self) -> list[Pane]:
+        """With them those behind the edges that will soon be in them."""
+        if not self._steady:
+            return self.panes
+        long = [(level, ahead(level)) for level in self._below if ahead(level)]
+        behind = [(level, (edge + further) >> (BITS * level)) for level, further in long for edge in self._ends]
+        return [*dict.fromkeys([*self.panes, *behind])]
 
     @cached_property
     def fields(self) -> list[bytes]:
         """The hash fields of header, buffer and panes."""
         return [*BESIDE_THE_TREE, *map(pane_field, self.panes)]
+
+    @cached_property
+    def fields_ahead(self) -> list[bytes]:
+        """The hash fields of a read ahead."""
+        return [*BESIDE_THE_TREE, *map(pane_field, self.panes_ahead)]
+
+    @property
+    def _below(self) -> range:
+        return range(self._root - 1, 0, -1)
+
+    @cached_property
+    def _ends(self) -> dict[Instant, None]:
+        edges: dict[Instant, None] = {}
+        for low, high, _ in self.bounds:
+            edges[high] = None
+            if low is not None:
+                edges[low] = None
+        return edges
 
 
 def _group(as_of: Instant, windows: Iterable[int], bounds: Sequence[Bounds]) -> Group:
@@ -105,6 +151,7 @@ class WindowSet:
     def __init__(self, windows: Sequence[AnyWindow], root: int) -> None:
         self._windows = windows
         self._root = root
+        self._steady = is_steady(windows)
         self._kept: dict[Instant, Edges] = {}
 
     def edges(self, at: Instant) -> Edges:
@@ -113,7 +160,7 @@ class WindowSet:
         if kept is None:
             if len(self._kept) >= _KEPT_EDGES:
                 self._kept.clear()
-            kept = self._kept[at] = Edges(self._windows, self._root, at)
+            kept = self._kept[at] = Edges(self._windows, self._root, at, steady=self._steady)
         return kept
 
 

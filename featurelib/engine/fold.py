@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import polars as pl
 from pydantic import BaseModel
@@ -17,7 +18,7 @@ from featurelib.definitions import AggregateStep, NamedAggregate
 from featurelib.engine.aggregators import aggregator_for
 from featurelib.engine.batch import condition
 from featurelib.engine.codec import joined_rows
-from featurelib.engine.edges import Edges, Group, Span, WindowSet, window_set
+from featurelib.engine.edges import Edges, Group, Span, WindowSet, is_steady, window_set
 from featurelib.engine.frames import where
 from featurelib.engine.kept_reads import KEPT_READS, KeptRead
 from featurelib.engine.keys import key_texts
@@ -36,7 +37,7 @@ from featurelib.engine.partials import Aggregator, Input, Row
 from featurelib.engine.stretches import Buffered, Plan, Stored, Stretches
 from featurelib.expr import columns_of
 from featurelib.types import Value
-from featurelib.windows import AnyWindow, Continuous, Lifetime
+from featurelib.windows import AnyWindow
 
 KEY = "__key"
 _MASK = "__mask"
@@ -84,7 +85,7 @@ class Fold:
         layout = _Layout(step.aggregates, types)
         return cls(
             keys=step.keys,
-            algebra=Algebra(layout.slots),
+            algebra=Algebra(layout.slots, turn=_turn_of(step)),
             root=root_level(_longest(layout.windows)),
             windows=tuple(layout.windows),
             output_types={n.output: result_type(n.aggregate, types.get(n.aggregate.of)) for n in step.aggregates},
@@ -110,7 +111,7 @@ class Fold:
         moved = [o._replace(slot=slots.index(o.slot), window=windows.index(o.window)) for o in kept]
         return replace(
             self,
-            algebra=Algebra([self.algebra.aggregators[slot] for slot in slots]),
+            algebra=Algebra([self.algebra.aggregators[slot] for slot in slots], turn=self.algebra.turn),
             windows=tuple(self.windows[window] for window in windows),
             _outputs=tuple(moved),
         )
@@ -152,9 +153,15 @@ class Fold:
     def _windows(self) -> WindowSet:
         return window_set(self.windows, self.root)
 
-    def read_fields(self, at: Instant) -> list[bytes]:
-        """Hash fields a read at ``at`` needs: header, buffer, and the path of every window edge."""
-        return self._windows.edges(at).fields
+    def read_fields(self, at: Instant, *, ahead: bool = False) -> list[bytes]:
+        """Hash fields a read at ``at`` needs: header, buffer, and the path of every window edge.
+
+        Args:
+            at: the instant R.
+            ahead: those too that a read a little later needs.
+        """
+        edges = self._windows.edges(at)
+        return edges.fields_ahead if ahead else edges.fields
 
     def read_panes(self, at: Instant) -> list[Pane]:
         """The panes among :meth:`read_fields`."""
@@ -188,8 +195,12 @@ class Fold:
         at: Instant,
         more: Mapping[Pane, bytes | None] | None = None,
         key: str | None = None,
+        *,
+        ahead: bool = False,
     ) -> tuple[dict[str, Value] | None, Instant]:
         """Like :meth:`finish`, with the last instant at which a read of the same state gives the same row.
+
+        ``ahead``: the values are those of ``read_fields(at, ahead=True)``.
 
         Raises:
             PanesMissing: a read before the latest closing of a row needs these panes too.
@@ -207,14 +218,14 @@ class Fold:
         if header.floor is not None and edges.reach_below(header.floor):
             raise Sealed
         _, buffer, tail, *found = values
-        stored = dict(zip(edges.panes, found, strict=True))
+        stored = dict(zip(edges.panes_ahead if ahead else edges.panes, found, strict=True))
         if more:
             stored.update(more)
         mark = (self._mark, header.oldest_us if key is None else key)
         # What was fetched later may be of a later tree.
         tree = None if more else header.tree
         panes = list(compress(stored.items(), stored.values()))  # what is not there is None, and no pane is empty
-        kept = KEPT_READS.take(mark, panes, len(self.windows))
+        kept = KEPT_READS.take(mark, panes, len(self.windows), self._share_of(key))
         plans = [self._plan(group) for group in edges.groups]
         waiting = joined_rows(buffer, tail)
         kept.walk_to(edges.groups, plans, self.root, Stored(stored, read_node, whole=False), waiting)
@@ -226,6 +237,11 @@ class Fold:
         """Whether what is kept of a key is enough for a read at an instant, should its tree still be the same."""
         kept = KEPT_READS.look((self._mark, key))
         return kept is not None and kept.tree is not None and kept.follows(self._windows.edges(at).groups)
+
+    def is_due(self, at: Instant, key: str) -> bool:
+        """Whether what is kept of a key soon ends, so that it should be read ahead now."""
+        kept = KEPT_READS.look((self._mark, key))
+        return kept is not None and kept.is_due(self._windows.edges(at).groups)
 
     def forget(self, key: str) -> None:
         """Keep nothing of a key: the store knows it no more."""
@@ -289,7 +305,7 @@ class Fold:
 
     @cached_property
     def _edges_are_steady(self) -> bool:
-        return all(isinstance(window, Continuous | Lifetime) for window in self.windows)
+        return is_steady(self.windows)
 
     @cached_property
     def _ages(self) -> bool:
@@ -310,6 +326,10 @@ class Fold:
     @cached_property
     def _plans(self) -> dict[tuple[Span, ...], Plan]:
         return {}
+
+    def _share_of(self, key: str | None) -> float:
+        """A part of one, another for each key, and for each pipeline: keys and views are renewed one by one."""
+        return crc32((key or "").encode(), self.algebra.turn) / 2**32
 
     @cached_property
     def _mark(self) -> object:
@@ -342,6 +362,11 @@ class Fold:
             else:
                 row[name] = aggregator.finish(partial, highs[window])
         return row
+
+
+def _turn_of(step: AggregateStep) -> int:
+    """A number that differs between steps, whatever the order of their outputs."""
+    return crc32("".join(sorted(f"{named.output}={named.aggregate!r}" for named in step.aggregates)).encode())
 
 
 def _as_it_is(node: Any) -> Any:

@@ -39,12 +39,15 @@ class KeptRead:
 
     Args:
         panes: those that are there, as they are stored.
+        windows: how many there are.
+        share: the key's own; see :class:`~featurelib.engine.stretches.Stretches`.
     """
 
-    __slots__ = ("_buffer", "_groups", "_size", "finished", "merged", "panes", "tree")
+    __slots__ = ("_buffer", "_groups", "_share", "_size", "finished", "merged", "panes", "tree")
 
-    def __init__(self, panes: list[tuple[Pane, bytes | None]], windows: int) -> None:
+    def __init__(self, panes: list[tuple[Pane, bytes | None]], windows: int, share: float = 0.0) -> None:
         self.panes = panes
+        self._share = share
         self.merged: list[dict[int, Any]] = [{} for _ in range(windows)]
         """Per window, partials by slot."""
         self.finished: dict[str, tuple[Any, Any]] = {}
@@ -77,7 +80,9 @@ class KeptRead:
             moved = read.stretches.moved_to(group) if read is not None and read.plan is plan else None
             if read is None or moved is None:
                 self._groups[number] = None
-                read = self._groups[number] = _GroupRead(plan, Stretches(plan, group, root, stored))
+                read = self._groups[number] = _GroupRead(plan, Stretches(plan, group, root, stored, self._share))
+            else:
+                read.stretches.read_again(group)
             self._merge(read, group, added, moved=moved is not False)
 
     def follows(self, groups: Sequence[Group]) -> bool:
@@ -89,6 +94,11 @@ class KeptRead:
             read is not None and read.plan.spans == group.spans and read.stretches.follows(group)
             for read, group in reads
         )
+
+    def is_due(self, groups: Sequence[Group]) -> bool:
+        """Whether what is kept is about to end, so that a read ahead would be in time."""
+        reads = zip(self._groups, groups, strict=False)
+        return any(read is not None and read.stretches.is_due(group) for read, group in reads)
 
     def follow_to(self, groups: Sequence[Group], buffer: bytes | None) -> None:
         """Like :meth:`walk_to`, where it :meth:`follows`."""
@@ -144,7 +154,7 @@ class KeptReads:
         self._reads: dict[Any, KeptRead] = {}
         self._lock = Lock()
 
-    def take(self, mark: Any, panes: list[tuple[Pane, bytes | None]], windows: int) -> KeptRead:
+    def take(self, mark: Any, panes: list[tuple[Pane, bytes | None]], windows: int, share: float = 0.0) -> KeptRead:
         """Take out what is kept of a key, or something empty when its panes are not these."""
         with self._lock:
             kept = self._reads.pop(mark, None)
@@ -154,7 +164,7 @@ class KeptReads:
                     self.hits += 1
                     return kept
             self.misses += 1
-        return KeptRead(panes, windows)
+        return KeptRead(panes, windows, share)
 
     def look(self, mark: Any) -> KeptRead | None:
         """What is kept of a key, to look at only."""

@@ -216,17 +216,37 @@ class Header:
 
 
 class Algebra:
-    """The aggregators of a pipeline, side by side."""
+    """The aggregators of a pipeline, side by side.
 
-    def __init__(self, aggregators: Sequence[Aggregator]) -> None:
+    Args:
+        aggregators: in the order of their slots.
+        turn: another number for each pipeline; says which of every 33 rows of a key has its buffer go into the tree.
+    """
+
+    def __init__(self, aggregators: Sequence[Aggregator], turn: int = 0) -> None:
         self.aggregators = tuple(aggregators)
         # Sessions and sketches are merged strictly by time: their rows may not wait in the buffer.
         self.chronological = any(aggregator.chronological for aggregator in self.aggregators)
         self.buffer_rows = 0 if self.chronological else _BUFFER_ROWS
+        self.turn = turn
         self._shared: dict[tuple[int, ...], tuple[list[int], list[tuple[Input, list[int]]]]] = {}
         # Aggregators with one input read it once.
         self._inputs = list(dict.fromkeys(a.source for a in self.aggregators if a.needs == "values"))
         self._places = [(a, self._inputs.index(a.source) if a.needs == "values" else None) for a in self.aggregators]
+
+    def runs_over(self, waiting: int, known: int, more: int) -> bool:
+        """Whether the rows of a buffer go into the tree with those that come.
+
+        A buffer that gets a row at a time is full after 33. Which row that is differs with the pipeline: all views of a
+        key count the same events, and a read after their buffers ran over looks at each tree anew.
+
+        Args:
+            waiting: rows in the buffer.
+            known: rows of the key.
+            more: those that come.
+        """
+        size, counted = self.buffer_rows + 1, known + self.turn
+        return waiting + more >= size or (counted + more) // size > counted // size
 
     def fold(self, rows: Sequence[Row]) -> Partials:
         """Partials of some rows, which must be in total order."""
@@ -318,13 +338,14 @@ class KeyState:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Take rows in arrival order. :meth:`missing` must have been satisfied when it named panes."""
+        runs_over = self.algebra.runs_over(len(self.buffer), self.header.rows, len(rows))
         self.header.rows += len(rows)
         oldest = min(map(_time, rows))
         if self.header.oldest_us is None or oldest < self.header.oldest_us:
             self.header.oldest_us = oldest
         self.buffer.extend(rows)
         self.dirty |= {HEADER, TAIL}
-        if len(self.buffer) > self.algebra.buffer_rows:
+        if runs_over:
             self.flush()
         elif self.settled is None or len(self.buffer) - self.settled > _TAIL_ROWS:
             self._settle()
@@ -384,7 +405,8 @@ class KeyState:
 
         What is loaded may show that more is needed: ask again until nothing is missing.
         """
-        if self.whole or (not flushing and len(self.buffer) + len(rows) <= self.algebra.buffer_rows):
+        runs_over = flushing or self.algebra.runs_over(len(self.buffer), self.header.rows, len(rows))
+        if self.whole or not runs_over:
             return []
         panes: dict[Pane, None] = {}
         for instant in {row[0] for row in (*self.buffer, *rows)}:

@@ -227,9 +227,9 @@ class Program:
         """The state of a key never seen; ``inputs`` is the number of input partitions of the pipeline."""
         return self.fold.new_state(inputs)
 
-    def read_fields(self, at: Instant) -> list[bytes]:
-        """Hash fields a read at ``at`` needs."""
-        return self.fold.read_fields(at)
+    def read_fields(self, at: Instant, *, ahead: bool = False) -> list[bytes]:
+        """Hash fields a read at ``at`` needs; see :meth:`Fold.read_fields`."""
+        return self.fold.read_fields(at, ahead=ahead)
 
     def finish(
         self,
@@ -247,14 +247,20 @@ class Program:
         at: Instant,
         more: Mapping[Pane, bytes | None] | None = None,
         key: str | None = None,
+        *,
+        ahead: bool = False,
     ) -> tuple[dict[str, Value] | None, Instant]:
         """The output row, and the last instant at which a read of the same state gives the same row."""
-        row, until = self.fold.finish_lasting(values, at, more, key)
+        row, until = self.fold.finish_lasting(values, at, more, key, ahead=ahead)
         return self._served(row), until
 
     def may_follow(self, at: Instant, key: str) -> bool:
         """Whether what is kept of a key is enough for a read at an instant, should its tree still be the same."""
         return self.fold.may_follow(at, key)
+
+    def is_due(self, at: Instant, key: str) -> bool:
+        """Whether what is kept of a key soon ends, so that it should be read ahead now."""
+        return self.fold.is_due(at, key)
 
     def forget(self, key: str) -> None:
         """Keep nothing of a key: the store knows it no more."""

@@ -3,18 +3,22 @@
 What lies between two neighbouring cuts is a stretch (:mod:`featurelib.engine.edges`): the partials of whole panes, and
 rows of the leaves that a cut goes through. A cut may move without changing anything until it meets a row or the end of
 its pane. So a read of the same bytes a little later takes over everything but the leaves where a cut passed a row.
+
+A cut in the last eighth of its leaf takes the next leaf for a part of it, where that was read too, and goes on into it.
+When that eighth begins differs with the leaf, not with the key. So a walk is *due* to be made anew, with the next leaf,
+at an instant within the eighth that a share, the key's own, says. Until the leaf ends it still serves.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from featurelib.clock import Duration, Instant
 from featurelib.engine.codec import decode_parts
-from featurelib.engine.edges import BEGINNING, Group, Span
+from featurelib.engine.edges import BEGINNING, Group, Span, ahead
 from featurelib.engine.panes import (
     BITS,
     FANOUT,
@@ -161,14 +165,17 @@ def _steps(spans: Sequence[Span]) -> list[_Step]:
 
 
 class _CutLeaf:
-    """A leaf that cuts go through, or that is read though none does."""
+    """A leaf that cuts go through, or that is read though none does; with it the next one, where cuts come near it."""
 
-    __slots__ = ("closed", "cuts", "end", "held", "pieces", "start")
+    __slots__ = ("closed", "cuts", "end", "held", "level", "pieces", "start")
 
-    def __init__(self, held: Any, start: Instant, end: Instant, cuts: range, *, closed: bool) -> None:
+    def __init__(self, held: Sequence[Any], pane: Pane, cuts: range, *, closed: bool) -> None:
         self.held = held
-        self.start = start
-        self.end = end
+        """What stands for it, and for the next one, in the panes of the walk; nothing for a pane without rows."""
+        self.level, index = pane
+        self.start = index << (BITS * self.level)
+        self.end = (index + 1) << (BITS * self.level)
+        """Where the next rows may begin."""
         self.cuts = cuts
         """Numbers of the cuts; the oldest rows are of the stretch of the first one's number."""
         self.closed = closed
@@ -222,13 +229,26 @@ class _Bounded:
 class Stretches(_Bounded):
     """What lies between the cuts of a group, from one walk over a key's panes.
 
+    Args:
+        plan: of the group.
+        group: the cuts.
+        root: the level of the tree's roots.
+        stored: the panes.
+        share: of the last eighth of a leaf that must be left for the cuts in it; 0 to 1.
+
     Raises:
         PanesMissing: fetch these panes and walk again.
         Sealed: some of these rows are not stored any more.
     """
 
-    def __init__(self, plan: Plan, group: Group, root: int, stored: Stored) -> None:
+    def __init__(self, plan: Plan, group: Group, root: int, stored: Stored, share: float = 0.0) -> None:
         self._plan = plan
+        # Who holds all panes reads none of them twice, and where order matters no cut passes a row.
+        self._reads_ahead = plan.steady and not stored.whole and not plan.algebra.chronological
+        self._share = share
+        self._root = root
+        self._begun: dict[Pane, Literal["leaf", "branch"]] = {}
+        """Leaves that stand with the one before them already, and the branches that begin with them."""
         self._nodes = stored.nodes
         self._read = stored.read
         self._is_whole = stored.whole
@@ -242,6 +262,8 @@ class Stretches(_Bounded):
         self._found = [_Stretch() for _ in range(len(group.cuts) + 1)]
         self._walk(root)
         self._nodes = {}
+        self._dues = sorted(self._due_instants())
+        """Where the last cut is when one of the cuts comes to need the next leaf."""
         self._settle()
         self.parts = [stretch.parts() for stretch in self._found]
         """Per stretch, partials that together are all of it, oldest first."""
@@ -265,6 +287,20 @@ class Stretches(_Bounded):
         """Whether :meth:`moved_to` can follow."""
         return self._passed(group) is not None
 
+    def is_due(self, group: Group) -> bool:
+        """Whether a cut will soon need the leaf behind its own."""
+        return bool(self._dues) and group.cuts[-1] > self._dues[0]
+
+    def read_again(self, group: Group) -> None:
+        """What is due has been read anew, and is the same: there is no next leaf to take for a part of one."""
+        while self._dues and self._dues[0] < group.cuts[-1]:
+            del self._dues[0]
+
+    def lasts(self, group: Group) -> Duration:
+        """How long all cuts may move on before one passes a row, or is due."""
+        lasts = super().lasts(group)
+        return max(0, min(lasts, self._dues[0] - group.cuts[-1])) if self._dues else lasts
+
     def _passed(self, group: Group) -> list[int] | None:
         """Numbers of the cuts that pass a row; ``None``: one leaves its leaf."""
         cuts, calm = group.cuts, self._calm
@@ -280,7 +316,14 @@ class Stretches(_Bounded):
         followed = {n for leaf in self._leaves_at(passed) for n in leaf.cuts if leaf.takes(cuts)}
         return None if self._plan.algebra.chronological or not followed.issuperset(passed) else passed
 
-    def _leaves_at(self, passed: list[int]) -> list[_CutLeaf]:
+    def _due_instants(self) -> Iterator[Instant]:
+        for leaf in self._leaves:
+            if leaf.cuts and self._reads_ahead and (further := ahead(leaf.level)):
+                cut, due = self._cuts[leaf.cuts.stop - 1], leaf.end - round(self._share * further)
+                if cut < due:
+                    yield self._cuts[-1] - cut + due
+
+    def _leaves_at(self, passed: Sequence[int]) -> list[_CutLeaf]:
         return [leaf for leaf in self._leaves if any(number in leaf.cuts for number in passed)]
 
     # The walk
@@ -302,20 +345,21 @@ class Stretches(_Bounded):
             holds: the branch above says that it has rows.
             closed: some of them may have an end.
         """
+        if self._begun.get(pane) == "leaf":
+            return
         level, index = pane
-        start, end = index << (BITS * level), (index + 1) << (BITS * level)
-        inside = range(first, bisect_left(self._cuts, end, first))
+        inside = range(first, bisect_left(self._cuts, (index + 1) << (BITS * level), first))
         held = self._nodes.get(pane)
         if held is None:
             if not self._is_whole and pane not in self._nodes:
                 self._missing.append(pane)
             elif holds:
                 raise Sealed
-            self._nothing_between(inside, start, end)
+            self._visit_leaf(pane, None, [], inside, closed=False)
             return
         node = self._read(held)
         if isinstance(node, Leaf):
-            self._visit_leaf(_CutLeaf(held, start, end, inside, closed=closed), node.rows)
+            self._visit_leaf(pane, held, node.rows, inside, closed=closed)
         else:
             self._visit_branch(level - 1, index << BITS, node, inside)
 
@@ -334,11 +378,12 @@ class Stretches(_Bounded):
             following = number + 1
             while following < inside.stop and cuts[following] >> shift == child and cuts[following] != child << shift:
                 following += 1
+            own = range(number, following)
             if node.children[place] is None:
-                self._nothing_between(range(number, following), child << shift, (child + 1) << shift)
+                self._visit_leaf((level, child), None, [], own, closed=False)
             else:
                 self._visit((level, child), number, holds=True, closed=node.closings[place] is not None)
-            self._widen(range(number, following), (child + 1) << shift, shift, node.children[place + 1 :])
+            self._widen(own, (child + 1) << shift, shift, node.children[place + 1 :])
             place, number = place + 1, following
         if place < FANOUT:
             self._take(level, base, node, place, FANOUT, number)
@@ -347,6 +392,9 @@ class Stretches(_Bounded):
         """Add whole children to a stretch: their partials, or their rows where those do not count as of now."""
         if not self._plan.needed[number]:
             return
+        if (level, base + first) in self._begun:
+            self._visit((level, base + first), number, holds=True, closed=True)
+            first += 1
         stretch, closings = self._found[number], node.closings
         found: list[Any] = stretch.stored if isinstance(node, StoredBranch) else stretch.whole
         if closings is NO_CLOSINGS or not any(closing is not None for closing in closings[first:end]):
@@ -360,21 +408,34 @@ class Stretches(_Bounded):
             else:
                 self._visit((level, base + place), number, holds=True, closed=True)
 
-    def _nothing_between(self, cuts: Iterable[int], start: Instant, end: Instant) -> None:
-        for number in cuts:
-            self._limits[number] = Limits(start, end)
-
-    def _widen(self, cuts: Iterable[int], end: Instant, shift: int, after: Sequence[Any]) -> None:
+    def _widen(self, cuts: range, end: Instant, shift: int, after: Sequence[Any]) -> None:
         """Let cuts that may move to the end of a pane move on over the empty ones behind it: now mostly lies there."""
         empty = next((place for place, child in enumerate(after) if child is not None), len(after))
         if empty:
+            for leaf in self._leaves_at(cuts):
+                if leaf.end == end:
+                    leaf.end += empty << shift
             for number in cuts:
                 if self._limits[number].upto == end:
                     self._limits[number] = Limits(self._limits[number].after, end + (empty << shift))
 
     # Leaves
 
-    def _visit_leaf(self, leaf: _CutLeaf, rows: list[Row]) -> None:
+    def _visit_leaf(self, pane: Pane, held: Any, rows: list[Row], cuts: range, *, closed: bool) -> None:
+        """Add the rows of a leaf to their stretches.
+
+        Args:
+            pane: the leaf, or a pane without rows.
+            held: what stands for it; ``None`` for one without rows.
+            rows: its rows.
+            cuts: numbers of those that go through it.
+            closed: some of the rows may have an end.
+        """
+        if held is None and not cuts:
+            return
+        leaf = _CutLeaf(() if held is None else (held,), pane, cuts, closed=closed)
+        if cuts and self._reads_ahead:
+            rows = [*rows, *self._taken_behind(leaf)]
         self._leaves.append(leaf)
         algebra = self._plan.algebra
         for number, (piece, own) in enumerate(self._pieces(leaf, rows)):
@@ -385,6 +446,32 @@ class Stretches(_Bounded):
             elif needed:
                 stretch.loose += own
                 stretch.leaves.append((leaf, number))
+
+    def _taken_behind(self, leaf: _CutLeaf) -> list[Row]:
+        """Make the next leaf a part of one, if the last of its cuts is near it and it is at hand; returns its rows.
+
+        It may be in another branch; then the highest pane that begins there is looked at first.
+        """
+        if self._cuts[leaf.cuts.stop - 1] < leaf.end - ahead(leaf.level):
+            return []
+        top = leaf.level
+        while top < self._root and leaf.end % (1 << (BITS * (top + 1))) == 0:
+            top += 1
+        branches: list[Pane] = []
+        for level in range(top, leaf.level - 1, -1):
+            pane = (level, leaf.end >> (BITS * level))
+            held = self._nodes.get(pane)
+            node = None if held is None else self._read(held)
+            if isinstance(node, Leaf):
+                self._begun |= {**dict.fromkeys(branches, "branch"), pane: "leaf"}
+                leaf.held, leaf.level, leaf.closed = (*leaf.held, held), level, True
+                leaf.end = (pane[1] + 1) << (BITS * level)
+                leaf.cuts = range(leaf.cuts.start, bisect_left(self._cuts, leaf.end, leaf.cuts.stop))
+                return node.rows
+            if node is None:
+                return []
+            branches.append(pane)
+        return []
 
     def _pieces(self, leaf: _CutLeaf, rows: list[Row]) -> list[tuple[int, list[Row]]]:
         """Per stretch, the rows of a leaf that count; looks how far its cuts may move, too."""
@@ -417,10 +504,10 @@ class Stretches(_Bounded):
                 self.parts[number] = [part for part in (*stretch.whole, *pieces) if part is not None]
 
     def _folded(self, leaf: _CutLeaf) -> list[Partials | None]:
-        node = self._read(leaf.held)
-        assert isinstance(node, Leaf)
+        leaves = [each for each in map(self._read, leaf.held) if isinstance(each, Leaf)]
+        rows = [row for each in leaves for row in each.rows]
         fold, needed = self._plan.algebra.fold_some, self._plan.needed
-        return [fold(own, needed[s]) if own and needed[s] else None for s, own in self._pieces(leaf, node.rows)]
+        return [fold(own, needed[s]) if own and needed[s] else None for s, own in self._pieces(leaf, rows)]
 
     # What was found
 

@@ -125,7 +125,7 @@ class _Whole(NamedTuple):
     """A look-up that reads all it needs: at which place of the answer, of which Redis key, and what is asked.
 
     The key is that of the generation which was served when it was asked: another may be before the answer is there.
-    ``mark``: of the key, watched from before it is asked for.
+    ``mark``: of the key, watched from before it is asked for. ``ahead``: what a read a little later needs is read too.
     """
 
     place: int
@@ -133,6 +133,7 @@ class _Whole(NamedTuple):
     name: bytes
     asked: bytes
     mark: object | None
+    ahead: bool
 
 
 class _Look(NamedTuple):
@@ -207,7 +208,7 @@ class OnlineReader:
             lookup = lookups[look.place]
             found[look.place] = again = self._again(lookup, look, reply)
             if again is None:
-                changed.append(self._whole(look.place, lookup))
+                changed.append(self._whole(look.place, lookup, ahead=not changed))
         for each, values in zip(whole, replies[len(looked) :], strict=True):
             found[each.place] = await self._finished(each, values)
         if changed:
@@ -246,7 +247,7 @@ class OnlineReader:
         """Fill in the rows at hand; returns look-ups that a look at their key may be enough for, and the others."""
         looked: list[_Look] = []
         whole: list[_Whole] = []
-        unchanged = self._redis.unchanged
+        unchanged, renewed = self._redis.unchanged, ""
         for place, lookup in enumerate(lookups):
             program, key, at = lookup
             kept = self._kept.get((id(program), key))
@@ -256,16 +257,20 @@ class OnlineReader:
             serves = kept.serves(at)
             if serves and kept.is_unasked(at, unchanged):
                 found[place] = kept.found
+            elif key != renewed and program.is_due(at, key):
+                # One view at a time: where one leaf is read of each edge, ahead there are two.
+                whole.append(self._whole(place, lookup, ahead=True))
+                renewed = key
             elif kept.is_worth_a_look and (serves or program.may_follow(at, key)):
                 looked.append(_Look(place, kept, self._redis.watch(kept.name)))
             else:
                 whole.append(self._whole(place, lookup))
         return looked, whole
 
-    def _whole(self, place: int, lookup: Lookup) -> _Whole:
+    def _whole(self, place: int, lookup: Lookup, *, ahead: bool = False) -> _Whole:
         name = self._name(lookup).encode()
-        asked = self._asked(name, lookup.program.read_fields(lookup.at))
-        return _Whole(place, lookup, name, asked, self._redis.watch(name))
+        asked = self._asked(name, lookup.program.read_fields(lookup.at, ahead=ahead))
+        return _Whole(place, lookup, name, asked, self._redis.watch(name), ahead)
 
     def _asked(self, key: bytes, fields: Sequence[bytes]) -> bytes:
         # A request's views mostly read the same fields, one list of some fifty: it is packed once for all of them.
@@ -313,7 +318,7 @@ class OnlineReader:
             header = Header.decode(data)
             applied = tuple(header.applied)
             try:
-                row, until = program.finish_lasting(values, at, more, key)
+                row, until = program.finish_lasting(values, at, more, key, ahead=whole.ahead)
             except Sealed:
                 self._redis.unwatch(whole.name)
                 return Found(SEALED, applied)
@@ -321,7 +326,8 @@ class OnlineReader:
                 # Only rows closed after R make a read go below its edges: versions dated in the future. All is read
                 # again with what is missing, since the key may have changed meanwhile.
                 panes = [*more, *missing.panes]
-                asked = self._asked(whole.name, [*program.read_fields(at), *map(pane_field, panes)])
+                read = program.read_fields(at, ahead=whole.ahead)
+                asked = self._asked(whole.name, [*read, *map(pane_field, panes)])
                 mark = self._redis.watch(whole.name)
                 (got,) = await self._redis.trip(asked, 1)
                 values, more = got[:fields], dict(zip(panes, got[fields:], strict=True))

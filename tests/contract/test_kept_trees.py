@@ -211,3 +211,28 @@ async def test_callers_at_once_do_not_mix_instants(served: Served, reader: Onlin
     for at, (first,), (second,) in zip(instants, served_rows, again, strict=True):
         expected = served.program.finish_state(served.states["a"], at)
         assert first.row == second.row == expected
+
+
+async def test_what_is_kept_is_read_ahead_before_its_edges_leave_it_one_view_at_a_time(
+    served: Served, reader: OnlineReader, connection: Counted
+) -> None:
+    served.add("a", *range(T0 - 2 * HOUR, T0, 5 * SECOND))
+    served.states["a"].flush()
+    served.write("a")
+    compiled, ahead = served.program, 0
+    await rows(reader, [Lookup(compiled, "a", T0)])
+    whole = connection.bytes
+    for second in range(1, 600):
+        at = T0 + second * SECOND
+        due, connection.bytes, connection.trips = compiled.is_due(at, "a"), 0, 0
+        assert compiled.may_follow(at, "a"), second
+        first, again = await rows(reader, [Lookup(compiled, "a", at)] * 2)
+        assert first.row == again.row == compiled.finish_state(served.states["a"], at)
+        assert not compiled.is_due(at, "a")
+        if due:
+            ahead += 1
+            assert (connection.trips, connection.bytes > whole / 2) == (1, True)
+            assert connection.bytes < 1.7 * whole
+        else:
+            assert connection.bytes < whole / 2
+    assert ahead

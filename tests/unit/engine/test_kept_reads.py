@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -151,21 +152,22 @@ class Stored:
         if (data := self.fields.get(b"h")) is None:
             self.program.forget(key)
             return None
-        if self.program.may_follow(at, key):
+        ahead = self.program.is_due(at, key)
+        if not ahead and self.program.may_follow(at, key):
             found = self.program.finish_again(
                 Header.decode(data), self.fields.get(b"b"), self.fields.get(b"t"), at, key
             )
             if found is not None:
                 self.followed += 1
                 return found[0]
-        return self.read(at, key)
+        return self.read(at, key, ahead=ahead)
 
-    def read(self, at: int, key: str | None = None) -> dict[str, Any] | None:
-        values = [self.fields.get(name) for name in self.program.read_fields(at)]
+    def read(self, at: int, key: str | None = None, *, ahead: bool = False) -> dict[str, Any] | None:
+        values = [self.fields.get(name) for name in self.program.read_fields(at, ahead=ahead)]
         more: dict[Any, bytes | None] = {}
         while True:
             try:
-                return self.program.finish(values, at, more, key)
+                return self.program.finish_lasting(values, at, more, key, ahead=ahead)[0]
             except PanesMissing as missing:
                 more |= {pane: self.fields.get(pane_field(pane)) for pane in missing.panes}
 
@@ -414,6 +416,104 @@ def test_the_comparison_notices_a_cut_that_passed_a_row_unseen(
     monkeypatch.setattr(stretches.Stretches, "moved_to", lambda _self, _group: False)
     stored = Stored(program(nested()), 0, closing=False)
     assert unlike(stored, 0, reads, monkeypatch)
+
+
+def steady() -> dict[str, Aggregate]:
+    return {f"{name}_{w}": kind("price", w) for w in ("10m", "1h") for name, kind in (("sum", Sum), ("max", Max))}
+
+
+def going_on(
+    compiled: Program, keys: Sequence[str], gaps: Sequence[int], monkeypatch: pytest.MonkeyPatch, since: int = 2 * HOUR
+) -> list[tuple[int, str]]:
+    """When each of some keys with the same rows was read whole, while all are read every second for ten minutes.
+
+    Every row read is that of a read alone.
+    """
+    stored = Stored(compiled, 0, closing=False)
+    time = T0 - since
+    chosen = random.Random(4)
+    while time < T0:
+        time += chosen.choice(gaps)
+        stored.take((time, time, len(stored.rows), "", None, 1, chosen.randrange(100) / 4, 1))
+        stored.rows.append(())
+    stored.flush()
+    whole = []
+    for second in range(600):
+        at = T0 + second * SECOND + 17
+        with monkeypatch.context() as patch:
+            patch.setattr(fold, "KEPT_READS", KeptReads())
+            alone = str(stored.read(at))
+        for key in keys:
+            before = stored.followed
+            assert str(stored.read_again(at, key)) == alone, (second, key)
+            if stored.followed == before:
+                whole.append((second, key))
+    return [each for each in whole if each[0]]
+
+
+def at_once(whole: Sequence[tuple[int, str]]) -> int:
+    """The most keys that were read whole in one second."""
+    return max(Counter(second for second, _ in whole).values())
+
+
+KEYS = [f"key{number}" for number in range(40)]
+
+
+def test_keys_that_lie_alike_are_read_whole_at_instants_of_their_own(
+    reads: KeptReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = going_on(program(steady()), KEYS, [4 * SECOND, 6 * SECOND], monkeypatch)
+    assert at_once(whole) < len(KEYS) / 2
+    with monkeypatch.context() as patch:
+        patch.setattr(stretches.Stretches, "_due_instants", lambda _self: iter(()))
+        reads.clear()
+        late = going_on(program(steady()), KEYS, [4 * SECOND, 6 * SECOND], monkeypatch)
+    assert at_once(late) == len(KEYS)
+    # Whoever reads the next leaf ahead reads no oftener for it.
+    assert len(whole) <= len(late) * 1.1
+
+
+def test_views_of_a_key_are_read_whole_at_instants_of_their_own(
+    reads: KeptReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = [program({**steady(), f"view{number}": Count(window="1h")}) for number in range(12)]
+    whole = [going_on(view, ["one"], [4 * SECOND, 6 * SECOND], monkeypatch) for view in views]
+    assert at_once([each for view in whole for each in view]) < len(views) / 2
+
+
+@pytest.mark.parametrize(
+    "gaps",
+    [[SECOND // 50], [SECOND // 3], [SECOND], [20 * SECOND, 400 * SECOND], [SECOND, 300 * SECOND]],
+    ids=["fifty a second", "three a second", "one a second", "seldom", "in bursts"],
+)
+def test_reads_go_on_over_leaves_of_every_width(
+    gaps: Sequence[int], reads: KeptReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = program({"n": Count(window="1m"), "sum": Sum("price", "5m")})
+    whole = going_on(both, KEYS[:2], gaps, monkeypatch, since=HOUR // 4)
+    assert len(whole) < 600 * 2
+
+
+def test_now_moves_on_from_the_newest_leaf_without_a_read_of_all(
+    reads: KeptReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies behind it is empty, also after the other end of the window has passed rows."""
+    whole = going_on(program({"n": Count(window="10m")}), ["one"], [4 * SECOND, 6 * SECOND], monkeypatch)
+    level = 9
+    left = [(T0 + 600 * SECOND * part) >> (panes.BITS * level) for part in (-1, 0)]
+    assert len(whole) <= left[1] - left[0] + 1
+
+
+def test_the_comparison_notices_a_leaf_that_lacks_the_rows_of_the_next(
+    reads: KeptReads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def halved(self: Any, leaf: Any, taken: Any = stretches.Stretches._taken_behind) -> list[Any]:
+        rows: list[Any] = taken(self, leaf)
+        return rows[: len(rows) // 2]
+
+    monkeypatch.setattr(stretches.Stretches, "_taken_behind", halved)
+    with pytest.raises(AssertionError):
+        going_on(program(steady()), KEYS[:8], [4 * SECOND, 6 * SECOND], monkeypatch)
 
 
 def test_a_read_of_other_panes_begins_anew(reads: KeptReads) -> None:

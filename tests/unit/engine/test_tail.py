@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -110,3 +111,32 @@ def test_a_read_counts_the_rows_of_the_tail():
         store.add(table(events).slice(number, 1))
         assert store.read(T0 + 60)["count_1h"] == number + 1
     assert len(decode_rows(store.fields[TAIL])) == 2
+
+
+def runs_over(turn: int, come: list[int]) -> list[int]:
+    """How many rows a key had when its buffer went into the tree, given how many come at a time."""
+    state, found = KeyState(Algebra((), turn), ROOT, Header([0]), whole=True), []
+    for more in come:
+        expected = state.algebra.runs_over(len(state.buffer), state.header.rows, more)
+        state.add([row(state.header.rows + place) for place in range(more)])
+        assert (not state.buffer) == expected
+        assert len(state.buffer) <= state.algebra.buffer_rows
+        if not state.buffer:
+            found.append(state.header.rows)
+    return found
+
+
+def test_the_buffers_of_two_pipelines_run_over_at_other_rows_of_a_key():
+    one, other = program("1h").algebra.turn, program("24h").algebra.turn
+    assert one % 33 != other % 33
+    first, second = (runs_over(turn, [1] * 400) for turn in (one, other))
+    for found in (first, second):
+        assert {later - earlier for earlier, later in pairwise(found)} == {33}
+    assert not {*first} & {*second}
+
+
+@pytest.mark.parametrize("turn", [0, 7, 1_000_003])
+def test_a_buffer_runs_over_as_often_however_many_rows_come_at_once(turn):
+    assert runs_over(turn, [33] * 10) == [33 * number for number in range(1, 11)]
+    assert len(runs_over(turn, [5] * 66)) in (9, 10, 11)
+    assert len(runs_over(turn, [100] * 10)) == 10
