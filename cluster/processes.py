@@ -34,7 +34,8 @@ _PORT_RANGE = (20_000, 31_999)
 _SAME_BIRTH_S = 0.05
 # Allocations less frees before the young are looked through, and such passes before older ones are.
 _COLLECTED_AFTER = (100_000, 50, 100)
-# Passes between two requests or steps before older ones are looked through; of ten a second, an hour's.
+# Passes between two requests or steps before older ones are looked through: of ten a second, an hour's. They count for
+# the passes that nobody asked for, too, which so never look through more than the young.
 _PASSES_BETWEEN = 36_000
 _log = structlog.get_logger("thyme.cluster")
 # Our children that run, kept from the garbage collector: Python warns of a Popen dropped while its process runs on.
@@ -114,16 +115,19 @@ def begin_session(niceness: int = 0) -> None:
                 Path("/proc/self/autogroup").write_text(str(niceness))
 
 
-def collect_seldom() -> None:
+def collect_seldom(*, between: bool = False) -> None:
     """Have Python look for cycles of garbage rarely, and never among what exists now, as long as the process lives.
 
     What a request or a record leaves goes by count; cycles are few. At the usual thresholds, looking through millions
     of small tuples took a third of the time of folding and a quarter of that of storing query runs, and of a replica
     that keeps rows between reads a pass over young objects took up to 17 ms several times a minute, a full one 81 ms.
+
+    ``between``: :func:`collect_between` will be called often.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_COLLECTED_AFTER)
+    young, middle, old = _COLLECTED_AFTER
+    gc.set_threshold(young, 2 * _PASSES_BETWEEN if between else middle, old)
 
 
 def collect_between() -> None:

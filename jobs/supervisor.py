@@ -58,7 +58,7 @@ class TaskActor:
     """A Ray actor around one task."""
 
     def __init__(self, spec: TaskSpec) -> None:
-        collect_seldom()
+        collect_seldom(between=True)
         begin_session(load_settings().pipeline.niceness)
         self._process = Owned.of(os.getpid())
         self._driver = Driver(spec.name, spec.digest, lambda: _make_task(spec, load_settings()))

@@ -71,7 +71,7 @@ class Listener:
         if not self._server.started:
             self.stop()
             raise ClusterError("the HTTP listener did not start; the replica's log says why")
-        collect_seldom()
+        collect_seldom(between=True)
         sys.setswitchinterval(_SWITCH_SECONDS)
 
     def check(self) -> None:

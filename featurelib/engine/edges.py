@@ -105,7 +105,7 @@ class Edges:
         """With them those behind the edges that will soon be in them."""
         if not self._steady:
             return self.panes
-        long = [(level, ahead(level)) for level in self._below if ahead(level)]
+        long = [(level, ahead(level)) for level in range(self._root, 0, -1) if ahead(level)]
         behind = [(level, (edge + further) >> (BITS * level)) for level, further in long for edge in self._ends]
         return [*dict.fromkeys([*self.panes, *behind])]
 

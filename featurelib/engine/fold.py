@@ -328,8 +328,8 @@ class Fold:
         return {}
 
     def _share_of(self, key: str | None) -> float:
-        """A part of one, another for each key, and for each pipeline: keys and views are renewed one by one."""
-        return crc32((key or "").encode(), self.algebra.turn) / 2**32
+        """An eighth to one, another for each key and for each pipeline: keys and views are renewed one by one."""
+        return (1 + 7 * crc32((key or "").encode(), self.algebra.turn) / 2**32) / 8
 
     @cached_property
     def _mark(self) -> object:
@@ -365,7 +365,7 @@ class Fold:
 
 
 def _turn_of(step: AggregateStep) -> int:
-    """A number that differs between steps, whatever the order of their outputs."""
+    """A number that mostly differs between steps, whatever the order of their outputs."""
     return crc32("".join(sorted(f"{named.output}={named.aggregate!r}" for named in step.aggregates)).encode())
 
 

@@ -77,12 +77,11 @@ class KeptRead:
         added = self._added(buffer)
         for number, (group, plan) in enumerate(zip(groups, plans, strict=True)):
             read = self._groups[number]
-            moved = read.stretches.moved_to(group) if read is not None and read.plan is plan else None
+            serves = read is not None and read.plan is plan and not read.stretches.is_due(group)
+            moved = read.stretches.moved_to(group) if read is not None and serves else None
             if read is None or moved is None:
                 self._groups[number] = None
                 read = self._groups[number] = _GroupRead(plan, Stretches(plan, group, root, stored, self._share))
-            else:
-                read.stretches.read_again(group)
             self._merge(read, group, added, moved=moved is not False)
 
     def follows(self, groups: Sequence[Group]) -> bool:

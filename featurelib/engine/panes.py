@@ -220,7 +220,8 @@ class Algebra:
 
     Args:
         aggregators: in the order of their slots.
-        turn: another number for each pipeline; says which of every 33 rows of a key has its buffer go into the tree.
+        turn: mostly another number for each pipeline; says which of every 33 rows of a key has its buffer go into the
+            tree. It may change: nothing that is stored depends on it.
     """
 
     def __init__(self, aggregators: Sequence[Aggregator], turn: int = 0) -> None:
@@ -234,19 +235,19 @@ class Algebra:
         self._inputs = list(dict.fromkeys(a.source for a in self.aggregators if a.needs == "values"))
         self._places = [(a, self._inputs.index(a.source) if a.needs == "values" else None) for a in self.aggregators]
 
-    def runs_over(self, waiting: int, known: int, more: int) -> bool:
-        """Whether the rows of a buffer go into the tree with those that come.
+    def runs_over(self, waiting: int, before: int, after: int) -> bool:
+        """Whether the rows of a buffer go into the tree.
 
-        A buffer that gets a row at a time is full after 33. Which row that is differs with the pipeline: all views of a
-        key count the same events, and a read after their buffers ran over looks at each tree anew.
+        A buffer that gets a row at a time is full after 33. Which row that is differs with the pipeline, from the 34th
+        on: all views of a key count the same events, and a read after their buffers ran over looks at each tree anew.
 
         Args:
-            waiting: rows in the buffer.
-            known: rows of the key.
-            more: those that come.
+            waiting: rows in the buffer, with those that come.
+            before: rows of the key.
+            after: rows of the key, with those that come.
         """
-        size, counted = self.buffer_rows + 1, known + self.turn
-        return waiting + more >= size or (counted + more) // size > counted // size
+        size = self.buffer_rows + 1
+        return waiting >= size or (before >= size and (after + self.turn) // size > (before + self.turn) // size)
 
     def fold(self, rows: Sequence[Row]) -> Partials:
         """Partials of some rows, which must be in total order."""
@@ -338,14 +339,17 @@ class KeyState:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Take rows in arrival order. :meth:`missing` must have been satisfied when it named panes."""
-        runs_over = self.algebra.runs_over(len(self.buffer), self.header.rows, len(rows))
+        self._add(rows, self.header.rows)
+
+    def _add(self, rows: Sequence[Row], before: int) -> None:
+        """Take rows; ``before`` is how many the key had before the change they are a part of."""
         self.header.rows += len(rows)
         oldest = min(map(_time, rows))
         if self.header.oldest_us is None or oldest < self.header.oldest_us:
             self.header.oldest_us = oldest
         self.buffer.extend(rows)
         self.dirty |= {HEADER, TAIL}
-        if runs_over:
+        if self.algebra.runs_over(len(self.buffer), before, self.header.rows):
             self.flush()
         elif self.settled is None or len(self.buffer) - self.settled > _TAIL_ROWS:
             self._settle()
@@ -375,11 +379,11 @@ class KeyState:
             gone -= {row[:_IDENTITY] for row in self.buffer}
             self.buffer = kept
             self._settle()
-        taken = in_buffer + self._remove(gone)
-        self.header.rows -= taken
+        before = self.header.rows
+        self.header.rows -= in_buffer + self._remove(gone)
         self.dirty.add(HEADER)
         if added:
-            self.add(added)
+            self._add(added, before)
         if lost:
             assert self.whole
             self.header.oldest_us = min((row[0] for row in self._rows()), default=None)
@@ -405,8 +409,8 @@ class KeyState:
 
         What is loaded may show that more is needed: ask again until nothing is missing.
         """
-        runs_over = flushing or self.algebra.runs_over(len(self.buffer), self.header.rows, len(rows))
-        if self.whole or not runs_over:
+        waiting, known = len(self.buffer) + len(rows), self.header.rows
+        if self.whole or not (flushing or self.algebra.runs_over(waiting, known, known + len(rows))):
             return []
         panes: dict[Pane, None] = {}
         for instant in {row[0] for row in (*self.buffer, *rows)}:

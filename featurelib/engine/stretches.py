@@ -167,15 +167,17 @@ def _steps(spans: Sequence[Span]) -> list[_Step]:
 class _CutLeaf:
     """A leaf that cuts go through, or that is read though none does; with it the next one, where cuts come near it."""
 
-    __slots__ = ("closed", "cuts", "end", "held", "level", "pieces", "start")
+    __slots__ = ("closed", "cuts", "due_level", "end", "held", "pieces", "start")
 
     def __init__(self, held: Sequence[Any], pane: Pane, cuts: range, *, closed: bool) -> None:
         self.held = held
         """What stands for it, and for the next one, in the panes of the walk; nothing for a pane without rows."""
-        self.level, index = pane
-        self.start = index << (BITS * self.level)
-        self.end = (index + 1) << (BITS * self.level)
-        """Where the next rows may begin."""
+        level, index = pane
+        self.start = index << (BITS * level)
+        self.end = (index + 1) << (BITS * level)
+        """Where the next rows may begin: behind the next leaf, once it is a part, and behind empty panes."""
+        self.due_level: int | None = level
+        """The level of the pane behind that is to be read before a cut gets there; ``None``: none is."""
         self.cuts = cuts
         """Numbers of the cuts; the oldest rows are of the stretch of the first one's number."""
         self.closed = closed
@@ -263,7 +265,7 @@ class Stretches(_Bounded):
         self._walk(root)
         self._nodes = {}
         self._dues = sorted(self._due_instants())
-        """Where the last cut is when one of the cuts comes to need the next leaf."""
+        """Where the last cut is from when on one of the cuts is to be given what is behind its leaf."""
         self._settle()
         self.parts = [stretch.parts() for stretch in self._found]
         """Per stretch, partials that together are all of it, oldest first."""
@@ -291,11 +293,6 @@ class Stretches(_Bounded):
         """Whether a cut will soon need the leaf behind its own."""
         return bool(self._dues) and group.cuts[-1] > self._dues[0]
 
-    def read_again(self, group: Group) -> None:
-        """What is due has been read anew, and is the same: there is no next leaf to take for a part of one."""
-        while self._dues and self._dues[0] < group.cuts[-1]:
-            del self._dues[0]
-
     def lasts(self, group: Group) -> Duration:
         """How long all cuts may move on before one passes a row, or is due."""
         lasts = super().lasts(group)
@@ -318,10 +315,10 @@ class Stretches(_Bounded):
 
     def _due_instants(self) -> Iterator[Instant]:
         for leaf in self._leaves:
-            if leaf.cuts and self._reads_ahead and (further := ahead(leaf.level)):
-                cut, due = self._cuts[leaf.cuts.stop - 1], leaf.end - round(self._share * further)
-                if cut < due:
-                    yield self._cuts[-1] - cut + due
+            if leaf.cuts and leaf.due_level is not None and (further := ahead(leaf.due_level)):
+                cut = self._cuts[leaf.cuts.stop - 1]
+                # A read that was not ahead may have come late: then the next one makes up for it.
+                yield self._cuts[-1] + max(0, leaf.end - round(self._share * further) - cut)
 
     def _leaves_at(self, passed: Sequence[int]) -> list[_CutLeaf]:
         return [leaf for leaf in self._leaves if any(number in leaf.cuts for number in passed)]
@@ -392,9 +389,10 @@ class Stretches(_Bounded):
         """Add whole children to a stretch: their partials, or their rows where those do not count as of now."""
         if not self._plan.needed[number]:
             return
-        if (level, base + first) in self._begun:
-            self._visit((level, base + first), number, holds=True, closed=True)
-            first += 1
+        for place in range(first, end) if self._begun else ():
+            if (level, base + place) in self._begun:
+                self._visit((level, base + place), number, holds=True, closed=True)
+                first = place + 1  # those before it are empty, or stand with the leaf as well
         stretch, closings = self._found[number], node.closings
         found: list[Any] = stretch.stored if isinstance(node, StoredBranch) else stretch.whole
         if closings is NO_CLOSINGS or not any(closing is not None for closing in closings[first:end]):
@@ -431,11 +429,13 @@ class Stretches(_Bounded):
             cuts: numbers of those that go through it.
             closed: some of the rows may have an end.
         """
-        if held is None and not cuts:
-            return
+        if held is None and (not cuts or any(cuts.start in leaf.cuts for leaf in self._leaves)):
+            return  # nothing, or between two leaves that stand together
         leaf = _CutLeaf(() if held is None else (held,), pane, cuts, closed=closed)
-        if cuts and self._reads_ahead:
-            rows = [*rows, *self._taken_behind(leaf)]
+        if not (cuts and self._reads_ahead):
+            leaf.due_level = None
+        while leaf.due_level is not None and (behind := self._taken_behind(leaf)) is not None:
+            rows = [*rows, *behind]
         self._leaves.append(leaf)
         algebra = self._plan.algebra
         for number, (piece, own) in enumerate(self._pieces(leaf, rows)):
@@ -447,31 +447,49 @@ class Stretches(_Bounded):
                 stretch.loose += own
                 stretch.leaves.append((leaf, number))
 
-    def _taken_behind(self, leaf: _CutLeaf) -> list[Row]:
-        """Make the next leaf a part of one, if the last of its cuts is near it and it is at hand; returns its rows.
+    def _taken_behind(self, leaf: _CutLeaf) -> list[Row] | None:
+        """Make what is behind a leaf a part of it, where the last of its cuts is near and it is at hand.
 
-        It may be in another branch; then the highest pane that begins there is looked at first.
+        It may be in another branch: the highest pane that begins there is looked at first, and then down. A leaf of a
+        lower level than the one before it is only read once a cut is as near as that level asks for.
+
+        Returns:
+            Its rows, none of an empty pane; ``None`` when there is nothing more to take.
         """
-        if self._cuts[leaf.cuts.stop - 1] < leaf.end - ahead(leaf.level):
-            return []
-        top = leaf.level
-        while top < self._root and leaf.end % (1 << (BITS * (top + 1))) == 0:
+        end, level = leaf.end, leaf.due_level
+        assert level is not None
+        top = level
+        while top < self._root and end % (1 << (BITS * (top + 1))) == 0:
             top += 1
         branches: list[Pane] = []
-        for level in range(top, leaf.level - 1, -1):
-            pane = (level, leaf.end >> (BITS * level))
-            held = self._nodes.get(pane)
-            node = None if held is None else self._read(held)
+        for at in range(top, 0, -1):
+            pane = (at, end >> (BITS * at))
+            if pane not in self._nodes:
+                leaf.due_level = min(level, at)
+                return None
+            held = self._nodes[pane]
+            if held is None:
+                if self._holds(pane):
+                    break
+                leaf.end, leaf.due_level = (pane[1] + 1) << (BITS * at), min(level, at)
+                return []
+            node = self._read(held)
             if isinstance(node, Leaf):
                 self._begun |= {**dict.fromkeys(branches, "branch"), pane: "leaf"}
-                leaf.held, leaf.level, leaf.closed = (*leaf.held, held), level, True
-                leaf.end = (pane[1] + 1) << (BITS * level)
+                leaf.end, leaf.due_level = (pane[1] + 1) << (BITS * at), at
+                leaf.held, leaf.closed = (*leaf.held, held), True
                 leaf.cuts = range(leaf.cuts.start, bisect_left(self._cuts, leaf.end, leaf.cuts.stop))
                 return node.rows
-            if node is None:
-                return []
             branches.append(pane)
-        return []
+        leaf.due_level = None
+        return None
+
+    def _holds(self, pane: Pane) -> bool:
+        """Whether a pane that is not stored has rows: it is sealed."""
+        level, index = pane
+        above = self._nodes.get((level + 1, index >> BITS))
+        node = None if above is None else self._read(above)
+        return isinstance(node, Branch | StoredBranch) and node.children[index % FANOUT] is not None
 
     def _pieces(self, leaf: _CutLeaf, rows: list[Row]) -> list[tuple[int, list[Row]]]:
         """Per stretch, the rows of a leaf that count; looks how far its cuts may move, too."""

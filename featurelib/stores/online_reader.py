@@ -201,6 +201,8 @@ class OnlineReader:
         looked, whole = self._sorted_out(lookups, found)
         if not looked and not whole:
             return found
+        # One view of a key at a time: where one leaf is read of each edge, ahead there are two.
+        ahead = {each.lookup.key for each in whole if each.ahead}
         asked = [each.kept.probe for each in looked] + [each.asked for each in whole]
         replies = await self._redis.trip(b"".join(asked), len(asked))
         changed: list[_Whole] = []
@@ -208,7 +210,8 @@ class OnlineReader:
             lookup = lookups[look.place]
             found[look.place] = again = self._again(lookup, look, reply)
             if again is None:
-                changed.append(self._whole(look.place, lookup, ahead=not changed))
+                changed.append(self._whole(look.place, lookup, ahead=lookup.key not in ahead))
+                ahead.add(lookup.key)
         for each, values in zip(whole, replies[len(looked) :], strict=True):
             found[each.place] = await self._finished(each, values)
         if changed:
@@ -247,7 +250,7 @@ class OnlineReader:
         """Fill in the rows at hand; returns look-ups that a look at their key may be enough for, and the others."""
         looked: list[_Look] = []
         whole: list[_Whole] = []
-        unchanged, renewed = self._redis.unchanged, ""
+        unchanged, renewed = self._redis.unchanged, set[str]()
         for place, lookup in enumerate(lookups):
             program, key, at = lookup
             kept = self._kept.get((id(program), key))
@@ -257,10 +260,9 @@ class OnlineReader:
             serves = kept.serves(at)
             if serves and kept.is_unasked(at, unchanged):
                 found[place] = kept.found
-            elif key != renewed and program.is_due(at, key):
-                # One view at a time: where one leaf is read of each edge, ahead there are two.
+            elif key not in renewed and program.is_due(at, key):
                 whole.append(self._whole(place, lookup, ahead=True))
-                renewed = key
+                renewed.add(key)
             elif kept.is_worth_a_look and (serves or program.may_follow(at, key)):
                 looked.append(_Look(place, kept, self._redis.watch(kept.name)))
             else:

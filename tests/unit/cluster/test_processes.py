@@ -197,7 +197,7 @@ class Node:
 def seldom() -> Iterator[None]:
     """Garbage is looked for seldom."""
     before = gc.get_threshold()
-    collect_seldom()
+    collect_seldom(between=True)
     yield
     gc.set_threshold(*before)
 
@@ -235,7 +235,17 @@ def test_older_objects_are_looked_through_after_many_steps(passes: list[int], mo
     older = weakref.ref(node)
     collect_between()
     del node
-    for _ in range(40):
+    for _ in range(30):
         collect_between()
     assert older() is None
     assert passes.count(1) == 1
+
+
+@pytest.mark.usefixtures("seldom")
+def test_a_step_that_makes_much_has_the_young_looked_through_alone(passes: list[int]):
+    for _ in range(100):
+        collect_between()
+    passes.clear()
+    kept = [[] for _ in range(250_000)]
+    assert {*passes} == {0}
+    assert kept

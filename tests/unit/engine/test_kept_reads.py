@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -35,7 +35,7 @@ from featurelib.engine.program import Program
 from featurelib.engine.sealing import SLOT
 from featurelib.errors import CorruptState
 from featurelib.expr import col
-from featurelib.windows import Continuous, Hopping, Session, Tumbling
+from featurelib.windows import AnyWindow, Continuous, Hopping, Lifetime, Session, Tumbling
 from tests.laws.test_sealing import SealedStore
 from tests.laws.test_windows import T0 as WINDOWS_T0
 from tests.laws.test_windows import Store, table
@@ -89,6 +89,16 @@ def mixed() -> dict[str, Aggregate]:
         "hour": Sum("number", Tumbling("1h")),
         "hops": Max("price", Hopping("1h", "10m")),
         "fading": ExpDecaySum("price", "30m", "5h"),
+    }
+
+
+def shifted() -> dict[str, Aggregate]:
+    return {
+        "all": Sum("price"),
+        "before": Sum("price", Continuous("1h", offset="20m")),
+        "short": Max("price", "134s"),
+        "recent": LastK("number", "10m", k=4),
+        "day": Count(window="24h"),
     }
 
 
@@ -207,7 +217,7 @@ def unlike(stored: Stored, seed: int, reads: KeptReads, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("closing", [False, True], ids=["open rows", "rows that end"])
-@pytest.mark.parametrize("aggregates", [nested, mixed, chronological])
+@pytest.mark.parametrize("aggregates", [nested, mixed, shifted, chronological])
 def test_a_read_after_others_gives_the_row_of_a_read_alone(
     aggregates: Any, closing: bool, reads: KeptReads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,7 +260,7 @@ def went_on_wrong(stored: Stored, seed: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("closing", [False, True], ids=["open rows", "rows that end"])
-@pytest.mark.parametrize("aggregates", [nested, mixed, chronological])
+@pytest.mark.parametrize("aggregates", [nested, mixed, shifted, chronological])
 def test_a_read_from_the_kept_tree_gives_the_row_of_a_read_alone(
     aggregates: Any, closing: bool, reads: KeptReads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,7 +395,7 @@ def test_sealing_and_building_leave_what_a_kept_tree_gives_as_it_was(
 
 
 @pytest.mark.parametrize("closing", [False, True], ids=["open rows", "rows that end"])
-@pytest.mark.parametrize("aggregates", [nested, mixed, chronological])
+@pytest.mark.parametrize("aggregates", [nested, mixed, shifted, chronological])
 def test_a_read_of_stored_bytes_gives_the_row_of_the_state_in_memory(
     aggregates: Any, closing: bool, reads: KeptReads
 ) -> None:
@@ -418,102 +428,173 @@ def test_the_comparison_notices_a_cut_that_passed_a_row_unseen(
     assert unlike(stored, 0, reads, monkeypatch)
 
 
-def steady() -> dict[str, Aggregate]:
-    return {f"{name}_{w}": kind("price", w) for w in ("10m", "1h") for name, kind in (("sum", Sum), ("max", Max))}
+class Whole(NamedTuple):
+    """A read of everything: of which second and key, and whether it had to be."""
+
+    second: int
+    key: str
+    is_forced: bool
 
 
 def going_on(
-    compiled: Program, keys: Sequence[str], gaps: Sequence[int], monkeypatch: pytest.MonkeyPatch, since: int = 2 * HOUR
-) -> list[tuple[int, str]]:
-    """When each of some keys with the same rows was read whole, while all are read every second for ten minutes.
+    compiled: Program,
+    keys: Sequence[str],
+    gaps: Sequence[float],
+    *,
+    since: int = 2 * HOUR,
+    seconds: int = 600,
+) -> list[Whole]:
+    """The reads of everything after the first, while some keys with the same rows are read every second.
 
-    Every row read is that of a read alone.
+    Args:
+        compiled: the pipeline.
+        keys: all have the same rows.
+        gaps: seconds between two rows, chosen at random.
+        since: how long before the first read the rows begin.
+        seconds: how long is read.
+
+    Every row read is that of the state in memory.
     """
-    stored = Stored(compiled, 0, closing=False)
-    time = T0 - since
-    chosen = random.Random(4)
+    stored, time, chosen = Stored(compiled, 0, closing=False), T0 - since, random.Random(4)
     while time < T0:
-        time += chosen.choice(gaps)
-        stored.take((time, time, len(stored.rows), "", None, 1, chosen.randrange(100) / 4, 1))
-        stored.rows.append(())
+        time += round(chosen.choice(gaps) * SECOND)
+        stored.rows.append((time, time, len(stored.rows), "", None, 1, chosen.randrange(1, 9_999) / 100, 1))
+        stored.take(stored.rows[-1])
     stored.flush()
     whole = []
-    for second in range(600):
+    for second in range(seconds):
         at = T0 + second * SECOND + 17
-        with monkeypatch.context() as patch:
-            patch.setattr(fold, "KEPT_READS", KeptReads())
-            alone = str(stored.read(at))
+        expected = str(compiled.finish_state(stored._state, at))
         for key in keys:
-            before = stored.followed
-            assert str(stored.read_again(at, key)) == alone, (second, key)
-            if stored.followed == before:
-                whole.append((second, key))
-    return [each for each in whole if each[0]]
+            before, forced = stored.followed, not compiled.may_follow(at, key)
+            assert str(stored.read_again(at, key)) == expected, (second, key)
+            if second and stored.followed == before:
+                whole.append(Whole(second, key, forced))
+    return whole
 
 
-def at_once(whole: Sequence[tuple[int, str]]) -> int:
+def at_once(whole: Sequence[Whole]) -> int:
     """The most keys that were read whole in one second."""
-    return max(Counter(second for second, _ in whole).values())
+    return max(Counter(each.second for each in whole).values(), default=0)
+
+
+def windows(*sizes: str | AnyWindow) -> Program:
+    made: dict[str, Aggregate] = {f"sum_{n}": Sum("price", window) for n, window in enumerate(sizes)}
+    return program({**made, "largest": Max("price", sizes[0])})
 
 
 KEYS = [f"key{number}" for number in range(40)]
 
 
-def test_keys_that_lie_alike_are_read_whole_at_instants_of_their_own(
-    reads: KeptReads, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = going_on(program(steady()), KEYS, [4 * SECOND, 6 * SECOND], monkeypatch)
-    assert at_once(whole) < len(KEYS) / 2
-    with monkeypatch.context() as patch:
-        patch.setattr(stretches.Stretches, "_due_instants", lambda _self: iter(()))
-        reads.clear()
-        late = going_on(program(steady()), KEYS, [4 * SECOND, 6 * SECOND], monkeypatch)
-    assert at_once(late) == len(KEYS)
-    # Whoever reads the next leaf ahead reads no oftener for it.
-    assert len(whole) <= len(late) * 1.1
-
-
-def test_views_of_a_key_are_read_whole_at_instants_of_their_own(
-    reads: KeptReads, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    views = [program({**steady(), f"view{number}": Count(window="1h")}) for number in range(12)]
-    whole = [going_on(view, ["one"], [4 * SECOND, 6 * SECOND], monkeypatch) for view in views]
-    assert at_once([each for view in whole for each in view]) < len(views) / 2
-
-
 @pytest.mark.parametrize(
-    "gaps",
-    [[SECOND // 50], [SECOND // 3], [SECOND], [20 * SECOND, 400 * SECOND], [SECOND, 300 * SECOND]],
-    ids=["fifty a second", "three a second", "one a second", "seldom", "in bursts"],
+    ("sizes", "gaps", "seconds", "most"),
+    [
+        (("10m", "1h"), (4, 6), 600, 0.5),
+        (("1m", "10m"), (4, 6), 800, 0.5),  # now leaves its root
+        (("10m", Continuous("10m", offset="20m"), Lifetime()), (4, 6), 600, 0.5),
+        (("134s", "1h"), (1, 30), 600, 0.5),  # a leaf long, of leaves and branches
+        (("10m", "1h"), (0.3, 1), 300, 0.9),  # leaves of 17 s, so all keys within two
+    ],
+    ids=["two windows", "root", "offset and lifetime", "uneven", "dense"],
 )
-def test_reads_go_on_over_leaves_of_every_width(
-    gaps: Sequence[int], reads: KeptReads, monkeypatch: pytest.MonkeyPatch
+def test_keys_that_lie_alike_are_read_whole_before_they_must_be_each_at_an_instant_of_its_own(
+    sizes: Any,
+    gaps: Sequence[float],
+    seconds: int,
+    most: float,
+    reads: KeptReads,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    both = program({"n": Count(window="1m"), "sum": Sum("price", "5m")})
-    whole = going_on(both, KEYS[:2], gaps, monkeypatch, since=HOUR // 4)
-    assert len(whole) < 600 * 2
+    whole = going_on(windows(*sizes), KEYS, gaps, seconds=seconds)
+    assert 0 < at_once(whole) < len(KEYS) * most
+    # Where leaves are shorter than the time between two reads, some are too late.
+    assert at_once([each for each in whole if each.is_forced]) < len(KEYS) * most / 2
+    reads.clear()
+    monkeypatch.setattr(stretches.Stretches, "_due_instants", lambda _self: iter(()))
+    late = going_on(windows(*sizes), KEYS, gaps, seconds=seconds)
+    assert at_once(late) == len(KEYS)
+    # Whoever reads ahead reads everything not much oftener for it.
+    assert len(whole) < len(late) * 1.3
 
 
-def test_now_moves_on_from_the_newest_leaf_without_a_read_of_all(
-    reads: KeptReads, monkeypatch: pytest.MonkeyPatch
-) -> None:
+SIZES = (
+    *("17s", "134s", "135s", "5m", "10m", "1074s", "1h", "3h"),
+    *(Continuous("1h", offset="20m"), Lifetime()),
+)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_edges_whose_leaves_stand_side_by_side_count_every_row_once(seed: int, reads: KeptReads) -> None:
+    chosen = random.Random(seed)
+    # Leaves are 134 s long where rows are 5 s apart: both edges of the first, and one of the second, have neighbours.
+    compiled = windows(Continuous("134s", offset="134s"), chosen.choice(("5m", "268s")), *chosen.sample(SIZES, 2))
+    stored, comes = Stored(compiled, seed, closing=False), chosen.random() < 0.5
+    # In seconds; of the last two, rows stand where panes begin.
+    gaps = chosen.choice([(4, 6), (20, 40), (0.5, 2), (1, 60), (16.777216,), (134.217728,)])
+    at = T0 - T0 % (1 << (panes.BITS * 9)) - chosen.choice((HOUR // 4, HOUR, 2 * HOUR))
+
+    def come(time: int) -> None:
+        stored.rows.append((time, time, len(stored.rows), "", None, 1, chosen.randrange(1, 9_999) / 100, 1))
+        stored.take(stored.rows[-1])
+
+    while at < T0:
+        at += round(chosen.choice(gaps) * SECOND)
+        come(at + chosen.choice((0, 0, 1, -1)))
+    if chosen.random() < 0.7:
+        stored.flush()
+    for _ in range(150):
+        at += chosen.choice((1, SECOND, SECOND, 2 * SECOND, chosen.randrange(8 * SECOND), 0, 50 * SECOND))
+        for _ in range(chosen.choice((0, 0, 0, 1, 2)) * comes):
+            come(at - chosen.choice((0, 1, SECOND, 60 * SECOND, HOUR)))
+        assert str(stored.read_again(at, "a")) == str(compiled.finish_state(stored._state, at))
+        assert not compiled.is_due(at, "a")
+
+
+def test_an_edge_moves_on_into_the_leaf_that_another_edge_is_in(reads: KeptReads) -> None:
+    assert not going_on(windows("5m", "10m", "1h"), KEYS[:8], (20, 40))
+
+
+def test_views_of_a_key_are_read_whole_at_instants_of_their_own(reads: KeptReads) -> None:
+    views = [windows("10m", "1h", f"{number}m") for number in range(11, 23)]
+    whole = [each for view in views for each in going_on(view, ["one"], (4, 6))]
+    assert at_once(whole) < len(views) / 2
+
+
+def test_now_moves_on_from_the_newest_leaf_without_a_read_of_all(reads: KeptReads) -> None:
     """What lies behind it is empty, also after the other end of the window has passed rows."""
-    whole = going_on(program({"n": Count(window="10m")}), ["one"], [4 * SECOND, 6 * SECOND], monkeypatch)
+    whole = going_on(windows("1h"), ["one"], (4, 6), seconds=150)
     level = 9
-    left = [(T0 + 600 * SECOND * part) >> (panes.BITS * level) for part in (-1, 0)]
-    assert len(whole) <= left[1] - left[0] + 1
+    left = [(T0 - HOUR + 150 * SECOND * part) >> (panes.BITS * level) for part in (0, 1)]
+    assert len(whole) <= left[1] - left[0]
+    assert T0 >> (panes.BITS * level) < (T0 + 150 * SECOND) >> (panes.BITS * level)
+
+
+def test_a_first_read_just_before_a_leaf_ends_is_made_up_for_by_the_next(reads: KeptReads) -> None:
+    compiled, level = windows("10m"), 9
+    stored = Stored(compiled, 0, closing=False)
+    for number, time in enumerate(range(T0 - HOUR, T0, 5 * SECOND)):
+        stored.take((time, time, number, "", None, 1, 1.0, 1))
+    stored.flush()
+    end = ((T0 - 600 * SECOND >> (panes.BITS * level)) + 1 << (panes.BITS * level)) + 600 * SECOND
+    stored.read(end - SECOND, "a")
+    assert not compiled.may_follow(end + SECOND, "a")
+    assert compiled.is_due(end - SECOND + 1, "a")
+    stored.read_again(end - SECOND + 1, "a")
+    assert not compiled.is_due(end - 1, "a")
+    assert compiled.may_follow(end + SECOND, "a")
+    assert stored.read_again(end + SECOND, "a") == compiled.finish_state(stored._state, end + SECOND)
 
 
 def test_the_comparison_notices_a_leaf_that_lacks_the_rows_of_the_next(
     reads: KeptReads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def halved(self: Any, leaf: Any, taken: Any = stretches.Stretches._taken_behind) -> list[Any]:
-        rows: list[Any] = taken(self, leaf)
-        return rows[: len(rows) // 2]
+    def halved(self: Any, leaf: Any, taken: Any = stretches.Stretches._taken_behind) -> Sequence[Any] | None:
+        rows = taken(self, leaf)
+        return rows and rows[: len(rows) // 2]
 
     monkeypatch.setattr(stretches.Stretches, "_taken_behind", halved)
     with pytest.raises(AssertionError):
-        going_on(program(steady()), KEYS[:8], [4 * SECOND, 6 * SECOND], monkeypatch)
+        going_on(windows("10m", "1h"), KEYS[:8], (4, 6))
 
 
 def test_a_read_of_other_panes_begins_anew(reads: KeptReads) -> None:
