@@ -34,8 +34,8 @@ _PORT_RANGE = (20_000, 31_999)
 _SAME_BIRTH_S = 0.05
 # Allocations less frees before the young are looked through, and such passes before older ones are.
 _COLLECTED_AFTER = (100_000, 50, 100)
-# Passes between two requests or steps before older ones are looked through: of ten a second, an hour's. They count for
-# the passes that nobody asked for, too, which so never look through more than the young.
+# Passes between two requests or steps before older ones are looked through: of ten a second, an hour's. Python counts
+# them as its own, and its own limit lies above: a pass in the middle of a step looks through the young alone.
 _PASSES_BETWEEN = 36_000
 _log = structlog.get_logger("thyme.cluster")
 # Our children that run, kept from the garbage collector: Python warns of a Popen dropped while its process runs on.
