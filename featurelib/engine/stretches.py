@@ -471,11 +471,14 @@ class Stretches(_Bounded):
             if held is None:
                 if self._holds(pane):
                     break
+                # What is behind it may be taken next: then these have a child less, too.
+                self._begun |= dict.fromkeys(branches, "branch")
                 leaf.end, leaf.due_level = (pane[1] + 1) << (BITS * at), min(level, at)
                 return []
             node = self._read(held)
             if isinstance(node, Leaf):
-                self._begun |= {**dict.fromkeys(branches, "branch"), pane: "leaf"}
+                self._begun |= dict.fromkeys(branches, "branch")
+                self._begun[pane] = "leaf"
                 leaf.end, leaf.due_level = (pane[1] + 1) << (BITS * at), at
                 leaf.held, leaf.closed = (*leaf.held, held), True
                 leaf.cuts = range(leaf.cuts.start, bisect_left(self._cuts, leaf.end, leaf.cuts.stop))
