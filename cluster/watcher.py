@@ -76,6 +76,7 @@ class Keeper(threading.Thread):
             line = self._board.update(self._part.name, state="ready", error="")
         if line.failures and time.time() - line.since > _STABLE_S:
             self._board.update(self._part.name, failures=0)
+        self._part.tend()
         self._stopping.wait(self._part.every_s)
 
     def _wait_for(self, missing: list[str]) -> None:

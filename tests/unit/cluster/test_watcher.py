@@ -26,6 +26,7 @@ class Lamp(Part):
         super().__init__(scene)
         self.burns = False
         self.starts = 0
+        self.tended = 0
 
     def alive(self):
         return self.burns
@@ -36,6 +37,10 @@ class Lamp(Part):
             raise ClusterError("no oil")
         self.burns = True
         return "lit"
+
+    def tend(self):
+        assert self.burns
+        self.tended += 1
 
 
 class Shade(Lamp):
@@ -100,6 +105,12 @@ def test_a_part_that_runs_already_is_adopted_and_not_started(scene, keep):
     lamp.burns = True
     keep(lamp)
     _until(scene, "lamp", state="ready", starts=0)
+
+
+def test_a_part_is_tended_after_every_look_that_found_it_alive(scene, keep):
+    lamp = Lamp(scene)
+    keep(lamp)
+    assert wait_until(lambda: lamp.tended > 2, 30.0)
 
 
 def test_a_part_that_dies_is_brought_back(scene, keep):
