@@ -127,8 +127,8 @@ def children_of(pid: int) -> list[int]:
 
 
 def give_way(pid: int, niceness: int) -> None:
-    """Have another process of ours give way to others, unless it does so already or has ended."""
-    with suppress(ProcessLookupError):
+    """Have another process of ours give way to others, unless it does so already, has ended, or we may not."""
+    with suppress(OSError):
         if os.getpriority(os.PRIO_PROCESS, pid) < niceness:
             os.setpriority(os.PRIO_PROCESS, pid, niceness)
 

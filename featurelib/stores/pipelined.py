@@ -27,6 +27,7 @@ import structlog
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
 
 from featurelib.errors import StoreUnavailable
+from featurelib.stores.server import is_passing
 
 # A server that is stopped or swaps gives no sign; after this long its callers are told. A URL's own setting goes first.
 _ANSWER_SECONDS = 5.0
@@ -37,8 +38,6 @@ _LOOKS = 2
 _BEAT_SECONDS, _HEARD_SECONDS = 1.0, 2.5
 # Some 200 bytes each; several times the rows that a reader keeps.
 _MOST_WATCHED = 200_000
-# What a server says that is about to be well again, or is full.
-_PASSING = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "OOM")
 
 _NOTHING: Mapping[bytes, object] = {}
 _log = structlog.get_logger(__name__)
@@ -396,5 +395,5 @@ def _raise_refused(replies: Sequence[Any]) -> None:
 
 
 def _raise_passing(text: str) -> None:
-    if text.startswith(_PASSING):
+    if is_passing(text):
         raise StoreUnavailable(f"the online store does not answer: {text}")

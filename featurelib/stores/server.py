@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,8 +10,12 @@ import redis
 
 from featurelib.errors import StoreUnavailable
 
-# Why a server drops a transaction that it had taken, and will take another time.
-_PASSING = ("OOM", "READONLY", "NOREPLICAS", "LOADING", "MASTERDOWN", "MISCONF")
+# What a server says that is about to be well again, is full, or cannot write its file or reach its replicas; by itself,
+# of a transaction that it had taken and drops, or, before Redis 7, of a script.
+_PASSING = re.compile(
+    r"(?:^|because of: |^Error running script .*: -)"
+    r"(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN|UNBLOCKED)\b"
+)
 
 
 def partition_key(dataset: str, partition: int, part: str) -> str:
@@ -18,25 +23,40 @@ def partition_key(dataset: str, partition: int, part: str) -> str:
     return f"{{{dataset}:{partition}}}:{part}"
 
 
+def is_passing(refusal: str) -> bool:
+    """Whether what a server refused may be asked of it another time, by the text of its error."""
+    return _PASSING.search(refusal) is not None
+
+
 @contextmanager
 def answering() -> Iterator[None]:
     """Turn what the client raises into ours.
 
     Raises:
-        StoreUnavailable: the server does not answer, or refuses to write.
+        StoreUnavailable: the server does not answer, or refuses for now.
     """
     try:
         yield
     except (
         redis.ConnectionError,
         redis.TimeoutError,
-        redis.BusyLoadingError,
-        redis.OutOfMemoryError,  # full: nothing was written, and will be once there is room
+        # Errors whose code the client takes away.
+        redis.OutOfMemoryError,
         redis.ReadOnlyError,
+        redis.exceptions.ClusterDownError,
+        redis.exceptions.TryAgainError,
     ) as error:
-        message = f"the online store does not answer: {error}"
-        raise StoreUnavailable(message) from error
-    except redis.exceptions.ExecAbortError as error:
-        if any(f"because of: {reason}" in str(error) for reason in _PASSING):
-            raise StoreUnavailable(f"the online store does not answer: {error}") from error
+        raise _unavailable(error) from error
+    except redis.ResponseError as error:
+        if is_passing(_said(error)):
+            raise _unavailable(error) from error
         raise
+
+
+def _unavailable(error: redis.RedisError) -> StoreUnavailable:
+    return StoreUnavailable(f"the online store does not answer: {_said(error)}")
+
+
+def _said(error: redis.RedisError) -> str:
+    # Of one command among many the client says it with the command in front, and that holds keys and values.
+    return str(error).rpartition(" caused error: ")[2]

@@ -1,10 +1,11 @@
-"""Records sent when the hot log is at its budget: refused whole, and taken later."""
+"""Records sent when there is no room for them, or the store takes no writes: refused whole, and taken later."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+import redis
 
 from featurelib.clock import SECOND
 from featurelib.definitions import ref
@@ -38,3 +39,26 @@ async def test_a_full_log_answers_503_with_retry_after_and_takes_the_same_record
         platform.log.trim(ref(dataset), part, head.next_offset)
     platform.clock.advance(2 * SECOND)
     assert (await rides.post("/api/v1/log", json=body)).status_code == 200
+
+
+@pytest.mark.parametrize(("key", "code"), [({}, "maybe_taken"), ({"Idempotency-Key": "a"}, "store_unavailable")])
+async def test_a_store_that_takes_no_writes_for_now_is_no_failure_of_ours(rides, platform, empty_redis_url, key, code):
+    ride = {"ride": "a", "rider": 7, "city": "Oslo", "fare": 1.0, "at": "2026-03-01T09:00:00Z"}
+    body = {"dataset": "Ride", "events": [ride]}
+    before = _next_offsets(platform)
+    with redis.Redis.from_url(empty_redis_url) as client:
+        client.config_set("min-replicas-to-write", 1)
+        try:
+            refused = await rides.post("/api/v1/log", json=body, headers=key)
+        finally:
+            client.config_set("min-replicas-to-write", 0)
+    assert refused.status_code == 503
+    assert refused.json()["error"] == code
+    assert ("retry-after" in refused.headers) == bool(key)
+    assert refused.json()["detail"].startswith("the online store does not answer: NOREPLICAS")
+    assert (await rides.post("/api/v1/log", json=body, headers=key)).status_code == 200
+    assert _next_offsets(platform) == before + 1
+
+
+def _next_offsets(platform):
+    return sum(head.next_offset for head in platform.log.heads("Ride@1", 2))

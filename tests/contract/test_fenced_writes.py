@@ -164,7 +164,12 @@ def test_a_connection_that_is_lost_after_the_check_writes_nothing(empty_redis_ur
 
 
 @pytest.mark.parametrize(
-    "reason", ["OOM command not allowed when used memory > 'maxmemory'.", "READONLY You can't write"]
+    "reason",
+    [
+        "OOM command not allowed when used memory > 'maxmemory'.",
+        "READONLY You can't write",
+        "MISCONF Errors writing to the AOF file: No space left on device",
+    ],
 )
 def test_a_transaction_dropped_for_what_passes_is_tried_again(reason):
     with pytest.raises(StoreUnavailable), answering():
@@ -174,6 +179,31 @@ def test_a_transaction_dropped_for_what_passes_is_tried_again(reason):
 def test_a_transaction_dropped_for_what_stays_is_told():
     with pytest.raises(redis.exceptions.ExecAbortError), answering():
         raise redis.exceptions.ExecAbortError("Transaction discarded because of: NOPERM User has no permissions")
+
+
+def test_a_server_that_reaches_too_few_replicas_takes_writes_again_later(empty_redis_url, client):
+    store, state = OnlineStore(empty_redis_url), StateName("by_shop@1", 1)
+    group = key_group("shop")
+    (claim,) = store.claim(state, [group])
+    commit = GroupCommit(group, claim.epoch, [1], None, 1, {"shop": {b"t": b"x"}})
+    client.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(StoreUnavailable, match="NOREPLICAS"):
+            store.commit(state, [commit])  # a transaction
+        with pytest.raises(StoreUnavailable, match="NOREPLICAS"):
+            store.claim(state, [group])  # many commands
+        with pytest.raises(StoreUnavailable, match="NOREPLICAS"):
+            store.switch_generation(state.pipeline, 2)  # one
+    finally:
+        client.config_set("min-replicas-to-write", 0)
+    store.commit(state, [commit])
+    assert store.progress(state).standings == {group: [1]}
+    store.close()
+
+
+def test_a_key_that_is_taken_is_not_a_busy_server():
+    with pytest.raises(redis.ResponseError, match="BUSYGROUP"), answering():
+        raise redis.ResponseError("BUSYGROUP Consumer Group name already exists")
 
 
 def test_nothing_to_write_asks_nothing(client):
