@@ -213,7 +213,8 @@ class OnlineServer(RedisServer):
             f"appendfsync {online.append_fsync}",
             f"maxmemory {online.memory_mb or _ONLINE_MEMORY_MB}mb",
             # A rewrite copies every page that is written meanwhile: reads beside 2,000 events a second into five
-            # pipelines waited up to 1.4 s. At the usual 64 MB there is one every 20 s then. 1 GB is read in 6 s.
+            # pipelines waited up to 1.4 s. At the usual 64 MB there is one every 20 s then. What was written since
+            # the last one is read at 20 s a gigabyte at a start.
             "auto-aof-rewrite-min-size 1gb",
             # Rows that replicas keep and are told of: 158 bytes each, and 70 more for each further replica. Beyond it
             # some are forgotten, and asked for again.

@@ -388,7 +388,8 @@ class OnlineReader:
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the store answers."""
-        await self._redis.trip(pack(("PING",)), 1)
+        # Not PING: a server that cannot write its file refuses that, beside writes, and serves reads.
+        await self._redis.trip(pack(("ECHO", "")), 1)
 
     def _name(self, lookup: Lookup) -> str:
         return self._state(lookup.program.ref).key(lookup.key)

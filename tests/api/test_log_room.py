@@ -50,6 +50,8 @@ async def test_a_store_that_takes_no_writes_for_now_is_no_failure_of_ours(rides,
         client.config_set("min-replicas-to-write", 1)
         try:
             refused = await rides.post("/api/v1/log", json=body, headers=key)
+            read = await rides.get("/features", params={"featureset": "Rider", "entity_id": "7"})
+            assert (read.status_code, (await rides.get("/health")).status_code) == (200, 200)
         finally:
             client.config_set("min-replicas-to-write", 0)
     assert refused.status_code == 503

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
 
+from cluster.processes import wait_until
 from featurelib.aggregates import Aggregate, Count, LastK, Sum
 from featurelib.clock import HOUR, MINUTE, SECOND
 from featurelib.definitions import AggregateStep, DatasetDef, Definitions, FieldDef, NamedAggregate, PipelineDef
@@ -15,9 +17,11 @@ from featurelib.engine import fold
 from featurelib.engine.kept_reads import KeptReads
 from featurelib.engine.panes import KeyState
 from featurelib.engine.program import Program
+from featurelib.errors import StoreUnavailable
 from featurelib.stores import online_reader
 from featurelib.stores.online import StateName, generation_key
 from featurelib.stores.online_reader import Lookup, OnlineReader
+from featurelib.stores.server import answering
 from tests.support.redis_server import RedisServer
 
 T0 = 1_700_000_000 * SECOND
@@ -155,3 +159,21 @@ async def test_long_texts_in_lists_count_towards_what_is_kept(
     monkeypatch.setattr(online_reader, "KEPT_BYTES", 9_000)
     assert len((await row_of(reader, compiled, T0 + SECOND))["notes"]) == 10
     assert not reader._kept
+
+
+async def test_a_store_that_cannot_write_to_its_disk_takes_nothing_and_is_read_on(redis_server: RedisServer) -> None:
+    compiled = program(total=Sum("price"))
+    Written(redis_server, compiled).take(event(0, T0, 1.0))
+    reader = OnlineReader(redis_server.url)
+    with redis_server.client() as client:
+        client.config_set("save", "3600 1")
+        assert await row_of(reader, compiled, T0) == {"total": 1.0}
+        # Who is connected stays so; what is open stays open; a new file finds no place.
+        shutil.rmtree(redis_server.directory)
+        client.bgsave()
+        assert wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", 30.0)
+        with pytest.raises(StoreUnavailable, match="MISCONF"), answering():
+            client.set("a", "b")
+        assert await row_of(reader, compiled, T0 + 1) == {"total": 1.0}
+    redis_server.directory.mkdir()  # whoever made the server removes it
+    await reader.close()
