@@ -24,15 +24,12 @@ from typing_extensions import override
 from cluster import sockets
 from cluster.launcher import Job, Launcher
 from cluster.layout import HEAD_ADDRESS, NODE_ADDRESS, Layout
-from cluster.processes import Owned, children_of, give_way, marked, port_holder, spawn, stop, wait_until
+from cluster.processes import Owned, marked, port_holder, spawn, stop, wait_until
 from cluster.state import Board
 from featurelib.errors import ClusterError
 
 JOB_PREFIX = "thyme-supervisor"
 
-# As nice as workers are (pipeline.niceness). Where the kernel does not group processes by session, as in a container,
-# more would leave it next to nothing beside them, and the longer it takes, the more the server copies.
-_REWRITE_NICENESS = 10
 _LEFTOVERS_S = 2.0
 _LOG_TAIL = 1_500
 _ONLINE_MEMORY_MB = 2_048
@@ -76,9 +73,6 @@ class Part(ABC):
     @abstractmethod
     def start(self) -> str:
         """Bring it up, return when it is ready, with a word on it; raises ``ClusterError`` with the reason."""
-
-    def tend(self) -> None:  # noqa: B027  # most parts look after themselves
-        """Called after every look that found it alive."""
 
     def close(self) -> None:  # noqa: B027  # most parts hold nothing
         """Let go of what this process holds for the part; the part itself runs on."""
@@ -167,19 +161,6 @@ class RedisServer(ProcessPart):
     @override
     def is_ready(self) -> bool:
         return redis_answers(self.port, self.layout.secret(self.secret))
-
-    @override
-    def tend(self) -> None:
-        """Have the child that writes the file anew, or a copy, give way to the server, whose session it shares.
-
-        It takes a processor for seconds. With equal rights the server waited for one half of that time, and every read
-        with it: beside 2,000 events a second, on two cores, the slowest of 200 reads a second took 81 to 933 ms in
-        twelve rewrites, median 317, and 78 to 466, median 162, in sixteen that gave way. As a task for idle moments it
-        took up to 22 s, in which the server copies what is written: 42 to 3,306 ms in nine.
-        """
-        owned = self.board.part(self.name).process
-        for child in children_of(owned.pid) if owned is not None else ():
-            give_way(child, _REWRITE_NICENESS)
 
     def _config(self, folder: Path) -> list[str]:
         return [

@@ -115,24 +115,6 @@ def begin_session(niceness: int = 0) -> None:
                 Path("/proc/self/autogroup").write_text(str(niceness))
 
 
-def children_of(pid: int) -> list[int]:
-    """The processes that the main thread of another one started; none where the system has no cheap way to tell.
-
-    Asking psutil goes through every process of the machine: 1.3 ms for 70.
-    """
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:  # it ended, or this is no Linux
-        return []
-
-
-def give_way(pid: int, niceness: int) -> None:
-    """Have another process of ours give way to others, unless it does so already, has ended, or we may not."""
-    with suppress(OSError):
-        if os.getpriority(os.PRIO_PROCESS, pid) < niceness:
-            os.setpriority(os.PRIO_PROCESS, pid, niceness)
-
-
 def collect_seldom(*, between: bool = False) -> None:
     """Have Python look for cycles of garbage rarely, and never among what exists now, as long as the process lives.
 

@@ -44,7 +44,6 @@ class Keeper(threading.Thread):
         self._part = part
         self._board = board
         self._stopping = stopping
-        self._untended = ""
         self._log = structlog.get_logger().bind(part=part.name)
 
     def run(self) -> None:
@@ -77,16 +76,7 @@ class Keeper(threading.Thread):
             line = self._board.update(self._part.name, state="ready", error="")
         if line.failures and time.time() - line.since > _STABLE_S:
             self._board.update(self._part.name, failures=0)
-        self._tend()
         self._stopping.wait(self._part.every_s)
-
-    def _tend(self) -> None:
-        try:
-            self._part.tend()
-        except _EXPECTED as error:  # it runs all the same
-            if str(error) != self._untended:
-                self._untended = str(error)
-                self._log.warning("not_tended", detail=self._untended)
 
     def _wait_for(self, missing: list[str]) -> None:
         self._board.update(self._part.name, state="waiting", error="")

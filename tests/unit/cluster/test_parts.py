@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import socket
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from cluster import local
 from cluster.layout import Layout, Ports
 from cluster.parts import GcsStore, Listeners, OnlineServer, Scene, parts_of, redis_answers, redis_server_binary
-from cluster.processes import children_of, free_port, kill, marked, wait_until
+from cluster.processes import free_port, kill, marked
 from cluster.sockets import bind_listener, receive_listener
 from cluster.state import Board, ClusterState, Workload
 from featurelib.errors import ClusterError
@@ -63,24 +62,6 @@ def test_the_online_server_keeps_its_data_when_it_is_killed_and_started_again(sc
     server.start()
     assert server.alive()
     assert _command(server.port, password, "GET carrier") == b"$2\r\nUA"
-
-
-def test_a_server_that_writes_its_file_anew_is_not_held_up_by_the_child_that_does(scene):
-    server, password = OnlineServer(scene), scene.layout.secret("online")
-    server.start()
-    pid = scene.board.part("online").process.pid
-    before = os.getpriority(os.PRIO_PROCESS, pid)
-    server.tend()
-    assert children_of(pid) == []
-    # The child waits for so many microseconds at every key: it is still there when it is looked at.
-    _command(server.port, password, "CONFIG SET rdb-key-save-delay 60000000")
-    _command(server.port, password, "SET carrier UA")
-    assert b"started" in _command(server.port, password, "BGREWRITEAOF")
-    assert wait_until(lambda: bool(children_of(pid)), 30.0)
-    server.tend()
-    assert [os.getpriority(os.PRIO_PROCESS, child) for child in children_of(pid)] == [max(10, before)]
-    assert os.getpriority(os.PRIO_PROCESS, pid) == before
-    server.tend()  # nothing is left to do, and nobody is in its way
 
 
 def test_the_online_server_refuses_a_client_without_the_password(scene):

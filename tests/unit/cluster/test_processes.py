@@ -18,11 +18,9 @@ from cluster.processes import (
     PART_MARK,
     Owned,
     are_let_go,
-    children_of,
     collect_between,
     collect_seldom,
     free_port,
-    give_way,
     is_live,
     kill,
     marked,
@@ -108,21 +106,6 @@ def test_a_free_port_can_be_bound_and_avoids_those_named():
     port = free_port()
     assert free_port([port]) != port
     bind_listener("127.0.0.1", port).close()
-
-
-def test_nobody_has_to_give_way_who_does_already_or_is_gone():
-    ours = os.getpriority(os.PRIO_PROCESS, 0)
-    child = subprocess.Popen(["sleep", "60"])
-    try:
-        assert child.pid in children_of(os.getpid())
-        give_way(child.pid, ours + 3)
-        give_way(child.pid, ours + 1)
-        assert os.getpriority(os.PRIO_PROCESS, child.pid) == ours + 3
-    finally:
-        child.kill()
-        child.wait()
-    give_way(child.pid, ours + 5)
-    assert children_of(child.pid) == []
 
 
 def test_a_port_of_a_process_that_is_gone_is_not_let_go_until_its_socket_is_closed():

@@ -21,13 +21,11 @@ class Lamp(Part):
     name = "lamp"
     every_s = 0.01
     broken = 0
-    is_unruly = False
 
     def __init__(self, scene):
         super().__init__(scene)
         self.burns = False
         self.starts = 0
-        self.tended = 0
 
     def alive(self):
         return self.burns
@@ -38,11 +36,6 @@ class Lamp(Part):
             raise ClusterError("no oil")
         self.burns = True
         return "lit"
-
-    def tend(self):
-        self.tended += 1
-        if self.is_unruly:
-            raise OSError("too hot")
 
 
 class Shade(Lamp):
@@ -107,29 +100,6 @@ def test_a_part_that_runs_already_is_adopted_and_not_started(scene, keep):
     lamp.burns = True
     keep(lamp)
     _until(scene, "lamp", state="ready", starts=0)
-
-
-def test_a_part_is_tended_after_every_look_that_found_it_alive(scene, keep):
-    lamp = Lamp(scene)
-    keep(lamp)
-    assert wait_until(lambda: lamp.tended > 2, 30.0)
-
-
-def test_a_part_that_never_runs_is_not_tended(scene, keep):
-    lamp = Lamp(scene)
-    lamp.broken = 99
-    keep(lamp)
-    _until(scene, "lamp", state="failed")
-    assert lamp.tended == 0
-
-
-def test_a_part_that_cannot_be_tended_is_kept_all_the_same(scene, keep):
-    lamp = Lamp(scene)
-    lamp.is_unruly = True
-    keep(lamp)
-    assert wait_until(lambda: lamp.tended > 0, 30.0)
-    lamp.burns = False
-    _until(scene, "lamp", state="ready", starts=2)
 
 
 def test_a_part_that_dies_is_brought_back(scene, keep):
