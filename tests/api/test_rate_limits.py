@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
+import redis
 
 from featurelib.errors import RateLimited, StoreUnavailable
 from featurelib.stores.keys import KeyRecord
@@ -164,6 +166,26 @@ async def test_replicas_go_on_by_themselves_while_the_store_is_away(usage):
     await second.exchange(1.0)
     # What was not told is told now: the second replica pays for all twenty.
     assert admitted(second, keys, 1.0, 50) == 0
+
+
+async def test_replicas_go_on_while_the_store_takes_no_writes(usage, empty_redis_url):
+    limits, keys, stopping = RateLimits(usage, None), ring(10), asyncio.Event()
+    assert admitted(limits, keys, time.perf_counter(), 3) == 3
+    with redis.Redis.from_url(empty_redis_url) as client:
+        client.config_set("min-replicas-to-write", 1)
+        try:
+            with pytest.raises(StoreUnavailable, match="NOREPLICAS"):
+                await limits.exchange(time.perf_counter())
+            sharing = asyncio.create_task(limits.share(stopping))
+            # A replica whose background work has ended is replaced.
+            assert await asyncio.wait([sharing], timeout=3 * TICK_S) == (set(), {sharing})
+        finally:
+            client.config_set("min-replicas-to-write", 0)
+    async with asyncio.timeout(20):
+        while not (await asyncio.to_thread(usage.add, {KEY: 0}))[KEY]:
+            pass
+    stopping.set()
+    await sharing
 
 
 async def test_the_running_replica_shares_what_is_spent(platform, usage):
