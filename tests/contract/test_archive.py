@@ -599,7 +599,9 @@ def test_a_reader_knows_columns_that_a_dataset_got_since_it_read(log, archive):
     assert table["tip"].null_count == len(table) == 20
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(moves=st.lists(st.sampled_from(["send", "read", "copy", "trim", "compact"]), max_size=12))
 def test_any_order_of_sending_reading_copying_trimming_and_compacting_gives_the_same_history(
     moves, tmp_path_factory, shared_redis

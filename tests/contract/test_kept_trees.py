@@ -32,7 +32,7 @@ class Counted:
 
     async def trip(self, request: bytes, count: int) -> list[Any]:
         replies: list[Any] = await self._connection.trip(request, count)
-        self.trips += request != pack(("PING",))
+        self.trips += request != pack(("ECHO", ""))  # of OnlineReader.ping
         self.bytes += sum(len(v or b"") for reply in replies if isinstance(reply, list) for v in reply)
         return replies
 

@@ -625,7 +625,9 @@ MOVES = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(moves=MOVES, partitions=st.integers(1, 4), batch_rows=st.integers(1, 5), keyed=st.booleans())
 def test_whatever_happens_between_polls_every_row_is_in_the_log_once(
     trips, empty_redis_url, moves, partitions, batch_rows, keyed
