@@ -201,6 +201,31 @@ def test_a_server_that_reaches_too_few_replicas_takes_writes_again_later(empty_r
     store.close()
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        redis.ResponseError(
+            "Error running script (call to f_0): @user_script: 9: -NOREPLICAS Not enough good replicas"
+        ),
+        redis.ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"),
+        redis.exceptions.ClusterDownError("The cluster is down"),
+        redis.exceptions.MasterDownError("Link with MASTER is down"),
+        redis.exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
+    ],
+)
+def test_a_server_that_refuses_for_now_is_tried_again(refusal):
+    with pytest.raises(StoreUnavailable), answering():
+        raise refusal
+
+
+def test_what_a_server_refuses_is_told_without_the_command():
+    with pytest.raises(StoreUnavailable) as told, answering():
+        raise redis.ResponseError(
+            "Command # 1 (SET card caused error: 4711) of pipeline caused error: MISCONF No space"
+        )
+    assert str(told.value) == "the online store does not answer: MISCONF No space"
+
+
 def test_a_key_that_is_taken_is_not_a_busy_server():
     with pytest.raises(redis.ResponseError, match="BUSYGROUP"), answering():
         raise redis.ResponseError("BUSYGROUP Consumer Group name already exists")
