@@ -25,12 +25,12 @@ from serve_apps.services import Services, open_services
 from serve_apps.web import Application
 from tests.api.conftest import NOON, Platform
 from tests.support.clocks import MovedClock
+from tests.support.patience import PATIENCE_S
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "snowflake" / "features.py"
 JSON = {"Content-Type": "application/json"}
 # Idle workers look at their logs this often; a stop is answered at once.
 _IDLE_S = 0.002
-_DEADLINE_S = 20.0
 
 
 class Served(NamedTuple):
@@ -51,7 +51,7 @@ class Served(NamedTuple):
         answer = self.owner.post("/api/v1/commit", content=commit.model_dump_json())
         assert answer.status_code == 200, answer.text
         version, current = self.platform.registry.version(), self.platform.services.current
-        assert wait_until(lambda: current.snapshot.version >= version, _DEADLINE_S, 0.005)
+        assert wait_until(lambda: current.snapshot.version >= version, PATIENCE_S, 0.005)
         self.platform.create_logs()
 
 
@@ -90,7 +90,7 @@ def serving(
     listener.start()
     url = f"http://127.0.0.1:{listener.port}"
     sent = [*(pat(platform, role) for role in ("writer", "reader", "admin")), JSON]
-    clients = [httpx2.Client(base_url=url, headers=headers) for headers in sent]
+    clients = [httpx2.Client(base_url=url, headers=headers, timeout=PATIENCE_S) for headers in sent]
     served = Served(url, platform, *clients)
     try:
         served.commit(example())

@@ -23,6 +23,7 @@ from serve_apps.services import open_services
 from serve_apps.web import Application
 from tests.api.conftest import NOON, Platform
 from tests.support.clocks import MovedClock
+from tests.support.patience import PATIENCE_S
 
 EXAMPLE = "examples/tecton/features.py"
 READ = "/api/v1/feature-service/get-features"
@@ -78,7 +79,7 @@ def started(folder: Path, redis_url: str, migrated: Path, more: str, events: Eve
     url = f"http://127.0.0.1:{listener.port}"
     headers = {"Authorization": f"Tecton-key {platform.keys['reader'][1]}"}
     _load(platform, url, folder / "more.py", events)
-    with httpx2.Client(base_url=url, headers=headers) as http:
+    with httpx2.Client(base_url=url, headers=headers, timeout=PATIENCE_S) as http:
         made = Served(url, platform, http, [])
         yield made
         for client in made.opened:
@@ -90,7 +91,9 @@ def started(folder: Path, redis_url: str, migrated: Path, more: str, events: Eve
 
 def _load(platform: Platform, url: str, more: Path, events: Events) -> None:
     functions, now = runpy.run_path(EXAMPLE), to_datetime(NOON)
-    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {platform.keys['writer'][1]}"}) as writer:
+    with httpx2.Client(
+        base_url=url, headers={"Authorization": f"Bearer {platform.keys['writer'][1]}"}, timeout=PATIENCE_S
+    ) as writer:
         for path in (EXAMPLE, more):
             done = writer.post("/api/v1/commit", content=compile_module(path).model_dump_json())
             assert done.is_success, done.text

@@ -23,6 +23,7 @@ from serve_apps.services import open_services
 from serve_apps.web import Application
 from tests.support.clocks import MovedClock
 from tests.support.event_streams import PATH, Entry, following
+from tests.support.patience import PATIENCE_S
 
 
 class Scene:
@@ -85,7 +86,11 @@ def test_what_happens_is_sent_as_it_happens_and_to_each_what_it_asked_for(scene:
         seen = everything.take(3)
         assert messages(seen) == ["one", "two", "three"]
         assert messages(filtered.take(1)) == ["three"]
-    listed = httpx2.get(f"http://127.0.0.1:{port}/api/v1/events", headers={"Authorization": f"Bearer {scene.secret}"})
+    listed = httpx2.get(
+        f"http://127.0.0.1:{port}/api/v1/events",
+        headers={"Authorization": f"Bearer {scene.secret}"},
+        timeout=PATIENCE_S,
+    )
     assert [entry.event for entry in reversed(seen)] == listed.json()[:3]
     assert [entry.id for entry in seen] == [entry.event["id"] for entry in seen]
 
@@ -147,14 +152,14 @@ def test_what_cannot_be_followed_is_refused(scene: Scene) -> None:
     replica = scene.replica(event_streams=1)
     url, headers = f"http://127.0.0.1:{replica.port}{PATH}", {"Authorization": f"Bearer {scene.secret}"}
     for last, status in (("17", 400), ("x" * 36, 400), ("5b0f4a53-9a68-4d36-8a2f-4e1f2f6b6e11", 404)):
-        answer = httpx2.get(url, headers={**headers, "Last-Event-ID": last})
+        answer = httpx2.get(url, headers={**headers, "Last-Event-ID": last}, timeout=PATIENCE_S)
         assert (answer.status_code, answer.json()["correlation_id"]) == (status, answer.headers["x-correlation-id"])
-    assert httpx2.get(url, headers=headers, params={"severity": "loud"}).status_code == 400
-    assert httpx2.get(url).status_code == 401
+    assert httpx2.get(url, headers=headers, params={"severity": "loud"}, timeout=PATIENCE_S).status_code == 400
+    assert httpx2.get(url, timeout=PATIENCE_S).status_code == 401
     head = httpx2.head(url, headers=headers)
     assert (head.status_code, head.content) == (200, b"")
     with following(replica.port, scene.secret):
-        answer = httpx2.get(url, headers=headers)
+        answer = httpx2.get(url, headers=headers, timeout=PATIENCE_S)
         assert (answer.status_code, answer.json()["error"]) == (503, "service_unavailable")
         assert answer.headers["retry-after"] == "1"
 
@@ -187,7 +192,7 @@ def test_a_client_that_takes_nothing_is_cut_off_and_holds_nobody_up(
         numbers = [message.split()[0] for message in messages(followed(scene, port, len(large)))]
         assert numbers == [f"{number}" for number in range(len(large))]
         writer.join()
-        assert wait_until(lambda: scene.followers() == 0, 20, every_s=0.05)
+        assert wait_until(lambda: scene.followers() == 0, PATIENCE_S, every_s=0.05)
         # Without the end that a whole answer has, and not all of it.
         taken = read_to_the_end(stuck)
         assert not taken.endswith(b"0\r\n\r\n")

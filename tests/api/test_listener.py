@@ -15,6 +15,7 @@ from featurelib.stores.registry import Registry
 from serve_apps.listener import Listener
 from serve_apps.services import open_services
 from serve_apps.web import Application
+from tests.support.patience import PATIENCE_S
 
 
 def listener(settings, clock) -> Listener:
@@ -27,13 +28,13 @@ def test_a_listener_answers_is_healthy_and_stops(settings, clock):
     url = f"http://127.0.0.1:{running.port}"
     try:
         running.check()
-        assert httpx2.get(f"{url}/health").json()["status"] == "ok"
+        assert httpx2.get(f"{url}/health", timeout=PATIENCE_S).json()["status"] == "ok"
     finally:
         running.stop()
     with pytest.raises(ClusterError, match="has ended"):
         running.check()
     with pytest.raises(httpx2.ConnectError):
-        httpx2.get(f"{url}/health")
+        httpx2.get(f"{url}/health", timeout=PATIENCE_S)
 
 
 def test_two_listeners_share_a_socket_and_one_may_go(settings, clock):
@@ -44,7 +45,7 @@ def test_two_listeners_share_a_socket_and_one_may_go(settings, clock):
         running[-1].start()
     url = f"http://127.0.0.1:{shared.getsockname()[1]}/health"
     running[0].stop()
-    assert httpx2.get(url).status_code == 200
+    assert httpx2.get(url, timeout=PATIENCE_S).status_code == 200
     running[1].stop()
     shared.close()
 
@@ -68,7 +69,7 @@ def test_a_read_in_flight_is_answered_before_the_listener_stops(settings, clock)
     with socket.create_connection(("127.0.0.1", running.port)) as connection:
         connection.sendall(head.encode() + body[:5])
         # The server has begun this request once it answers another one that was sent later.
-        httpx2.get(f"http://127.0.0.1:{running.port}/metrics")
+        httpx2.get(f"http://127.0.0.1:{running.port}/metrics", timeout=PATIENCE_S)
         stopping = threading.Thread(target=running.stop)
         stopping.start()
         connection.sendall(body[5:])

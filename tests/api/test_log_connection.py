@@ -34,6 +34,7 @@ from serve_apps.services import open_services
 from serve_apps.web import Application
 from tests.api.test_connections import Client
 from tests.api.test_idempotency import ride
+from tests.support.patience import PATIENCE_S
 
 MB = 2**20
 PARTITIONS = 2
@@ -59,7 +60,7 @@ def serving(settings, clock, secret) -> Iterator[int]:
         commit = compile_module(Path(__file__).parent / "rides.py")
         headers = {"Authorization": f"Bearer {secret}"}
         url = f"http://127.0.0.1:{running.port}/api/v1/commit"
-        assert httpx2.post(url, content=commit.model_dump_json(), headers=headers).is_success
+        assert httpx2.post(url, content=commit.model_dump_json(), headers=headers, timeout=PATIENCE_S).is_success
         yield running.port
     finally:
         running.stop()
@@ -157,7 +158,7 @@ def test_what_a_sender_leaves_unfinished_is_completed_by_sending_it_again(client
     body = b"".join(line(number) for number in range(3_000))
     key = "Idempotency-Key: k"
     client.send(head(secret, f"Content-Length: {len(body)}", key), body[: 2 * MB])
-    assert wait_until(lambda: held(log) > 0, 20)
+    assert wait_until(lambda: held(log) > 0, PATIENCE_S)
     client.socket.shutdown(socket.SHUT_WR)
     assert client.is_closed()
     taken = held(log)
@@ -211,7 +212,9 @@ def test_a_large_spine_is_taken_while_it_comes_and_nothing_is_kept_of_one_whose_
     assert len(body) > settings.serving.max_body_bytes
     pieces = (body[start : start + 10_000] for start in range(0, len(body), 10_000))
     headers = {"Authorization": f"Bearer {secret}", "Content-Type": PARQUET.decode()}
-    answer = httpx2.post(f"http://127.0.0.1:{port}{TRAINING_SETS}?featureset=Rider", content=pieces, headers=headers)
+    answer = httpx2.post(
+        f"http://127.0.0.1:{port}{TRAINING_SETS}?featureset=Rider", content=pieces, headers=headers, timeout=PATIENCE_S
+    )
     assert (answer.status_code, answer.json().get("rows")) == (202, rows), answer.text
     (stored_as,) = Path(settings.training_url).rglob("spine.*")
     assert stored_as.read_bytes() == body
@@ -219,8 +222,8 @@ def test_a_large_spine_is_taken_while_it_comes_and_nothing_is_kept_of_one_whose_
         lines = [f"POST {TRAINING_SETS}?featureset=Rider HTTP/1.1", "Host: x", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         leaving.sendall("\r\n".join([*lines, "", ""]).encode() + body[:5_000])
-        assert wait_until(lambda: len(list(Path(settings.training_url).iterdir())) == 2, 30.0)
-    assert wait_until(lambda: list(Path(settings.training_url).iterdir()) == [stored_as.parent], 30.0)
+        assert wait_until(lambda: len(list(Path(settings.training_url).iterdir())) == 2, PATIENCE_S)
+    assert wait_until(lambda: list(Path(settings.training_url).iterdir()) == [stored_as.parent], PATIENCE_S)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from serve_apps.services import open_services
 from serve_apps.web import OPEN_PATHS, Application
 from tests.api.conftest import NOON, RIDES, Platform
 from tests.support.clocks import MovedClock
+from tests.support.patience import PATIENCE_S
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 # Its answer has no end.
@@ -50,7 +51,7 @@ def served(tmp_path_factory, module_redis, migrated) -> Iterator[tuple[str, str]
     listener = Listener(Application(lambda: open_services(chosen, clock)), bind_listener("127.0.0.1", 0))
     listener.start()
     url, key = f"http://127.0.0.1:{listener.port}", platform.keys["admin"][1]
-    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as client:
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=PATIENCE_S) as client:
         commit = compile_module("tests/api/rides.py")
         assert client.post("/api/v1/commit", content=commit.model_dump_json()).is_success
         platform.create_logs()

@@ -22,6 +22,7 @@ from featurelib.stores.owned_keys import OwnedKeys
 from featurelib.stores.principals import Author, Principals
 from tests.api.conftest import NOON
 from tests.api.payments import Served, serving
+from tests.support.patience import PATIENCE_S
 
 INGEST, QUERY = "/api/v1/ingest", "/api/v1/query"
 RECORDS = {"records": {"clickstream_events": []}}
@@ -80,7 +81,7 @@ def served(tmp_path_factory, module_redis, migrated) -> Iterator[Served]:
         served.platform.keys["slow"] = registry.create_key("writer", "slow", rate_limit=1)
         served.commit(Commit())
         version, current = registry.version(), served.platform.services.current
-        assert wait_until(lambda: current.snapshot.version >= version, 10.0, 0.005)
+        assert wait_until(lambda: current.snapshot.version >= version, PATIENCE_S, 0.005)
         yield served
 
 
@@ -195,9 +196,9 @@ def test_a_revoked_public_key_verifies_nothing(served):
     registry = served.platform.registry
     keys = OwnedKeys(registry.database, served.platform.clock)
     record = keys.register(NewKey(role="reader", label="STRANGER", public_key=gone.pem), Author())
-    assert wait_until(lambda: post(served, QUERY, f"Bearer {gone.token()}").status_code == 200, 10.0)
+    assert wait_until(lambda: post(served, QUERY, f"Bearer {gone.token()}").status_code == 200, PATIENCE_S)
     registry.revoke_key(record.fingerprint)
-    assert wait_until(lambda: post(served, QUERY, f"Bearer {gone.token()}").status_code == 401, 10.0)
+    assert wait_until(lambda: post(served, QUERY, f"Bearer {gone.token()}").status_code == 401, PATIENCE_S)
 
 
 def test_a_group_is_read_by_who_may_read_its_workspace(served):

@@ -15,6 +15,7 @@ from featurelib.errors import LogFull
 from featurelib.stores.log import Log
 from serve_apps.query_server import QueryServer
 from tests.api.payments import Served, pat, serving
+from tests.support.patience import PATIENCE_S
 
 INGEST, QUERY = "/api/v1/ingest", "/api/v1/query"
 _MODULE = """
@@ -101,7 +102,9 @@ def served(tmp_path_factory, module_redis, migrated) -> Iterator[Served]:
         served.platform.keys["slow"] = served.platform.registry.create_key("writer", "slow", rate_limit=1)
         status = f"{served.url}/api/v1/status"
         assert wait_until(
-            lambda: served.stranger.get(status, headers=pat(served.platform, "slow")).status_code != 401, 10.0, 0.02
+            lambda: served.stranger.get(status, headers=pat(served.platform, "slow")).status_code != 401,
+            PATIENCE_S,
+            0.02,
         )
         yield served
 

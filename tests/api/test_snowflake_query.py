@@ -12,6 +12,7 @@ from cluster.processes import wait_until
 from featurelib.compile import compile_module
 from featurelib.definitions import Commit
 from tests.api.payments import Served, serving, workers
+from tests.support.patience import PATIENCE_S
 
 URL = "/api/v1/query"
 VIEW = "user_transaction_features"
@@ -390,7 +391,7 @@ def recorded(served: Served, request_id: str, target: str) -> list[dict]:
         runs = served.owner.get("/query-runs", params={"featureset": target}).json()["runs"]
         return [run for run in runs if run["correlation_id"] == request_id]
 
-    assert wait_until(lambda: bool(found()), 10.0)
+    assert wait_until(lambda: bool(found()), PATIENCE_S)
     return found()
 
 

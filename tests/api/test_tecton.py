@@ -22,6 +22,7 @@ from featurelib.stores.role_assignments import Assignment, Holder
 from featurelib.stores.standings import Resource
 from serve_apps.services import AccessStores
 from tests.api.tecton import EXAMPLE, READ, Served, ask_anew, started
+from tests.support.patience import PATIENCE_S
 
 SERVICE = "fraud_detection_feature_service"
 BATCH = "/api/v1/feature-service/get-features-batch"
@@ -306,7 +307,7 @@ def test_null_is_a_value_of_every_request_feature_and_a_run_of_it_can_be_replaye
     answer = served.read(**strictly(given))
     assert answer.json()["result"] == {"features": [None]}
     admin = {"Authorization": f"Bearer {served.platform.keys['admin'][1]}"}
-    with httpx2.Client(base_url=served.url, headers=admin) as http:
+    with httpx2.Client(base_url=served.url, headers=admin, timeout=PATIENCE_S) as http:
         run = answer.headers["x-query-run-id"]
         _once_written(http, run)
         replayed = http.post(f"/query-runs/{run}/replay", params={"knowledge": "as_served"}).json()
@@ -670,13 +671,13 @@ def test_failures_of_the_framework_have_the_same_body(served, name):
 @pytest.mark.parametrize("scheme", ["Tecton-key", "tecton-KEY", "Tecton-Key", "Bearer"])
 def test_the_scheme_is_read_in_any_case(served, scheme):
     headers = {"Authorization": f"{scheme} {served.key}"}
-    assert httpx2.post(served.url + READ, json={"params": U1}, headers=headers).is_success
+    assert httpx2.post(served.url + READ, json={"params": U1}, headers=headers, timeout=PATIENCE_S).is_success
 
 
 @pytest.mark.parametrize("header", [None, "Tecton-key", "Tecton-key wrong", "Basic dTpw"])
 def test_without_a_valid_key_the_message_names_the_header(served, header):
     headers = {} if header is None else {"Authorization": header}
-    answer = httpx2.post(served.url + READ, json={"params": U1}, headers=headers)
+    answer = httpx2.post(served.url + READ, json={"params": U1}, headers=headers, timeout=PATIENCE_S)
     assert (answer.status_code, answer.json()["code"]) == (401, 16)
     assert "invalid 'Tecton-key' authorization header" in answer.json()["message"]
 
@@ -686,7 +687,7 @@ def test_every_read_is_recorded_with_a_run_per_view_that_can_be_replayed(served)
     runs = answer.headers["x-query-run-id"].split(",")
     assert len(runs) == 3
     admin = {"Authorization": f"Bearer {served.platform.keys['admin'][1]}"}
-    with httpx2.Client(base_url=served.url, headers=admin) as http:
+    with httpx2.Client(base_url=served.url, headers=admin, timeout=PATIENCE_S) as http:
         for run, featureset in zip(runs, ["UserPayments", "UserProfile", "PaymentRisk"], strict=True):
             replayed = _once_written(http, run)
             assert replayed["featureset"] == featureset
@@ -695,7 +696,7 @@ def test_every_read_is_recorded_with_a_run_per_view_that_can_be_replayed(served)
 
 
 def _once_written(http: httpx2.Client, run: str) -> dict[str, Any]:
-    assert wait_until(lambda: http.get(f"/query-runs/{run}").is_success, 10.0, every_s=0.02)
+    assert wait_until(lambda: http.get(f"/query-runs/{run}").is_success, PATIENCE_S, every_s=0.02)
     return http.get(f"/query-runs/{run}").json()
 
 
@@ -753,10 +754,12 @@ class TestThePublishedClient:
         role = Assignment(Holder("service_account", "reads-ads"), "consumer", Resource("workspace", "ads"))
         access.roles.assign([role], Author())
         client = served.client(secret)
-        assert wait_until(lambda: _may(client, "ads"), 10.0, every_s=0.02)
+        assert wait_until(lambda: _may(client, "ads"), PATIENCE_S, every_s=0.02)
         with pytest.raises(refused.ForbiddenError, match="Not Authorized"):
             client.get_feature_service_metadata(feature_service_name=SERVICE)
-        status = httpx2.get(f"{served.url}/api/v1/status", headers={"Authorization": f"Bearer {secret}"}).json()
+        status = httpx2.get(
+            f"{served.url}/api/v1/status", headers={"Authorization": f"Bearer {secret}"}, timeout=PATIENCE_S
+        ).json()
         assert {each["workspace"] for each in status["feature_services"]} == {"ads"}
 
 
@@ -791,7 +794,7 @@ def test_a_service_is_planned_and_a_break_of_it_is_said(served):
     planned = {}
     for name, changed in (("fewer", fewer), ("other", other)):
         body = commit.model_copy(update={"feature_services": (changed,)}).model_dump_json()
-        planned[name] = httpx2.post(f"{served.url}/api/v1/plan", content=body, headers=admin).json()
+        planned[name] = httpx2.post(f"{served.url}/api/v1/plan", content=body, headers=admin, timeout=PATIENCE_S).json()
     assert planned["other"]["changes"]["added"] == [f"feature_service:other/{SERVICE}@1"]
     assert {each["code"] for each in planned["fewer"]["breaks"]} == {"feature_removed", "request_changed"}
 

@@ -20,6 +20,7 @@ from serve_apps.services import AccessStores
 from serve_apps.tecton_errors import tecton_body
 from tests.api.tecton import READ, Served, started
 from tests.api.test_tecton import ADS, BATCH, METADATA, MORE, OF_U1, QUERY, SERVICE, STATE, U1, batch_of, of_ad
+from tests.support.patience import PATIENCE_S
 
 SECRETS, ROLES = "/api/v1/secrets-service/scopes", "/api/v1/authorization-service"
 READER = {"principal_type": "PRINCIPAL_TYPE_SERVICE_ACCOUNT", "principal_id": "rows"}
@@ -38,19 +39,19 @@ def served(tmp_path_factory, module_redis, migrated) -> Iterator[Served]:
         role = Assignment(Holder("service_account", "rows"), "consumer", Resource("workspace", "ads"))
         access.roles.assign([role], Author())
         made.platform.keys["slow"] = made.platform.registry.create_key("reader", "slow", rate_limit=1)
-        assert wait_until(lambda: all(_is_known(made, name) for name in ("rows", "slow")), 10.0, every_s=0.02)
+        assert wait_until(lambda: all(_is_known(made, name) for name in ("rows", "slow")), PATIENCE_S, every_s=0.02)
         yield made
 
 
 def _is_known(served: Served, name: str) -> bool:
     headers = {"Authorization": f"Tecton-key {served.platform.keys[name][1]}"}
-    return httpx2.get(f"{served.url}/api/v1/status", headers=headers).status_code != 401
+    return httpx2.get(f"{served.url}/api/v1/status", headers=headers, timeout=PATIENCE_S).status_code != 401
 
 
 @pytest.fixture
 def owner(served) -> Iterator[httpx2.Client]:
     headers = {"Authorization": f"Tecton-key {served.platform.keys['admin'][1]}"}
-    with httpx2.Client(base_url=served.url, headers=headers) as client:
+    with httpx2.Client(base_url=served.url, headers=headers, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -272,7 +273,7 @@ def test_each_failure_has_its_status_code_words_and_exception(served, name):
     secret = "nobody" if failure.key == "nobody" else served.platform.keys[failure.key][1]
     body = {"params": {_CAMEL[member]: value for member, value in asked.items()}}
     headers = {"Authorization": f"Tecton-key {secret}"}
-    answer = httpx2.post(served.url + READ, json=body, headers=headers)
+    answer = httpx2.post(served.url + READ, json=body, headers=headers, timeout=PATIENCE_S)
     told = answer.json()
     assert (answer.status_code, told["code"], told["error"]) == (failure.status, failure.code, told["message"])
     assert failure.words in told["message"]

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.processes import wait_until
 from tests.api.tecton import Served, started
+from tests.support.patience import PATIENCE_S
 
 _MODULE = """
 from dataclasses import dataclass
@@ -276,7 +277,7 @@ class TestOurOwnRoutes:
     @pytest.fixture
     def http(self, served) -> Iterator[httpx2.Client]:
         headers = {"Authorization": f"Bearer {served.platform.keys['admin'][1]}"}
-        with httpx2.Client(base_url=served.url, headers=headers) as client:
+        with httpx2.Client(base_url=served.url, headers=headers, timeout=PATIENCE_S) as client:
             yield client
 
     def test_a_struct_is_an_object_and_its_run_can_be_replayed(self, http):
@@ -287,7 +288,7 @@ class TestOurOwnRoutes:
         assert features["doubled"] == {"units": 8, "currency": "NOK", "at": _AT}
         assert features["seen"] == {"x": 3.0, "y": 0.0}
         run = answer.headers["x-query-run-id"]
-        assert wait_until(lambda: http.get(f"/query-runs/{run}").is_success, 10.0, every_s=0.02)
+        assert wait_until(lambda: http.get(f"/query-runs/{run}").is_success, PATIENCE_S, every_s=0.02)
         replayed = http.post(f"/query-runs/{run}/replay", params={"knowledge": "as_served"}).json()
         assert set(replayed["features"].values()) == {"same"}
 

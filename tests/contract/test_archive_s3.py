@@ -21,6 +21,7 @@ from featurelib.stores.spine_files import Order, Outcome, SpineFolder
 from featurelib.stores.spine_sources import open_spine
 from tests.contract.test_archive import TRIP, offsets, records
 from tests.support.amazon import REGION, Amazon
+from tests.support.patience import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def amazon() -> Iterator[Amazon]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        assert wait_until(lambda: listens(port), 30.0)
+        assert wait_until(lambda: listens(port), PATIENCE_S)
         yield Amazon(f"http://127.0.0.1:{port}")
     finally:
         server.kill()

@@ -25,6 +25,7 @@ from featurelib.stores.online import GroupCommit, OnlineStore, StateName
 from featurelib.stores.registry import Registry
 from jobs.maintain import ArchiveCopy, LogTrimming, Upkeep
 from tests.support.clocks import MovedClock
+from tests.support.patience import PATIENCE_S
 from tests.support.redis_server import RedisServer
 
 MB = 1 << 20
@@ -212,7 +213,7 @@ def counted(client: redis.Redis) -> int:
 def test_close_to_the_memory_limit_appends_are_refused_and_workers_still_commit(log, clock, client, redis_server):
     send(log)
     # What an earlier test left is freed by a thread of the server's own; the margin is for the server's buffers.
-    assert wait_until(lambda: client.info("memory")["lazyfree_pending_objects"] == 0, 10.0, every_s=0.01)
+    assert wait_until(lambda: client.info("memory")["lazyfree_pending_objects"] == 0, PATIENCE_S, every_s=0.01)
     limit = counted(client) + 80 * MB
     client.config_set("maxmemory", limit)
     while counted(client) < 0.975 * limit:
@@ -227,7 +228,7 @@ def test_close_to_the_memory_limit_appends_are_refused_and_workers_still_commit(
     store.close()
     client.delete("ballast")
     # The server frees what is large in a thread of its own.
-    assert wait_until(lambda: counted(client) < 0.9 * limit, 10.0, every_s=0.01)
+    assert wait_until(lambda: counted(client) < 0.9 * limit, PATIENCE_S, every_s=0.01)
     clock.time += SECOND
     send(log)
 

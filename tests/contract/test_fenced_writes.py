@@ -13,6 +13,7 @@ from featurelib.errors import CorruptState, Fenced, StoreUnavailable
 from featurelib.stores.fenced import EPOCH, FencedWriter, Write
 from featurelib.stores.online import GroupCommit, OnlineStore, StateName
 from featurelib.stores.server import answering
+from tests.support.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_what_is_to_go_goes_from_a_full_server_too(empty_redis_url, client):
         client.config_set("maxmemory", client.info("memory")["used_memory"] - 500_000)
         with pytest.raises(StoreUnavailable):
             store.commit(state, [gone])
-        assert wait_until(lambda: _commits(store, state, gone), 10.0, every_s=0.01)
+        assert wait_until(lambda: _commits(store, state, gone), PATIENCE_S, every_s=0.01)
     finally:
         client.config_set("maxmemory", 0)
     assert not client.exists(state.key("large"))

@@ -22,6 +22,7 @@ from featurelib.stores import online_reader
 from featurelib.stores.online import StateName, generation_key
 from featurelib.stores.online_reader import Lookup, OnlineReader
 from featurelib.stores.server import answering
+from tests.support.patience import PATIENCE_S
 from tests.support.redis_server import RedisServer
 
 T0 = 1_700_000_000 * SECOND
@@ -171,7 +172,7 @@ async def test_a_store_that_cannot_write_to_its_disk_takes_nothing_and_is_read_o
         # Who is connected stays so; what is open stays open; a new file finds no place.
         shutil.rmtree(redis_server.directory)
         client.bgsave()
-        assert wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", 30.0)
+        assert wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", PATIENCE_S)
         with pytest.raises(StoreUnavailable, match="MISCONF"), answering():
             client.set("a", "b")
         assert await row_of(reader, compiled, T0 + 1) == {"total": 1.0}

@@ -21,6 +21,7 @@ from featurelib.stores.secret_values import Place, SecretValues
 from featurelib.stores.source_secrets import SourceSecrets, with_secrets
 from jobs.ingest import SourceTask
 from tests.support.clocks import MovedClock
+from tests.support.patience import PATIENCE_S
 from tests.support.tls_postgres import PASSWORD
 
 PLACE = Place("warehouse", "password")
@@ -69,11 +70,11 @@ def test_a_running_source_goes_on_with_the_secret_of_now(settings, secrets, tls_
         assert (task.step(), task.step()) == (True, False)
         assert (task.facts()["accepted"], task.facts()["error"]) == (1, "")
         secrets.put(PLACE, WRONG, Author())
-        assert wait_until(lambda: not task.step() and bool(task.facts()["error"]), 20)
+        assert wait_until(lambda: not task.step() and bool(task.facts()["error"]), PATIENCE_S)
         secrets.put(PLACE, PASSWORD, Author())
-        assert wait_until(lambda: not task.step() and not task.facts()["error"], 20)
+        assert wait_until(lambda: not task.step() and not task.facts()["error"], PATIENCE_S)
         secrets.delete(PLACE, Author())
-        assert wait_until(lambda: not task.step() and "thyme secrets put" in task.facts()["error"], 20)
+        assert wait_until(lambda: not task.step() and "thyme secrets put" in task.facts()["error"], PATIENCE_S)
     finally:
         task.close()
 

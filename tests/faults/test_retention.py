@@ -29,6 +29,7 @@ from jobs.inputs import InputReader, input_partitions, lowest_positions
 from jobs.maintain import ArchiveTask
 from jobs.worker import PartitionWorker
 from tests.support.clocks import MovedClock
+from tests.support.patience import PATIENCE_S
 from tests.support.redis_server import RedisServer
 from tests.support.worlds import NEVER_LATE, RAIN, RIDES, T0, World, drain
 
@@ -360,7 +361,7 @@ def test_records_that_may_gather_longer_are_archived_once_the_log_is_over_its_bu
         return sum(platform.archive.archived_offset(RIDES, part) for part in range(2)) == platform.sent
 
     # The log's use is measured once a second.
-    assert wait_until(archived, 20.0, every_s=0.1)
+    assert wait_until(archived, PATIENCE_S, every_s=0.1)
     assert platform.fares() == list(range(platform.sent))
     platform.close()
 

@@ -28,6 +28,7 @@ from cluster.processes import wait_until
 from featurelib.errors import ThymeError
 from tests.support.amazon import Amazon
 from tests.support.brokers import MockCluster, mock_cluster
+from tests.support.patience import PATIENCE_S
 from tests.support.platforms import Platform
 from tests.support.towns import CITIES, RIDERS, town_on
 
@@ -218,7 +219,9 @@ class Market:
         headers = {"X-Signature-256": f"sha256={signature}", "Idempotency-Key": f"burst-{self._bursts}"}
         url = f"{self.client.config.api_base}/api/v1/webhooks/Payment"
         for _ in range(2):
-            assert wait_until(lambda: httpx2.post(url, content=body, headers=headers).is_success, DEADLINE_S)
+            assert wait_until(
+                lambda: httpx2.post(url, content=body, headers=headers, timeout=PATIENCE_S).is_success, DEADLINE_S
+            )
 
 
 def _ours(sources: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -281,7 +284,10 @@ def said(market: Market) -> str:
     """Everything the platform says of its sources, to whoever asks."""
     base, key = market.client.config.api_base, market.client.config.api_key
     paths = ("status", "sources", "events?limit=1000", "jobs")
-    answers = [httpx2.get(f"{base}/api/v1/{path}", headers={"Authorization": f"Bearer {key}"}) for path in paths]
+    answers = [
+        httpx2.get(f"{base}/api/v1/{path}", headers={"Authorization": f"Bearer {key}"}, timeout=PATIENCE_S)
+        for path in paths
+    ]
     assert all(answer.is_success for answer in answers)
     platform = market.platform
     printed = [platform.thyme("status", "--json"), platform.thyme("status")]

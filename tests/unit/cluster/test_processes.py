@@ -31,6 +31,7 @@ from cluster.processes import (
     wait_until,
 )
 from cluster.sockets import bind_listener
+from tests.support.patience import PATIENCE_S
 
 FOREVER = [sys.executable, "-c", "import time; time.sleep(600)"]
 WITH_CHILD = [sys.executable, "-c", f"import subprocess, sys; subprocess.run({FOREVER!r})"]
@@ -54,7 +55,7 @@ def _start(cluster_id, tmp_path, command=FOREVER, part="online"):
 
 def test_children_of_a_part_are_found_by_the_inherited_mark(cluster_id, tmp_path):
     with _start(cluster_id, tmp_path, WITH_CHILD, part="node") as parent:
-        assert wait_until(lambda: len(marked(cluster_id, "node")) == 2, 10)
+        assert wait_until(lambda: len(marked(cluster_id, "node")) == 2, PATIENCE_S)
         assert {part_of(process) for process in marked(cluster_id)} == {"node"}
         assert marked(cluster_id, "head") == []
         kill(lambda: marked(cluster_id))
@@ -72,7 +73,7 @@ def test_stopping_one_cluster_leaves_another_running(cluster_id, tmp_path):
 
 def test_a_process_deaf_to_sigterm_is_killed_after_the_grace_time(cluster_id, tmp_path):
     with _start(cluster_id, tmp_path, DEAF) as deaf:
-        assert wait_until(lambda: (tmp_path / "log").read_text() == "1\n", 10)
+        assert wait_until(lambda: (tmp_path / "log").read_text() == "1\n", PATIENCE_S)
         assert stop(lambda: marked(cluster_id), 0.2) == []
         assert deaf.wait(10) == -9
 
@@ -86,7 +87,7 @@ def test_a_recycled_process_id_is_not_taken_for_ours():
 def test_a_zombie_is_not_alive():
     child = subprocess.Popen([sys.executable, "-c", ""])
     process = psutil.Process(child.pid)
-    assert wait_until(lambda: not is_live(process), 10)
+    assert wait_until(lambda: not is_live(process), PATIENCE_S)
     assert psutil.pid_exists(child.pid)
     child.wait()
 

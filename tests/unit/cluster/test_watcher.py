@@ -13,6 +13,7 @@ from cluster.state import Board, ClusterState, Workload
 from cluster.watcher import Keeper
 from featurelib.errors import ClusterError
 from featurelib.settings import load_settings
+from tests.support.patience import PATIENCE_S
 
 
 class Lamp(Part):
@@ -87,7 +88,7 @@ def _until(scene, name, **expected):
         line = scene.board.part(name)
         return all(getattr(line, field) == value for field, value in expected.items())
 
-    assert wait_until(holds, 10), scene.board.part(name)
+    assert wait_until(holds, PATIENCE_S), scene.board.part(name)
 
 
 def test_a_part_that_does_not_run_is_started(scene, keep):

@@ -12,7 +12,7 @@ from cluster.processes import wait_until
 from featurelib.errors import Fenced, StoreUnavailable
 from jobs.driver import Driver, leave
 
-WITHIN_S = 10.0
+WITHIN_S = 60.0
 
 
 class Scripted:
