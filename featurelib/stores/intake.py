@@ -222,7 +222,7 @@ class Intake:
         Raises:
             MaybeTaken: there is no key, and some partitions may hold their share.
             LogFull: nothing was taken.
-            StoreUnavailable: there is a key: send the records again.
+            StoreUnavailable: nothing was taken, or there is a key: send the records again.
         """
         self._log.require_room()
         request = request or Request("")
@@ -239,9 +239,9 @@ class Intake:
                 dead_kept=self._dead_kept,
                 key_column=self._dataset.key.name,
             )
-        except StoreUnavailable as error:
+        except MaybeTaken as error:
             if request.key:
-                raise
+                raise StoreUnavailable(str(error)) from error
             text = (
                 f"{error}; some of the {len(events)} records may have been taken, and sent again would count twice; "
                 "with an Idempotency-Key they would not"

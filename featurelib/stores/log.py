@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, cast
 
@@ -25,7 +26,7 @@ import redis
 from featurelib.clock import DAY, Clock, Duration, Instant
 from featurelib.engine.keys import key_texts
 from featurelib.engine.records import ACCEPTED_AT, DELETED, ERASED, LATE, OFFSET, PARTITION, TIME, Mark, mark_late
-from featurelib.errors import CorruptState
+from featurelib.errors import CorruptState, MaybeTaken, StoreUnavailable
 from featurelib.stores.budget import LOGS, SAMPLED_ENTRIES, Budget, LogRoom
 from featurelib.stores.dead_letters import DeadLetter, DeadLetters
 from featurelib.stores.haste import Haste
@@ -483,7 +484,8 @@ class Log:
             key_column: the dataset's key.
 
         Raises:
-            StoreUnavailable: some partitions may hold their share.
+            MaybeTaken: some partitions may hold their share.
+            StoreUnavailable: none does.
         """
         requests = [
             _Request(
@@ -495,7 +497,8 @@ class Log:
         tried = [self._attempt(request, heads[request.partition]) for request in requests]
         replies = iter(self._run_together([each for each in tried if isinstance(each, _Attempt)]))
         found = [each if isinstance(each, Appended) else each.outcome(next(replies)) for each in tried]
-        return [each or self._append_alone(request) for each, request in zip(found, requests, strict=True)]
+        with _taking():
+            return [each or self._append_alone(request) for each, request in zip(found, requests, strict=True)]
 
     def _append_alone(self, request: _Request) -> Appended:
         while True:
@@ -512,14 +515,17 @@ class Log:
         """The script's answer to each; 0 as well where the server does not know the script yet."""
         if not attempts:
             return []
-        with answering():
-            pipe = self._redis.pipeline(transaction=False)
-            for each in attempts:
-                pipe.evalsha(self._append.sha, len(each.keys), *each.keys, *cast("Any", each.arguments))
+        pipe = self._redis.pipeline(transaction=False)
+        for each in attempts:
+            pipe.evalsha(self._append.sha, len(each.keys), *each.keys, *cast("Any", each.arguments))
+        with _taking():
             replies = pipe.execute(raise_on_error=False)
-            for reply in replies:
-                if isinstance(reply, Exception) and not isinstance(reply, redis.exceptions.NoScriptError):
-                    raise reply
+        failures = [reply for reply in replies if isinstance(reply, Exception)]
+        refused = [each for each in failures if not isinstance(each, redis.exceptions.NoScriptError)]
+        if refused:
+            # A server refuses a script before its first write.
+            with _taking() if len(failures) < len(replies) else answering():
+                raise refused[0]
         return [0 if isinstance(reply, Exception) else int(reply) for reply in replies]
 
     def _attempt(self, request: _Request, head: Head) -> _Attempt | Appended:
@@ -893,6 +899,20 @@ class Log:
             known = pa.ipc.read_schema(pa.py_buffer(cast("bytes", stored)))
             self._schemas[(dataset, fingerprint)] = known
         return known
+
+
+@contextmanager
+def _taking() -> Iterator[None]:
+    """Whatever fails in here may have been done.
+
+    Raises:
+        MaybeTaken: the server does not answer, or refuses for now.
+    """
+    try:
+        with answering():
+            yield
+    except StoreUnavailable as error:
+        raise MaybeTaken(str(error)) from error
 
 
 class _Stored(NamedTuple):

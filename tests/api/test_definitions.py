@@ -10,7 +10,7 @@ import pytest
 
 from featurelib.compile import compile_module
 from featurelib.definitions import Commit, ConnectorDef, SourceDef
-from featurelib.errors import StoreUnavailable
+from featurelib.errors import MaybeTaken, StoreUnavailable
 from featurelib.secrets import SecretRef
 from featurelib.stores.registry import SourceStatus
 
@@ -355,7 +355,7 @@ async def test_a_log_that_fails_in_the_middle_invites_no_second_sending(platform
 
     def away(*_: object, **__: object) -> None:
         message = "the log does not answer"
-        raise StoreUnavailable(message)
+        raise MaybeTaken(message)
 
     monkeypatch.setattr(platform.services.stores.log, "append_shares", away)
     answer = await client.post("/api/v1/log", json={"dataset": "Ride", "events": [{}]})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from featurelib.errors import StoreUnavailable
+from featurelib.errors import MaybeTaken
 from featurelib.stores.log import Log
 
 
@@ -16,6 +16,6 @@ def lose_the_second_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def half(log: Log, dataset: str, shares: Any, *args: Any, **kwargs: Any) -> Any:
         whole(log, dataset, shares[:1], *args, **kwargs)
-        raise StoreUnavailable("lost")
+        raise MaybeTaken("lost")
 
     monkeypatch.setattr(Log, "append_shares", half)
