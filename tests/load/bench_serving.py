@@ -1,7 +1,7 @@
 """Reads of features beside Feast's feature server and the limits, in one run on the same cores.
 
-    make bench BENCH=serving        (RUNS=3, BENCH_SECONDS=5 a row, WORKERS=1, PARTITIONS=1; some six minutes)
-    SOAK_MINUTES=15 …               then reads at a steady rate for so long: the p99 of every minute
+    make bench BENCH=serving        (RUNS=3, BENCH_SECONDS=5 a row, WORKERS=1, PARTITIONS=1, EVENTS=2000 a second)
+    SOAK_MINUTES=15 …               then reads at a steady rate for so long: the p99 of every minute, and the limit's
     COMMITS=1 …                     then commits while reads go on: errors, and the p99 around a commit
 
 Ours: a platform of its own, audit, auth and a rate limit on. A key has 50 windowed features, 5 views of 10 over
@@ -32,6 +32,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -64,7 +65,7 @@ POPULATION = int(os.environ.get("POPULATION", "10000"))
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "0"))
 COMMITS = os.environ.get("COMMITS", "") not in ("", "0")
 VIEWS, FEATURES, BATCH_KEYS = 5, 10, 100
-EVENTS_PER_SECOND, EVENTS_PER_POST = 2_000, 50
+EVENTS_PER_SECOND, EVENTS_PER_POST = float(os.environ.get("EVENTS", "2000")), 50
 CONNECTIONS, BATCH_CONNECTIONS = 8, 4
 RATE, BATCH_RATE = 200.0, 10.0
 _DEADLINE_S = 600.0
@@ -234,6 +235,10 @@ class Row(NamedTuple):
     def latency(self, rate: float, seconds: float = 2 * SECONDS) -> Load:
         """An open loop over one connection, after every key was asked for: what was not read lately costs more."""
         self.first(rate)
+        return self.steady(rate, seconds)
+
+    def steady(self, rate: float, seconds: float) -> Load:
+        """An open loop over one connection."""
         return measure(Job(self.port, self.requests, 1, seconds, rate))
 
 
@@ -498,17 +503,28 @@ def audit_figures(bench: Bench) -> list[Figure]:
     ]
 
 
-def soak_figures(bench: Bench, row: Row) -> list[Figure]:
-    """The p99 of every minute of a steady rate."""
+def soak_figures(bench: Bench, row: Row, limit: Row) -> list[Figure]:
+    """The p99 of every minute of a steady rate, and of the limit asked a tenth as often at the same time."""
     bench.catch_up()
-    minutes = [row.latency(RATE, 60.0) for _ in range(round(SOAK_MINUTES))]
+    minutes, limits = [], []
+    with ThreadPoolExecutor() as threads:
+        for _ in range(round(SOAK_MINUTES)):
+            beside = threads.submit(limit.steady, RATE / 10, 60.0)
+            minutes.append(row.latency(RATE, 60.0))
+            limits.append(beside.result())
     p99 = [minute.percentile(0.99) for minute in minutes]
+    peers = [minute.percentile(0.99) for minute in limits]
     third = max(1, len(p99) // 3)
-    print("p99 of each minute, ms:", ", ".join(f"{each:.2f}" for each in p99))
+    for name, found in (("", p99), ("of the limit ", peers)):
+        print(f"p99 {name}of each minute, ms:", ", ".join(f"{each:.2f}" for each in found))
     note = f"{len(p99)} minutes at {RATE:g} requests/s; last third of the minutes against the first, medians"
-    failed = sum(minute.failed for minute in minutes)
+    failed = sum(minute.failed for minute in (*minutes, *limits))
+    ratios = [ours / theirs for ours, theirs in zip(p99, peers, strict=True)]
     return [
         Figure("soak_p99_last_vs_first", median(p99[-third:]) / median(p99[:third]), "times", max(p99), note),
+        Figure("soak_p99_ms", median(p99), "ms", median(peers), "median of the minutes; peer: GET, a tenth as often"),
+        Figure("soak_p99_worst_ms", max(p99), "ms", max(peers), "the same, of the worst minute each"),
+        Figure("soak_p99_vs_limit", median(ratios), "times", max(ratios), "median of the minutes; peer: the worst"),
         Figure("soak_failed", failed, "answers"),
     ]
 
@@ -600,7 +616,7 @@ def main() -> None:
         if COMMITS:
             figures += commit_figures(bench, rows["ours"])
         if SOAK_MINUTES:
-            figures += soak_figures(bench, rows["ours"])
+            figures += soak_figures(bench, rows["ours"], rows["limit"])
         figures += audit_figures(bench)
     figures.append(Figure("ingested_meanwhile", bench.ingested_per_s, "events/s"))
     report("serving", figures)
