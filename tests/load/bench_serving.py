@@ -65,7 +65,7 @@ POPULATION = int(os.environ.get("POPULATION", "10000"))
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "0"))
 COMMITS = os.environ.get("COMMITS", "") not in ("", "0")
 VIEWS, FEATURES, BATCH_KEYS = 5, 10, 100
-EVENTS_PER_SECOND, EVENTS_PER_POST = float(os.environ.get("EVENTS", "2000")), 50
+EVENTS_PER_SECOND, EVENTS_PER_POST = float(os.environ.get("EVENTS") or 2_000), 50
 CONNECTIONS, BATCH_CONNECTIONS = 8, 4
 RATE, BATCH_RATE = 200.0, 10.0
 _DEADLINE_S = 600.0
@@ -509,8 +509,9 @@ def soak_figures(bench: Bench, row: Row, limit: Row) -> list[Figure]:
     minutes, limits = [], []
     with ThreadPoolExecutor() as threads:
         for _ in range(round(SOAK_MINUTES)):
+            row.first(RATE)
             beside = threads.submit(limit.steady, RATE / 10, 60.0)
-            minutes.append(row.latency(RATE, 60.0))
+            minutes.append(row.steady(RATE, 60.0))
             limits.append(beside.result())
     p99 = [minute.percentile(0.99) for minute in minutes]
     peers = [minute.percentile(0.99) for minute in limits]
