@@ -94,7 +94,7 @@ class LogStream:
             NotFound: no such dataset.
             InvalidRequest: the body is not of its form; what stood before that is taken.
             IdempotencyConflict: the key came before with another body.
-            MaybeTaken: there is no key, and the log failed after some records were taken.
+            MaybeTaken: there is no key, and the log failed after some records were taken, or may have been.
             StoreUnavailable: nothing was taken, or there is a key: send the body again.
         """
         await _in_thread(threads, lambda: self._service.check(self._dataset))
@@ -140,6 +140,8 @@ class LogStream:
         if not done:
             return error
         text = f"{error}; the first {done} records were taken before"
+        if isinstance(error, MaybeTaken):
+            return MaybeTaken(f"{text}: see which of those behind them were, and send only the others")
         if isinstance(error, StoreUnavailable):
             again = "sent again under its key, the body goes on from there" if self._key else "send only the others"
             return (type(error) if self._key else MaybeTaken)(f"{text}: {again}")

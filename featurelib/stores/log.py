@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -22,6 +21,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from featurelib.clock import DAY, Clock, Duration, Instant
 from featurelib.engine.keys import key_texts
@@ -31,7 +32,7 @@ from featurelib.stores.budget import LOGS, SAMPLED_ENTRIES, Budget, LogRoom
 from featurelib.stores.dead_letters import DeadLetter, DeadLetters
 from featurelib.stores.haste import Haste
 from featurelib.stores.refused_rows import RefusedRows
-from featurelib.stores.server import answering, partition_key
+from featurelib.stores.server import answering, partition_key, unavailable
 from featurelib.stores.upserts import Upserts
 
 _FORMAT = b"1"
@@ -44,10 +45,7 @@ _NO_ROWS = np.zeros(0, dtype=np.int64)
 
 _APPEND = """
 local head, log, dead = KEYS[1], KEYS[2], KEYS[3]
-if (redis.call('HGET', head, 'revision') or '0') ~= ARGV[1] then
-  if redis.call('HGET', head, 'last') == ARGV[19] then return 1 end
-  return 0
-end
+if (redis.call('HGET', head, 'revision') or '0') ~= ARGV[1] then return 0 end
 if ARGV[18] ~= '' and redis.call('ZSCORE', KEYS[6], ARGV[18]) then return -1 end
 local set = cjson.decode(ARGV[2])
 redis.call('HSET', head, 'revision', string.format('%.0f', tonumber(ARGV[1]) + 1), unpack(set))
@@ -56,7 +54,7 @@ if ARGV[3] ~= '' then
   redis.call('XADD', log, ARGV[3], 'f', '1', 's', ARGV[4], 'n', ARGV[6], 'a', ARGV[7], 'z', ARGV[8], 'b', ARGV[9])
 end
 local ids, names, sent = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[15])
-local first = 20
+local first = 19
 for i = first, first + ids - 1 do redis.call('ZADD', KEYS[4], ARGV[7], ARGV[i]) end
 if ids > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', '(' .. ARGV[10]) end
 first = first + ids
@@ -320,6 +318,8 @@ class Log:
 
     def __init__(self, redis_url: str, clock: Clock, budget: Budget | None = None) -> None:
         self._redis = redis.Redis.from_url(redis_url)
+        # Whatever the URL says: an append whose answer was lost, sent again by the client, may be in the log twice.
+        self._redis.set_retry(Retry(NoBackoff(), 0))
         self._room = LogRoom(self._redis, budget, clock) if budget else None
         self._append = self._redis.register_script(_APPEND)
         self._erase = self._redis.register_script(_ERASE)
@@ -484,7 +484,7 @@ class Log:
             key_column: the dataset's key.
 
         Raises:
-            MaybeTaken: some partitions may hold their share.
+            MaybeTaken: some partitions may hold their share, of a request without a key for good.
             StoreUnavailable: none does.
         """
         requests = [
@@ -512,21 +512,38 @@ class Log:
                 return done
 
     def _run_together(self, attempts: Sequence[_Attempt]) -> list[int]:
-        """The script's answer to each; 0 as well where the server does not know the script yet."""
+        """The script's answer to each; 0 as well where the server forgot the script meanwhile.
+
+        Raises:
+            MaybeTaken: the server has carried out some of them, or may have.
+            StoreUnavailable: it carried out none.
+        """
         if not attempts:
             return []
+        replies = self._sent_together(attempts)
+        if all(map(_is_forgotten, replies)):
+            with answering():
+                self._redis.script_load(_APPEND)
+            replies = self._sent_together(attempts)
+        # A server that refuses a script for now does so before its first write. Any other error is none of ours.
+        refused: list[StoreUnavailable] = []
+        for reply in replies:
+            if isinstance(reply, redis.RedisError) and not _is_forgotten(reply):
+                told = unavailable(reply)
+                if told is None:
+                    raise reply
+                refused.append(told)
+        answers = [0 if isinstance(reply, redis.RedisError) else int(reply) for reply in replies]
+        if refused:
+            raise MaybeTaken(str(refused[0])) if any(answer > 0 for answer in answers) else refused[0]
+        return answers
+
+    def _sent_together(self, attempts: Sequence[_Attempt]) -> list[Any]:
         pipe = self._redis.pipeline(transaction=False)
         for each in attempts:
             pipe.evalsha(self._append.sha, len(each.keys), *each.keys, *cast("Any", each.arguments))
         with _taking():
-            replies = pipe.execute(raise_on_error=False)
-        failures = [reply for reply in replies if isinstance(reply, Exception)]
-        refused = [each for each in failures if not isinstance(each, redis.exceptions.NoScriptError)]
-        if refused:
-            # A server refuses a script before its first write.
-            with _taking() if len(failures) < len(replies) else answering():
-                raise refused[0]
-        return [0 if isinstance(reply, Exception) else int(reply) for reply in replies]
+            return pipe.execute(raise_on_error=False)
 
     def _attempt(self, request: _Request, head: Head) -> _Attempt | Appended:
         """The append on this head, or what is done already when there is nothing to write.
@@ -813,9 +830,7 @@ class Log:
         late, newest = mark_late(times, head.newest_us, lateness.max_lateness_us, now + lateness.max_clock_skew_us)
         late_count = int(late.sum())
         following = head.next_offset + len(records)
-        # A client that was told to retry sends the script again when its answer is lost; this tells its own append.
-        nonce = f"{random.getrandbits(64):x}"  # names an attempt, guards nothing
-        move: dict[str, str] = {"next": str(following), "accepted": str(now), "last": nonce}
+        move: dict[str, str] = {"next": str(following), "accepted": str(now)}
         if newest is not None:
             move["newest"] = str(newest)
         if identity is not None and _moves(identity, head):
@@ -849,7 +864,6 @@ class Log:
             str(now - keep_sent_us),
             str(max(1, request.dead_kept)),
             request.batch,
-            nonce,
             *what.ids,
             *what.names,
             *what.sent,
@@ -899,6 +913,10 @@ class Log:
             known = pa.ipc.read_schema(pa.py_buffer(cast("bytes", stored)))
             self._schemas[(dataset, fingerprint)] = known
         return known
+
+
+def _is_forgotten(reply: object) -> bool:
+    return isinstance(reply, redis.exceptions.NoScriptError)
 
 
 @contextmanager

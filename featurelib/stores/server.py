@@ -17,6 +17,16 @@ _PASSING = re.compile(
     r"(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN|UNBLOCKED)\b"
 )
 
+_WITHOUT_AN_ANSWER = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    # Refusals whose code the client takes away.
+    redis.OutOfMemoryError,
+    redis.ReadOnlyError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+)
+
 
 def partition_key(dataset: str, partition: int, part: str) -> str:
     """The Redis key of one part of a log partition; all parts of a partition share a slot."""
@@ -37,24 +47,19 @@ def answering() -> Iterator[None]:
     """
     try:
         yield
-    except (
-        redis.ConnectionError,
-        redis.TimeoutError,
-        # Errors whose code the client takes away.
-        redis.OutOfMemoryError,
-        redis.ReadOnlyError,
-        redis.exceptions.ClusterDownError,
-        redis.exceptions.TryAgainError,
-    ) as error:
-        raise _unavailable(error) from error
-    except redis.ResponseError as error:
-        if is_passing(_said(error)):
-            raise _unavailable(error) from error
-        raise
+    except redis.RedisError as error:
+        told = unavailable(error)
+        if told is None:
+            raise
+        raise told from error
 
 
-def _unavailable(error: redis.RedisError) -> StoreUnavailable:
-    return StoreUnavailable(f"the online store does not answer: {_said(error)}")
+def unavailable(error: redis.RedisError) -> StoreUnavailable | None:
+    """What an error is told as; ``None``: it is not that the server does not answer, or refuses for now."""
+    refused = isinstance(error, redis.ResponseError) and is_passing(_said(error))
+    if refused or isinstance(error, _WITHOUT_AN_ANSWER):
+        return StoreUnavailable(f"the online store does not answer: {_said(error)}")
+    return None
 
 
 def _said(error: redis.RedisError) -> str:

@@ -156,7 +156,7 @@ def test_what_cannot_be_followed_is_refused(scene: Scene) -> None:
         assert (answer.status_code, answer.json()["correlation_id"]) == (status, answer.headers["x-correlation-id"])
     assert httpx2.get(url, headers=headers, params={"severity": "loud"}, timeout=PATIENCE_S).status_code == 400
     assert httpx2.get(url, timeout=PATIENCE_S).status_code == 401
-    head = httpx2.head(url, headers=headers)
+    head = httpx2.head(url, headers=headers, timeout=PATIENCE_S)
     assert (head.status_code, head.content) == (200, b"")
     with following(replica.port, scene.secret):
         answer = httpx2.get(url, headers=headers, timeout=PATIENCE_S)
@@ -180,7 +180,7 @@ def test_a_client_that_takes_nothing_is_cut_off_and_holds_nobody_up(
     large = [f"{number} {'x' * 100_000}" for number in range(120)]
     with socket.socket() as stuck:
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        stuck.settimeout(20)
+        stuck.settimeout(PATIENCE_S)
         stuck.connect(("127.0.0.1", port))
         head = f"GET {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {scene.secret}\r\n\r\n"
         stuck.sendall(head.encode())

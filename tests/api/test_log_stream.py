@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from featurelib.errors import LogFull, StoreUnavailable
+from featurelib.errors import LogFull, MaybeTaken, StoreUnavailable
 from featurelib.stores.log import Log
 from serve_apps import log_stream
 from serve_apps.intake_service import IntakeService
@@ -159,6 +159,22 @@ async def test_a_log_that_fails_on_the_way_says_what_was_taken(platform, door, m
     )
     monkeypatch.undo()
     assert counts(await send(door, body, key="k")) == (MANY - 8_192, 8_192, 0)
+
+
+async def test_of_a_block_that_may_have_been_taken_nobody_is_told_to_send_it_again(door, monkeypatch):
+    append = Log.append_shares
+
+    def lost(log, dataset, shares, *args, **kwargs):
+        done = append(log, dataset, shares, *args, **kwargs)
+        if sum(len(share.records) for share in shares) < 8_192:
+            message = "the online store does not answer"
+            raise MaybeTaken(message)
+        return done
+
+    monkeypatch.setattr(Log, "append_shares", lost)
+    refused = await send(door, lines(*rides(MANY)))
+    check(refused, 503, "maybe_taken", "the first 16384 records were taken", "see which of those behind them were")
+    assert f"some of the {MANY - 16_384} records may have been taken" in refused.json()["detail"]
 
 
 async def test_a_body_waits_for_room_in_the_log_once_it_has_begun(platform, door, monkeypatch):

@@ -91,7 +91,7 @@ CASES = [
 def test_every_answer_is_one_that_is_described(data, served, label, mode):
     url, key = served
     case = data.draw(OPERATIONS[label].as_strategy(generation_mode=mode))
-    answer = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=20)
+    answer = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=PATIENCE_S)
     case.validate_response(answer, checks=CHECKS)
 
 

@@ -14,6 +14,7 @@ from featurelib.stores.keys import KeyRecord
 from featurelib.stores.usage import Usage
 from serve_apps.auth import KeyRing
 from serve_apps.rate_limits import RateLimits
+from tests.support.patience import PATIENCE_S
 
 KEY = "0a1b2c3d"
 TICK_S = 0.2
@@ -187,7 +188,7 @@ async def test_replicas_go_on_while_the_store_takes_no_writes(usage, empty_redis
         sharing = asyncio.create_task(limits.share(stopping))
         try:
             for _ in range(2):  # it asks again after the first
-                assert await asyncio.to_thread(refused.acquire, timeout=20)
+                assert await asyncio.to_thread(refused.acquire, timeout=PATIENCE_S)
         finally:
             client.config_set("min-replicas-to-write", 0)
     async with asyncio.timeout(20):
