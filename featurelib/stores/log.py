@@ -484,7 +484,7 @@ class Log:
             key_column: the dataset's key.
 
         Raises:
-            MaybeTaken: some partitions may hold their share, of a request without a key for good.
+            MaybeTaken: some partitions may hold their share; shares of a batch may be sent again all the same.
             StoreUnavailable: none does.
         """
         requests = [
