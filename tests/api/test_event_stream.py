@@ -16,6 +16,7 @@ from cluster.sockets import bind_listener
 from featurelib.settings import Settings
 from featurelib.stores.feed import Feed, FeedEntry, Place
 from featurelib.stores.registry import NewEvent, Registry
+from serve_apps import live_feed
 from serve_apps.listener import Listener
 from serve_apps.live_feed import Filters, LiveFeed
 from serve_apps.routes import feed as feed_routes
@@ -174,6 +175,8 @@ def test_a_client_that_takes_nothing_is_cut_off_and_holds_nobody_up(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_routes, "_TAKEN_WITHIN_S", 0.5)
+    # Nothing leaves the window: who falls behind it is let go with the end of a whole answer.
+    monkeypatch.setattr(live_feed, "_KEPT_BYTES", 100_000_000)
     port = scene.replica().port
     scene.happens("first")
     # More than the buffers of both ends take.

@@ -45,6 +45,23 @@ class Mutant(NamedTuple):
     name: str
     shape: str
     break_it: Callable[[Patch], None]
+    without: tuple[str, ...] = ()
+    """Rules that cannot show it: without them those that do come often enough."""
+
+
+# All that the archive does not notice.
+_OF_WORKERS = (
+    "worker_steps",
+    "worker_is_killed_in_a_commit",
+    "worker_is_killed_as_it_starts",
+    "worker_is_frozen_and_replaced",
+    "frozen_worker_wakes_up",
+    "workers_are_rescaled",
+    "state_is_rebuilt",
+    "online_reads_are_of_a_prefix",
+    "point_in_time_reads_are_of_everything",
+    "a_row_says_of_which_records_it_is",
+)
 
 
 def _no_epoch(patch: Patch) -> None:
@@ -84,6 +101,7 @@ MUTANTS = [
         "the_archive_takes_what_it_has",
         "keyed_otherwise",
         lambda patch: patch.setattr(archive, "_unarchived", lambda table, dataset, records: records),
+        without=_OF_WORKERS,
     ),
     Mutant(
         "rows_joined_before_their_right_side_stay",
@@ -108,7 +126,7 @@ def test_a_platform_is_caught_in_which(mutant: Mutant, shared_redis: RedisServer
     (shape,) = [shape for shape in SHAPES if shape.name == mutant.shape]
     for drawn in DRAWS:
         try:
-            run_state_machine_as_test(model_of(shape, shared_redis), settings=drawn)
+            run_state_machine_as_test(model_of(shape, shared_redis, mutant.without), settings=drawn)
         except AssertionError:
             return
     pytest.fail(f"nothing showed that {mutant.name}")

@@ -10,7 +10,7 @@ import asyncio
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -678,6 +678,8 @@ def _equal(found: Any, wanted: Any) -> bool:
     return found.keys() == wanted.keys() and all(same(found[name], wanted[name]) for name in wanted)
 
 
-def model_of(shape: Shape, server: RedisServer) -> Callable[[], WorkerModel]:
-    """The state machine of one pipeline over a server that is its own."""
-    return type(f"Model_{shape.name}", (WorkerModel,), {"shape": shape, "server": server})
+def model_of(shape: Shape, server: RedisServer, without: Collection[str] = ()) -> Callable[[], WorkerModel]:
+    """The state machine of one pipeline over a server that is its own, in which some rules never happen."""
+    assert all(hasattr(WorkerModel, name) for name in without)
+    never = dict.fromkeys(without)
+    return type(f"Model_{shape.name}", (WorkerModel,), {"shape": shape, "server": server, **never})
