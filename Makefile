@@ -29,7 +29,11 @@ demo: install ## start the platform, run the flights example on real data, leave
 down: install ## stop what the demo left running
 	@$(BIN)/thyme down
 
-test: install lint unit ## everything CI runs
+# The linters keep one core busy for a minute, the tests begin meanwhile. What a linter found is said again at the end.
+test: install ## everything CI runs
+	@$(MAKE) unit & tests=$$!; trap 'kill $$tests' INT TERM; \
+	failed=0; $(MAKE) lint || failed=1; linted=$$failed; wait $$tests || failed=1; \
+	if [ $$linted = 1 ]; then echo "A linter found something: see above, or call make lint." >&2; fi; exit $$failed
 
 lint: install
 	$(BIN)/ruff check .
