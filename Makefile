@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # One package builds from source; nothing here may ask a question.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint unit bench soak down clean lock
+.PHONY: help install demo test lint style types unit bench soak down clean lock
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,15 +29,20 @@ demo: install ## start the platform, run the flights example on real data, leave
 down: install ## stop what the demo left running
 	@$(BIN)/thyme down
 
-# The linters keep one core busy for a minute, the tests begin meanwhile. What a linter found is said again at the end.
-test: install ## everything CI runs
+# What takes seconds ends it at once. The type checker keeps one core busy for a minute, the tests begin meanwhile; what it
+# found is said again at the end.
+test: install style ## everything CI runs
 	@$(MAKE) unit & tests=$$!; trap 'kill $$tests' INT TERM; \
-	failed=0; $(MAKE) lint || failed=1; linted=$$failed; wait $$tests || failed=1; \
-	if [ $$linted = 1 ]; then echo "A linter found something: see above, or call make lint." >&2; fi; exit $$failed
+	failed=0; $(GIVING_WAY) $(MAKE) types || failed=1; checked=$$failed; wait $$tests || failed=1; \
+	if [ $$checked = 1 ]; then echo "A checker found something: see above, or call make lint." >&2; fi; exit $$failed
 
-lint: install
+lint: install style types
+
+style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -167,13 +167,18 @@ def code_of(path: Path) -> Iterator[str]:
     yield from _INLINE.findall(_FENCE.sub("", text))
 
 
-@every_page
-def test_every_command_a_page_names_exists(path: Path):
+@cache
+def _commands() -> frozenset[str]:
     import typer
 
     group: Any = typer.main.get_command(app)
+    return frozenset(group.commands)
+
+
+@every_page
+def test_every_command_a_page_names_exists(path: Path):
     named = {word for code in code_of(path) for word in re.findall(r"(?:^|\s|/)thyme ([a-z][a-z-]*)", code)}
-    assert named <= set(group.commands)
+    assert named <= _commands()
 
 
 @every_page

@@ -15,9 +15,9 @@ same ingestion going on: Feast with 5 views of 10 features in the same server (i
 ASGI handler that reads 50 finished values in one GET and encodes the same answer (the *limit*); the same handler with a
 fixed answer (*echo*, also the ceiling of the load generator); the online store alone, asked for the same bytes.
 
-Throughput is a closed loop over 8 connections, latency an open loop over one (:mod:`tests.load.http_load`), each row as
-often as RUNS says, in turn; medians. The latency of keys that were not read lately is a figure of its own, and the p99
-stands beside those of the limit and of the echo: below theirs none comes on the same machine.
+Throughput is a closed loop over 8 connections, latency an open loop over one (:mod:`tests.load.http_load`; the soak's
+over eight), each row as often as RUNS says, in turn; medians. The latency of keys that were not read lately is a figure
+of its own, and the p99 stands beside those of the limit and of the echo: below theirs none comes on the same machine.
 """
 
 from __future__ import annotations

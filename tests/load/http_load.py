@@ -5,7 +5,7 @@
 *Closed*: every connection asks again as soon as it was answered; the rate is what the server gives. *Open* (a
 ``rate``): requests leave at appointed times over the given connections, whatever became of the one before. The clock of
 a request that found every connection busy starts at its appointed time, so a server that stalls is charged for all who
-waited.
+waited. One that finds a free connection starts when it is sent: a generator that was stopped itself charges nobody.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import httpx2
 
+from tests.support.patience import PATIENCE_S
+
 PATH = "/api/v1/events/stream"
 
 
@@ -63,7 +65,7 @@ def following(port: int, secret: str, *, last: str | None = None, **filters: str
         **({"Last-Event-ID": last} if last is not None else {}),
     }
     with (
-        httpx2.Client(timeout=30) as client,
+        httpx2.Client(timeout=PATIENCE_S) as client,
         client.stream("GET", f"http://127.0.0.1:{port}{PATH}", headers=headers, params=filters) as answer,
     ):
         made = Following(answer)
