@@ -508,8 +508,7 @@ def audit_figures(bench: Bench) -> list[Figure]:
 def soak_figures(bench: Bench, row: Row, limit: Row) -> list[Figure]:
     """The p99 of every minute of a steady rate, and of the limit asked a tenth as often at the same time.
 
-    Both over several connections, as clients keep them: over one, a read that takes longer than the 5 ms to the next
-    holds up all that follow, and a slow moment is measured as seconds.
+    Both over several connections: over one, one that takes longer than the 5 ms to the next holds up all that follow.
     """
     bench.catch_up()
     minutes, limits = [], []
