@@ -94,6 +94,14 @@ def _spelt(entry: Entry) -> bytes:
         return _encode((*plain, kept))
 
 
+def spelt_values(values: Sequence[Any]) -> msgspec.Raw | None:
+    """Values as an :class:`~featurelib.stores.questions.Entry` may have them; ``None`` where they cannot be spelt."""
+    try:
+        return msgspec.Raw(_encode(values))
+    except (OverflowError, UnicodeEncodeError, TypeError):
+        return None
+
+
 def _plain(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 

@@ -340,8 +340,24 @@ class Connection(asyncio.Protocol):
     def _start(self, exchange: Served) -> None:
         self._answering = exchange
         self._served += 1
-        task = exchange.task = self._loop.create_task(exchange.serve(self._application))
-        self._shared.tasks.add(task)
+        # Not now: what the store has told of is taken in before, if it came to this machine before the request.
+        self._loop.call_soon(self._answer, exchange)
+
+    def _answer(self, exchange: Served) -> None:
+        """Answer at once what needs to wait for nothing; a task, for anything else, takes longer than that."""
+        application, answer = self._application, None
+        if exchange.refusal is None and not exchange.is_streamed:
+            try:
+                answer = application.at_hand(exchange)
+            except Exception as error:  # noqa: BLE001  # the request boundary, which tells it, is in the task
+                exchange.refusal = error
+        if answer is None:
+            task = exchange.task = self._loop.create_task(exchange.serve(application))
+            self._shared.tasks.add(task)
+            return
+        exchange.write_whole(answer)
+        application.answered(exchange)
+        self.finished(exchange)
 
     # What an exchange calls.
 
@@ -442,7 +458,7 @@ class Served(Exchange):
         self.version = "1.1"
         self.keep_alive = True
         self.parts: list[bytes] = []
-        self.refusal: ThymeError | None = None
+        self.refusal: Exception | None = None
         self.is_refused = False
         """Whether it is answered before its body is there."""
         self.is_done = False

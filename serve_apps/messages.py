@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from featurelib.errors import RateLimited, ThymeError, Unauthenticated
 from serve_apps.auth import Caller
 
-_JSON = (b"content-type", b"application/json")
+JSON_HEADER = (b"content-type", b"application/json")
 # A retryable failure is over within a second when a store is restarted by its watcher.
 _RETRY_AFTER = (b"retry-after", b"1")
 _CODES = {
@@ -50,11 +50,13 @@ class Answer(NamedTuple):
 
     status: int
     body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    headers: tuple[tuple[bytes, bytes], ...] = (JSON_HEADER,)
     rest: AsyncIterator[bytes] | None = None
 
 
 Handler = Callable[[Call], Awaitable[Answer]]
+AtHand = Callable[[Call], Answer | None]
+"""Gives the answer to a call for which nothing has to be read; ``None``: its handler is to be asked."""
 
 
 class ErrorBody(BaseModel):
@@ -74,12 +76,12 @@ class ErrorBody(BaseModel):
 
 def json_answer(value: object, *headers: tuple[bytes, bytes]) -> Answer:
     """200 with the value as JSON."""
-    return Answer(200, encode(value), (_JSON, *headers))
+    return Answer(200, encode(value), (JSON_HEADER, *headers))
 
 
 def refuse(error: ThymeError, correlation_id: str) -> Answer:
     """The answer to a request that failed with one of our errors."""
-    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    headers: tuple[tuple[bytes, bytes], ...] = (JSON_HEADER,)
     if isinstance(error, RateLimited):
         # Whole seconds: the header has no fractions, and 0 would mean at once.
         headers = (*headers, (b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))

@@ -16,7 +16,7 @@ from featurelib.clock import Clock, Instant
 from featurelib.engine.extractor import Row, Wanted
 from featurelib.engine.read_plan import Entity, KeyForm, ReadPlan, View
 from featurelib.engine.table import Table
-from featurelib.stores.online_reader import Lookup
+from featurelib.stores.online_reader import Lookup, Standing
 from featurelib.stores.questions import Question, Seen
 from featurelib.types import Value
 from serve_apps.current import Snapshot
@@ -46,7 +46,8 @@ class Reply(NamedTuple):
 
     ``table`` holds the rows of a batch or an offline read; ``body`` is empty when no JSON was asked for. ``seen`` is
     what it was read from, and ``values`` are the features in the engine's form: a value each, or a column each.
-    ``walked`` is, of one entity's answer, how it came about.
+    ``walked`` is, of one entity's answer, how it came about; ``standing``, where any read of the same rows is answered
+    alike, tells whether they are still the same.
     """
 
     body: dict[str, Any]
@@ -57,6 +58,7 @@ class Reply(NamedTuple):
     seen: Seen | None = None
     values: Sequence[Any] | None = None
     walked: Walked | None = None
+    standing: Standing | None = None
 
 
 class _Request(NamedTuple):
@@ -192,7 +194,10 @@ class QueryServer:
         values = plan.answer(slots)
         body = {} if as_table else _body(plan, entity, values, reader.moment)
         hits, walked = int(None not in values), Walked(request.snapshot, plan, entity.key, slots)
-        return Reply(body, (entity.key,), hits, request.snapshot.commit_id, None, reader.seen, values, walked)
+        # An extractor is the user's code, and may give another value each time.
+        standing = reader.standing() if plan.graph.is_idle and isinstance(reader, Live) else None
+        commit_id = request.snapshot.commit_id
+        return Reply(body, (entity.key,), hits, commit_id, None, reader.seen, values, walked, standing)
 
     async def _batch(self, request: _Request, plan: ReadPlan) -> tuple[Table, Seen]:
         question = request.question

@@ -17,7 +17,7 @@ from featurelib.definitions import ref
 from featurelib.engine.asof import Knowledge
 from featurelib.engine.extractor import Row, Wanted
 from featurelib.engine.program import Program
-from featurelib.stores.online_reader import SEALED, Found, Lookup, SealedRow
+from featurelib.stores.online_reader import SEALED, Found, Lookup, SealedRow, Standing
 from featurelib.stores.questions import Applied, Seen
 from serve_apps.offline import Spines
 
@@ -29,6 +29,10 @@ class Online(Protocol):
 
     async def rows(self, lookups: Sequence[Lookup]) -> list[Found]:
         """Rows in order."""
+        ...
+
+    def standing(self, lookups: Sequence[Lookup], found: Sequence[Found]) -> Standing | None:
+        """What tells whether rows that were just read stay what they are; ``None`` where nothing would."""
         ...
 
     async def clocks(self, pipelines: Sequence[str]) -> dict[str, Instant | None]:
@@ -138,12 +142,20 @@ class Live:
         self.seen = seen
         self._sources = sources
         self._known_by = moment.at if moment.is_past and knowledge == "as_served" else None
+        self._last: tuple[Sequence[Lookup], Sequence[Found]] = ((), ())
+
+    def standing(self) -> Standing | None:
+        """What tells whether the views' rows, read last, are those of any read; ``None`` where nothing would."""
+        # What is read by an event clock has the instant of that clock, which moves by itself.
+        is_now = self.moment.clock == "wall" and not self.moment.is_past
+        return self._sources.online.standing(*self._last) if is_now else None
 
     async def rows(self, lookups: Sequence[Lookup]) -> list[Row]:
         """The views' rows."""
         if self.moment.is_past:
             return await self._then(lookups)
         found = await self._sources.online.rows(lookups)
+        self._last = lookups, found
         self.seen.applied.extend([each.applied for each in found])
         return await self._unsealed(lookups, found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
 import structlog
 
 from featurelib.errors import StoreUnavailable, ValueOverflow
@@ -98,10 +99,14 @@ def members_of(entry: Entry, digests: Digests) -> dict[str, Any]:
         "definition": entry.definition,
         "positions": positions_of(entry.id, seen, digests) if seen is not None and _is_kept(seen) else None,
         "created_at": entry.created_at,
-        "digests": None if entry.values is None else digests.of(entry.id, entry.values),
+        "digests": None if entry.values is None else digests.of(entry.id, _listed(entry.values)),
         "read_at": None if seen is None else seen.read_at,
         "registry_version": None if seen is None else seen.version,
     }
+
+
+def _listed(values: Sequence[Any] | msgspec.Raw) -> Sequence[Any]:
+    return msgspec.msgpack.decode(values, type=list) if isinstance(values, msgspec.Raw) else values
 
 
 def _is_kept(seen: Seen) -> bool:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from featurelib.errors import ThymeError, TimedOut
 from featurelib.stores.questions import Entry, Question, Seen
 from serve_apps.current import Snapshot
@@ -31,7 +33,7 @@ class Outcome(NamedTuple):
     commit_id: str | None = None
     error: str | None = None
     seen: Seen | None = None
-    values: Sequence[Any] | None = None
+    values: Sequence[Any] | msgspec.Raw | None = None
 
 
 class RunLog:
@@ -81,7 +83,7 @@ class RunLog:
         self._measure(call, question, outcome)
         values = outcome.values
         # Digests are of the values: their process gets them, whatever their number.
-        weight = 0 if values is None else 10 * len(values) * outcome.entities
+        weight = 0 if values is None else _weight(values) * outcome.entities
         self._services.writer.put(
             Entry(
                 id=run_id,
@@ -113,6 +115,10 @@ class RunLog:
             metrics.read(name, question.kind, time.perf_counter() - call.started)
         else:
             metrics.read_failed(name, outcome.error.partition(":")[0])
+
+
+def _weight(values: Sequence[Any] | msgspec.Raw) -> int:
+    return memoryview(values).nbytes if isinstance(values, msgspec.Raw) else 10 * len(values)
 
 
 def refused(question: Question, error: ThymeError) -> Outcome:

@@ -21,7 +21,7 @@ from serve_apps.committing import PROTOBUF
 from serve_apps.dialects import told
 from serve_apps.exchange import Disconnected, Exchange, Receive, Scope, Send, ServedByAsgi
 from serve_apps.key_pair import caller_of, is_token
-from serve_apps.messages import Answer, Call, Handler, internal_error, refuse, refuse_status
+from serve_apps.messages import Answer, AtHand, Call, Handler, internal_error, refuse, refuse_status
 from serve_apps.routes.features import FeatureRoutes
 from serve_apps.routes.intake import LogRoutes
 from serve_apps.routes.snowflake import SnowflakeRoutes
@@ -58,6 +58,7 @@ class Application:
         self._open_services = open_services
         self._services: Services | None = None
         self._hot: Mapping[str, Mapping[str, Handler]] = {}
+        self._at_hand: Mapping[tuple[str, str], AtHand] = {}
         self._streaming: tuple[LogRoutes | TrainingUploads, ...] = ()
         self._body_limit = 0
         self.api: FastAPI = build_api()
@@ -70,7 +71,9 @@ class Application:
             self.api.state.services = services
             log_routes = LogRoutes(services)
             self._streaming = (log_routes, TrainingUploads(services))
-            surfaces = (FeatureRoutes(services), TectonRoutes(services), SnowflakeRoutes(services), log_routes)
+            features = FeatureRoutes(services)
+            self._at_hand = features.at_hand
+            surfaces = (features, TectonRoutes(services), SnowflakeRoutes(services), log_routes)
             self._hot = {path: methods for each in surfaces for path, methods in each.table.items()}
             self._body_limit = services.settings.serving.max_body_bytes
             yield services
@@ -133,15 +136,36 @@ class Application:
         """Largest request body, in bytes."""
         return self._body_limit
 
-    async def serve(self, exchange: Exchange, refusal: ThymeError | None = None) -> None:
+    def at_hand(self, exchange: Exchange) -> Answer | None:
+        """The answer to a request if nothing needs to be read for it; ``None``: :meth:`serve` is to find out.
+
+        Raises:
+            ThymeError: the request is refused, as by :meth:`admit`.
+        """
+        at_hand = self._at_hand.get((exchange.method, exchange.path))
+        if at_hand is None:
+            return None
+        if exchange.caller is None:
+            self.admit(exchange)
+        exchange.route = exchange.path
+        return at_hand(_call(exchange))
+
+    def answered(self, exchange: Exchange) -> None:
+        """Count a request that was answered."""
+        services = self._services
+        assert services is not None
+        seconds = time.perf_counter() - exchange.started
+        services.metrics.answered(exchange.route, exchange.method, exchange.status, seconds)
+        if services.traces is not None:
+            services.traces.answered(_answered(exchange, seconds), exchange.headers)
+
+    async def serve(self, exchange: Exchange, refusal: Exception | None = None) -> None:
         """Answer a request: the request boundary.
 
         Args:
             exchange: the request.
-            refusal: why it was refused before its body was read.
+            refusal: why it was refused before its body was read, or what failed when its answer was looked for.
         """
-        services = self._services
-        assert services is not None
         try:
             await self._dispatch(exchange, refusal)
         except Disconnected:
@@ -155,12 +179,9 @@ class Application:
             trace = "".join(traceback.format_exception(error))
             _log.error("request_failed", **exchange.context, traceback=trace)
             await exchange.answer(told(exchange.path, internal_error(exchange.correlation_id)))
-        seconds = time.perf_counter() - exchange.started
-        services.metrics.answered(exchange.route, exchange.method, exchange.status, seconds)
-        if services.traces is not None:
-            services.traces.answered(_answered(exchange, seconds), exchange.headers)
+        self.answered(exchange)
 
-    async def _dispatch(self, exchange: Exchange, refusal: ThymeError | None) -> None:
+    async def _dispatch(self, exchange: Exchange, refusal: Exception | None) -> None:
         if refusal is not None:
             raise refusal
         if exchange.caller is None:
@@ -178,7 +199,7 @@ class Application:
             await self._through_api(exchange)
             return
         exchange.route = exchange.path
-        await exchange.answer(await _hot_answer(methods, exchange))
+        await exchange.answer(self.at_hand(exchange) or await _hot_answer(methods, exchange))
 
     def _streaming_of(self, exchange: Exchange) -> LogRoutes | TrainingUploads | None:
         """Who takes the body of a request while it comes; ``None``: it is read whole."""
@@ -233,8 +254,12 @@ async def _hot_answer(methods: Mapping[str, Handler], exchange: Exchange) -> Ans
         refusal = refuse_status(405, f"{exchange.method} is not one of {allowed}", exchange.correlation_id)
         refusal = told(exchange.path, refusal)
         return refusal._replace(headers=(*refusal.headers, (b"allow", allowed.encode())))
+    return await handler(_call(exchange))
+
+
+def _call(exchange: Exchange) -> Call:
     assert exchange.caller is not None and exchange.body is not None  # noqa: PT018  # admitted, and read
-    call = Call(
+    return Call(
         exchange.method,
         exchange.query,
         exchange.body,
@@ -244,7 +269,6 @@ async def _hot_answer(methods: Mapping[str, Handler], exchange: Exchange) -> Ans
         exchange.headers,
         exchange.given_headers,
     )
-    return await handler(call)
 
 
 def _answered(exchange: Exchange, seconds: float) -> Answered:

@@ -51,6 +51,7 @@ class ExtractorGraph:
         slots: every value a run touches; those of the featureset's own features come first, in order.
         datasets: datasets that extractors may look up themselves.
         blocks: whether a run waits for other processes; an event loop then runs it in a thread.
+        is_idle: whether a run runs nothing: no feature is made by an extractor.
         touched: positions of the slots that extractors read or fill.
     """
 
@@ -61,6 +62,7 @@ class ExtractorGraph:
         self.datasets = datasets
         self.blocks = blocks and bool(steps)
         self.touched = frozenset(slot for step in steps for slot in (*step.inputs, *step.outputs))
+        self.is_idle = not steps
         self._steps = steps
 
     @classmethod

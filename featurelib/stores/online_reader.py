@@ -147,6 +147,34 @@ class _Look(NamedTuple):
 _UNKNOWN = Found(None, None)
 
 
+class Standing:
+    """What tells that rows which were read together are still those that a read would give. Asks nobody.
+
+    Args:
+        redis: tells of changes.
+        kept: the rows, as they are kept; each is watched.
+    """
+
+    __slots__ = ("_asked", "_marks", "_redis", "_since", "_until")
+
+    def __init__(self, redis: PipelinedRedis, kept: Sequence[_Kept]) -> None:
+        self._redis = redis
+        self._marks = [(each.name, each.mark) for each in kept]
+        self._since = max(each.since for each in kept)
+        self._until = min(each.until for each in kept)
+        self._asked = min(each.asked for each in kept)
+
+    def holds(self, at: Instant) -> bool:
+        """Whether a read at an instant would give these rows, without asking the store."""
+        if not self._since <= at <= self._until or at - self._asked >= _BELIEVED:
+            return False
+        unchanged = self._redis.unchanged
+        for name, mark in self._marks:  # noqa: SIM110  # all() with a generator takes 0.5 µs more, of 0.6
+            if unchanged.get(name) is not mark:
+                return False
+        return True
+
+
 class OnlineReader:
     """What the query server reads through. Asynchronous, on one event loop; cannot write.
 
@@ -219,6 +247,14 @@ class OnlineReader:
             for each, values in zip(changed, replies, strict=True):
                 found[each.place] = await self._finished(each, values)
         return found
+
+    def standing(self, lookups: Sequence[Lookup], found: Sequence[Found]) -> Standing | None:
+        """What tells whether rows that were just read stay what they are; ``None`` where nothing would."""
+        kept = [self._kept.get((id(program), key)) for program, key, _ in lookups]
+        known = [each for each in kept if each is not None and each.mark is not None]
+        if len(known) != len(found) or not all(a.found is b for a, b in zip(known, found, strict=True)):
+            return None
+        return Standing(self._redis, known) if known else None
 
     async def newest(self, lookups: Sequence[Lookup]) -> list[Instant | SealedRow | None]:
         """Of each key the newest event at or before the instant; ``None`` for an unknown key, ``SEALED`` as in rows.

@@ -157,7 +157,7 @@ class PipelinedRedis:
         """The keys that are watched and were not written since, with their marks.
 
         It is as new as the last news this event loop has taken in. News that had come to this machine before a request
-        is taken in before what the request starts as a task.
+        is taken in before what the request starts in a turn of its own, as a task or a callback.
         """
         line = self._line
         return line.unchanged if line is not None and not line.is_lost and line.is_heard() else _NOTHING

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from featurelib.clock import Instant
 
 if TYPE_CHECKING:
+    import msgspec
+
     from featurelib.engine.asof import Knowledge
 
 Shape = Literal["features", "batch", "lookup", "offline"]
@@ -99,12 +101,17 @@ class Seen(NamedTuple):
     looked_up: list[tuple[str, str, Instant, Applied]]
     ends: dict[str, tuple[int, ...]]
 
+    def at(self, instant: Instant) -> Seen:
+        """The same rows, read at another instant."""
+        version, _, clock, pipelines, applied, looked_up, ends = self
+        return Seen(version, instant, clock, pipelines, applied, looked_up, ends)
+
 
 class Entry(NamedTuple):
     """A query run on its way from the request path to whoever writes it.
 
     ``question`` is ``None`` where it is too large to keep; ``values`` are of the features, a value each or a column
-    each, in the engine's form: they are digested and go no further.
+    each, in the engine's form, or the same as MessagePack: they are digested and go no further.
     """
 
     id: str
@@ -122,4 +129,4 @@ class Entry(NamedTuple):
     created_at: Instant
     definition: str | None
     seen: Seen | None
-    values: Sequence[Any] | None
+    values: Sequence[Any] | msgspec.Raw | None

@@ -20,8 +20,9 @@ from featurelib.errors import InvalidRequest, ThymeError
 from featurelib.stores.questions import Question
 from serve_apps.exchange import new_run_id
 from serve_apps.feature_shapes import BatchRequest, FeaturesRequest, OfflineRequest
+from serve_apps.kept_answers import KeptAnswers, Words
 from serve_apps.large_reads import LargeReads
-from serve_apps.messages import Answer, Call, Handler, json_answer
+from serve_apps.messages import JSON_HEADER, Answer, AtHand, Call, Handler, json_answer
 from serve_apps.query_server import MOST_ENTITIES, Reply
 from serve_apps.run_log import Outcome, RunLog, refused
 from serve_apps.services import Services
@@ -44,6 +45,7 @@ class FeatureRoutes:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._runs = RunLog(services)
+        self._kept = KeptAnswers()
         self._features_body = msgspec.json.Decoder(FeaturesRequest)
         self._batch_body = msgspec.json.Decoder(BatchRequest)
         self._offline_body = msgspec.json.Decoder(OfflineRequest)
@@ -53,10 +55,25 @@ class FeatureRoutes:
             "/features/batch": {"POST": self.batch},
             "/features/offline": {"POST": self.offline},
         }
+        self.at_hand: Mapping[tuple[str, str], AtHand] = {
+            ("GET", "/features"): self._again,
+            ("POST", "/features"): self._again,
+        }
 
     async def probe(self, call: Call) -> Answer:  # noqa: ARG002  # a handler's signature
         """Say that reads are served; monitors ask without parameters."""
         return json_answer(_PROBE)
+
+    def _again(self, call: Call) -> Answer | None:
+        """The answer to these words if it was given before and a read would give it again."""
+        services, words = self._services, Words(call.method, call.query, call.body)
+        now = services.clock.now()
+        kept = self._kept.again(words, services.current.snapshot, now)
+        if kept is None:
+            return None
+        run_id = new_run_id()
+        self._runs.record(call, kept.question, run_id, kept.outcome_at(now))
+        return Answer(200, kept.body(now), (JSON_HEADER, _run_header(run_id)))
 
     async def get(self, call: Call) -> Answer:
         """Features of one entity, or the row of a dataset."""
@@ -118,7 +135,7 @@ class FeatureRoutes:
         self._runs.record(
             call, question, run_id, Outcome(rows.keys, len(rows.keys), rows.outcome.hits, snapshot.commit_id)
         )
-        headers = ((b"content-type", ARROW if arrow else JSON), (b"x-query-run-id", run_id.encode()))
+        headers = ((b"content-type", ARROW if arrow else JSON), _run_header(run_id))
         parts = self._large_reads.send(rows, arrow=arrow)
         # The first part is made here: what fails has its status, and a caller who goes leaves nothing behind, since
         # the end of a generator that was begun always runs.
@@ -131,14 +148,18 @@ class FeatureRoutes:
 
     async def _answer(self, call: Call, question: Question, *, arrow: bool = False) -> Answer:
         reply, run_header = await self._read(call, question, as_table=arrow)
-        return await self._arrow(reply, run_header) if arrow else json_answer(reply.body, run_header)
+        if arrow:
+            return await self._arrow(reply, run_header)
+        answer = json_answer(reply.body, run_header)
+        self._kept.keep(Words(call.method, call.query, call.body), question, reply, answer.body)
+        return answer
 
     async def _read(
         self, call: Call, question: Question, *, as_table: bool = False
     ) -> tuple[Reply, tuple[bytes, bytes]]:
         """The reply, recorded, and the header that names its run."""
         reply, run_id = await self._runs.read(call, question, as_table=as_table)
-        return reply, (b"x-query-run-id", run_id.encode())
+        return reply, _run_header(run_id)
 
     async def _arrow(self, reply: Reply, run_header: tuple[bytes, bytes]) -> Answer:
         assert reply.table is not None
@@ -148,6 +169,10 @@ class FeatureRoutes:
     async def _apart(self, call: Callable[[_T], _R], argument: _T) -> _R:
         # Thousands of rows are tens of milliseconds: in a thread, other requests get their turn in between.
         return await asyncio.get_running_loop().run_in_executor(self._services.threads, call, argument)
+
+
+def _run_header(run_id: str) -> tuple[bytes, bytes]:
+    return (b"x-query-run-id", run_id.encode())
 
 
 def _offline_question(body: OfflineRequest) -> Question:

@@ -15,7 +15,7 @@ from featurelib.engine.keys import key_group
 from featurelib.engine.program import Program
 from featurelib.stores import online_reader
 from featurelib.stores.online import GroupCommit, OnlineStore, StateName
-from featurelib.stores.online_reader import Found, Lookup, OnlineReader
+from featurelib.stores.online_reader import Found, Lookup, OnlineReader, Standing
 from featurelib.windows import Tumbling
 from tests.laws.test_windows import EVENTS, OUT, T0, Event, naive, program, table
 from tests.support.redis_server import RedisServer
@@ -91,6 +91,7 @@ async def test_a_kept_row_is_that_of_a_first_read_at_every_instant_and_after_eve
     chosen = random.Random(seed)
     at = T0
     written.add((T0 - chosen.randrange(DAY), 5, "a"))
+    standing, stood = list[tuple[Standing, Found]](), 0
     for _ in range(60):
         if chosen.random() < 0.3:
             times = [at - chosen.randrange(2 * DAY), at + chosen.randrange(3 * HOUR)]  # some only count later
@@ -101,6 +102,14 @@ async def test_a_kept_row_is_that_of_a_first_read_at_every_instant_and_after_eve
             found = await row_of(reader, written.program, instant)
             assert found.row == naive(written.events, instant)
             assert found.applied == (len(written.events),)
+            for rows, then in standing:
+                if rows.holds(instant):
+                    stood += 1
+                    assert then == found
+            now = reader.standing([Lookup(written.program, KEY, instant)], [found])
+            if now is not None:
+                standing.append((now, found))
+    assert stood > 60
 
 
 async def test_an_unchanged_row_costs_its_header_and_buffer_alone(reader, written, shared_redis):
