@@ -22,6 +22,7 @@ from serve_apps.run_log import Outcome
 KEPT_BYTES = 32 << 20
 """Most memory of answers kept, by the estimate of ``KeptAnswer.size``: some 8,000 of 50 features."""
 _ANSWER_BYTES = 1_500
+_LONGEST_WORDS = 16_384  # a body of megabytes takes milliseconds to be looked up by
 
 
 class Words(NamedTuple):
@@ -63,6 +64,8 @@ class KeptAnswers:
 
     def again(self, words: Words, snapshot: Snapshot, now: Instant) -> KeptAnswer | None:
         """The answer that was given to these words, if a read at this instant would give it again."""
+        if len(words.body) > _LONGEST_WORDS:
+            return None
         if snapshot is not self._snapshot:
             self._snapshot, self._bytes = snapshot, 0
             self._kept.clear()
@@ -76,6 +79,8 @@ class KeptAnswers:
         """Keep an answer that was just given, if something tells how long it holds."""
         seen, standing, walked, values = reply.seen, reply.standing, reply.walked, reply.values
         if standing is None or walked is None or walked.snapshot is not self._snapshot:
+            return
+        if len(words.body) > _LONGEST_WORDS:
             return
         assert seen is not None and seen.read_at is not None and values is not None  # noqa: PT018  # read as of now
         spelt = spelt_values(values)

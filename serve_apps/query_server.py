@@ -194,8 +194,9 @@ class QueryServer:
         values = plan.answer(slots)
         body = {} if as_table else _body(plan, entity, values, reader.moment)
         hits, walked = int(None not in values), Walked(request.snapshot, plan, entity.key, slots)
-        # An extractor is the user's code, and may give another value each time.
-        standing = reader.standing() if plan.graph.is_idle and isinstance(reader, Live) else None
+        # An extractor is the user's code, and may give another value each time; an event clock moves by itself.
+        lasts = plan.graph.is_idle and (question.clock or plan.clock) == "wall"
+        standing = reader.standing() if lasts and isinstance(reader, Live) else None
         commit_id = request.snapshot.commit_id
         return Reply(body, (entity.key,), hits, commit_id, None, reader.seen, values, walked, standing)
 

@@ -146,9 +146,7 @@ class Live:
 
     def standing(self) -> Standing | None:
         """What tells whether the views' rows, read last, are those of any read; ``None`` where nothing would."""
-        # What is read by an event clock has the instant of that clock, which moves by itself.
-        is_now = self.moment.clock == "wall" and not self.moment.is_past
-        return self._sources.online.standing(*self._last) if is_now else None
+        return None if self.moment.is_past else self._sources.online.standing(*self._last)
 
     async def rows(self, lookups: Sequence[Lookup]) -> list[Row]:
         """The views' rows."""

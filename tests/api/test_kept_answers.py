@@ -228,6 +228,13 @@ async def test_answers_kept_are_bounded(drives, platform, reads, monkeypatch):
     assert 4 <= len(reads) < 8
 
 
+async def test_an_answer_to_many_words_is_not_kept(drives, reads):
+    for _ in range(4):
+        done = await drives.post("/features", content=json.dumps(ASKED).encode() + b" " * 20_000)
+        assert done.status_code == 200, done.text
+    assert len(reads) == 4
+
+
 async def test_an_answer_whose_values_have_no_spelling_is_not_kept(drives, reads, monkeypatch):
     monkeypatch.setattr(kept_answers, "spelt_values", lambda values: None)
     for _ in range(4):
