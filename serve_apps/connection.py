@@ -355,9 +355,11 @@ class Connection(asyncio.Protocol):
             task = exchange.task = self._loop.create_task(exchange.serve(application))
             self._shared.tasks.add(task)
             return
-        exchange.write_whole(answer)
-        application.answered(exchange)
-        self.finished(exchange)
+        try:
+            exchange.write_whole(answer)
+            application.answered(exchange)
+        finally:
+            self.finished(exchange)
 
     # What an exchange calls.
 
