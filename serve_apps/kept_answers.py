@@ -32,6 +32,11 @@ class Words(NamedTuple):
     query: bytes
     body: bytes
 
+    @property
+    def are_many(self) -> bool:
+        """Whether nothing is kept by them: what is as long is looked up slowly, and rarely comes again."""
+        return len(self.body) > _LONGEST_WORDS
+
 
 class KeptAnswer(NamedTuple):
     """An answer, good while its rows stand: what was asked, what is recorded of it, and its body around the instant."""
@@ -64,7 +69,7 @@ class KeptAnswers:
 
     def again(self, words: Words, snapshot: Snapshot, now: Instant) -> KeptAnswer | None:
         """The answer that was given to these words, if a read at this instant would give it again."""
-        if len(words.body) > _LONGEST_WORDS:
+        if words.are_many:
             return None
         if snapshot is not self._snapshot:
             self._snapshot, self._bytes = snapshot, 0
@@ -78,9 +83,7 @@ class KeptAnswers:
     def keep(self, words: Words, question: Question, reply: Reply, body: bytes) -> None:
         """Keep an answer that was just given, if something tells how long it holds."""
         seen, standing, walked, values = reply.seen, reply.standing, reply.walked, reply.values
-        if standing is None or walked is None or walked.snapshot is not self._snapshot:
-            return
-        if len(words.body) > _LONGEST_WORDS:
+        if words.are_many or standing is None or walked is None or walked.snapshot is not self._snapshot:
             return
         assert seen is not None and seen.read_at is not None and values is not None  # noqa: PT018  # read as of now
         spelt = spelt_values(values)

@@ -301,7 +301,8 @@ async def test_a_connection_answers_at_once_what_is_kept_and_in_order(listening,
         runs.add(headers["x-query-run-id"])
         assert client.answer()[0] == 200
     assert len(runs) == 20
-    assert "thyme_http_requests_total" in application._services.metrics.text().decode()
+    counted = 'thyme_http_requests_total{method="GET",route="/features",status="200"} 24.0'
+    assert counted in application._services.metrics.text().decode()
 
 
 async def test_a_failure_of_what_is_kept_is_one_refusal_and_ends_nothing(listening, monkeypatch):
