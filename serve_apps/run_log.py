@@ -71,7 +71,7 @@ class RunLog:
             # A limit or a budget of the request ended it.
             self.record(call, question, run_id, refused(question, TimedOut("ended before it was answered")))
             raise
-        self.record(call, question, run_id, _answered(reply))
+        self.record(call, question, run_id, answered(reply))
         return reply, run_id
 
     def record(self, call: Call, question: Question, run_id: str, outcome: Outcome) -> None:
@@ -128,6 +128,7 @@ def refused(question: Question, error: ThymeError) -> Outcome:
     return Outcome(ids, len(question.entity_ids), error=text)
 
 
-def _answered(reply: Reply) -> Outcome:
+def answered(reply: Reply) -> Outcome:
+    """What became of a question that was answered."""
     ids = reply.entity_ids
     return Outcome(ids, len(ids), reply.hits, reply.commit_id, seen=reply.seen, values=reply.values)

@@ -199,6 +199,7 @@ class Application:
             await self._through_api(exchange)
             return
         exchange.route = exchange.path
+        # A connection of our own has asked for what is at hand before; whoever comes through ASGI has not.
         await exchange.answer(self.at_hand(exchange) or await _hot_answer(methods, exchange))
 
     def _streaming_of(self, exchange: Exchange) -> LogRoutes | TrainingUploads | None:

@@ -249,9 +249,10 @@ class OnlineReader:
         return found
 
     def standing(self, lookups: Sequence[Lookup], found: Sequence[Found]) -> Standing | None:
-        """What tells whether rows that were just read stay what they are; ``None`` where nothing would."""
+        """What tells whether rows that were just read stay what they are; ``None`` where nothing does."""
         kept = [self._kept.get((id(program), key)) for program, key, _ in lookups]
-        known = [each for each in kept if each is not None and each.mark is not None]
+        # What ages is another row at the next instant, though its tree was worth keeping.
+        known = [each for each in kept if each is not None and each.mark is not None and each.until > each.asked]
         if len(known) != len(found) or not all(a.found is b for a, b in zip(known, found, strict=True)):
             return None
         return Standing(self._redis, known) if known else None

@@ -228,9 +228,44 @@ async def test_answers_kept_are_bounded(drives, platform, reads, monkeypatch):
     assert 4 <= len(reads) < 8
 
 
-async def test_an_answer_to_many_words_is_not_kept(drives, reads):
+async def test_what_an_erased_entity_was_in_other_words_goes_as_other_answers_are_kept(drives, platform):
+    held = platform.application._hot["/features"]["GET"].__self__._kept
+    for words in (ASKED, {"featureset": "Driver", "driver": "ann"}):
+        for _ in range(3):
+            assert (await drives.get("/features", params=words)).status_code == 200
+    await append(drives, platform, {**DRIVE, "driver": "bea"})
+    done = await drives.post("/api/v1/erase", json={"dataset": "Drive", "entity_ids": ["ann"]})
+    assert done.status_code == 200, done.text
+    finish(platform)
+    assert len(held._kept) == 2
+    for _ in range(3):
+        await asked(drives, entity_id="bea")
+    assert [words.query for words in held._kept] == [b"featureset=Driver&entity_id=bea"]
+    assert held._bytes == sum(each.size for each in held._kept.values())
+
+
+async def test_what_a_commit_ended_goes_as_other_answers_are_kept(drives, platform):
+    held = platform.application._hot["/features"]["GET"].__self__._kept
+    names = [f"d{number}" for number in range(8)]
+    await append(drives, platform, *({**DRIVE, "driver": name} for name in names))
     for _ in range(4):
-        done = await drives.post("/features", content=json.dumps(ASKED).encode() + b" " * 20_000)
+        platform.clock.advance(SECOND)  # what is due to be read ahead is, at the next instant
+        for name in names:
+            await asked(drives, entity_id=name)
+    assert len(held._kept) == 8
+    platform.registry.create_key("reader", "another")  # a new version of the registry, too
+    await platform.services.current.refresh()
+    for name in names[-4:]:
+        await asked(drives, entity_id=name)
+    assert sorted(words.query.decode()[-2:] for words in held._kept) == names[-4:]
+    assert held._bytes == sum(each.size for each in held._kept.values())
+
+
+@pytest.mark.parametrize("longer", [{"content": json.dumps(ASKED).encode() + b" " * 2_000}, {"inputs": {"bonus": 2.0}}])
+async def test_an_answer_to_many_words_or_with_inputs_is_not_kept(drives, reads, longer):
+    body = longer.get("content") or json.dumps({**ASKED, **longer}).encode()
+    for _ in range(4):
+        done = await drives.post("/features", content=body)
         assert done.status_code == 200, done.text
     assert len(reads) == 4
 
