@@ -60,11 +60,12 @@ class _Kept:
 
     Every change of a key's rows writes a new header, with the positions it now stands at, in the same transaction. As
     long as the header has the same stamp of the tree, only rows of the buffer came or went. While the server has not
-    told of a change at all, nothing is asked.
+    told of a change at all, nothing is asked, however far the windows have moved over what is kept of the tree.
     """
 
     __slots__ = (
         "asked",
+        "buffer",
         "found",
         "header",
         "is_worth_a_look",
@@ -74,6 +75,7 @@ class _Kept:
         "program",
         "since",
         "size",
+        "tail",
         "tree",
         "until",
         "was_good",
@@ -94,9 +96,10 @@ class _Kept:
 
     def renew(self, at: Instant, read: _Read) -> None:
         """Keep another row of the key instead."""
-        self.header, self.found, self.tree, self.until = read
+        self.header, self.buffer, self.tail, self.found, self.tree, self.until = read
         self.since = at
-        self.size = _ENTRY_BYTES + len(self.probe) + len(self.header) + _size(self.found.row)
+        texts = (self.probe, self.header, self.buffer or b"", self.tail or b"")
+        self.size = _ENTRY_BYTES + sum(map(len, texts)) + _size(self.found.row)
 
     def confirm(self, at: Instant, mark: object | None) -> None:
         """A read at an instant has asked for the key, under a mark."""
@@ -113,9 +116,11 @@ class _Kept:
 
 
 class _Read(NamedTuple):
-    """A row as it was read: from which header, of which tree, and up to when it stays the same."""
+    """A row as it was read: what stood beside the tree, of which tree, and up to when it stays the same."""
 
     header: bytes
+    buffer: bytes | None
+    tail: bytes | None
     found: Found
     tree: bytes | None
     until: Instant
@@ -179,8 +184,8 @@ class OnlineReader:
     """What the query server reads through. Asynchronous, on one event loop; cannot write.
 
     A row that was read is kept, and so is what was made of the key's tree. The next read asks nothing while the server
-    has told of no change of the key, else for header and buffer, about a kilobyte, and for everything else only when
-    the tree is another one, or R has moved beyond what is kept.
+    has told of no change of the key, else for header and buffer, about a kilobyte, and for everything only when the
+    tree is another one, or R has moved beyond what is kept.
 
     A read shows every commit whose news the server had sent off when the read began. It sends them off together with
     the replies of the turn that a commit was made in: whoever has asked the server anything since may count on it.
@@ -250,9 +255,9 @@ class OnlineReader:
 
     def standing(self, lookups: Sequence[Lookup], found: Sequence[Found]) -> Standing | None:
         """What tells whether rows that were just read stay what they are; ``None`` where nothing does."""
-        kept = [self._kept.get((id(program), key)) for program, key, _ in lookups]
+        kept = [(self._kept.get((id(program), key)), at) for program, key, at in lookups]
         # What ages is another row at the next instant, though its tree was worth keeping.
-        known = [each for each in kept if each is not None and each.mark is not None and each.until > each.asked]
+        known = [each for each, at in kept if each is not None and each.mark is not None and each.until > at]
         if len(known) != len(found) or not all(a.found is b for a, b in zip(known, found, strict=True)):
             return None
         return Standing(self._redis, known) if known else None
@@ -294,12 +299,14 @@ class OnlineReader:
             if kept is None or kept.program is not program:
                 whole.append(self._whole(place, lookup))
                 continue
-            serves = kept.serves(at)
-            if serves and kept.is_unasked(at, unchanged):
+            serves, is_unasked = kept.serves(at), kept.is_unasked(at, unchanged)
+            if serves and is_unasked:
                 found[place] = kept.found
             elif key not in renewed and program.is_due(at, key):
                 whole.append(self._whole(place, lookup, ahead=True))
                 renewed.add(key)
+            elif is_unasked and (moved := self._followed(lookup, kept, kept.header, kept.buffer, kept.tail)):
+                found[place] = moved
             elif kept.is_worth_a_look and (serves or program.may_follow(at, key)):
                 looked.append(_Look(place, kept, self._redis.watch(kept.name)))
             else:
@@ -326,10 +333,19 @@ class OnlineReader:
         if data is None:
             self._forget(lookup, kept.name)
             return _UNKNOWN
-        program, key, at = lookup
-        if data == kept.header and kept.serves(at):
-            kept.confirm(at, look.mark)
+        if data == kept.header and kept.serves(lookup.at):
+            kept.confirm(lookup.at, look.mark)
             return kept.found
+        found = self._followed(lookup, kept, data, buffer, tail)
+        if found is not None and found.row is not SEALED:
+            kept.confirm(lookup.at, look.mark)
+        return found
+
+    def _followed(
+        self, lookup: Lookup, kept: _Kept, data: bytes, buffer: bytes | None, tail: bytes | None
+    ) -> Found | None:
+        """The answer from what is kept of the tree and what stands beside it; ``None`` as of ``_again``."""
+        program, key, at = lookup
         header = Header.decode(data)
         try:
             finished = program.finish_again(header, buffer, tail, at, key)
@@ -339,9 +355,8 @@ class OnlineReader:
             return None
         row, until = finished
         found = Found(row, tuple(header.applied))
-        kept.confirm(at, look.mark)
         size = kept.size
-        kept.renew(at, _Read(data, found, header.tree, until))
+        kept.renew(at, _Read(data, buffer, tail, found, header.tree, until))
         if self._kept.get((id(program), key)) is kept:
             self._kept_bytes += kept.size - size
         return found
@@ -373,7 +388,7 @@ class OnlineReader:
                 continue
             found = Found(row, applied)
             if (until > at or header.tree is not None) and whole.name == self._name(whole.lookup).encode():
-                self._keep(whole, _Read(data, found, header.tree, until), mark)
+                self._keep(whole, _Read(data, values[1], values[2], found, header.tree, until), mark)
             else:
                 self._redis.unwatch(whole.name)
             return found

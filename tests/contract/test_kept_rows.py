@@ -122,6 +122,21 @@ async def test_an_unchanged_row_costs_its_header_and_buffer_alone(reader, writte
     assert (after.get("hget", 0) - before.get("hget", 0), after["hmget"] - before["hmget"]) == (0, 1)
 
 
+async def test_events_that_leave_their_windows_cost_no_question_of_a_key_not_written(reader, written, shared_redis):
+    written.add(*((T0 - number * SECOND, number, "a") for number in range(200)))
+    for _ in range(3):
+        await row_of(reader, written.program, T0)
+    before = commands(shared_redis)
+    rows = []
+    for later in range(HOUR - 100 * SECOND, HOUR - 60 * SECOND, SECOND):
+        rows.append((await row_of(reader, written.program, T0 + later)).row)
+        assert rows[-1] == naive(written.events, T0 + later)
+    assert len({repr(row) for row in rows}) == len(rows)  # each instant had other events in its windows
+    after = commands(shared_redis)
+    # What is asked is of leaves that end within, and once for the minute that has passed: not one question per instant.
+    assert after["hmget"] - before["hmget"] < len(rows) / 4
+
+
 async def test_a_key_that_changes_between_any_two_reads_is_read_whole_in_one_trip(reader, written, shared_redis):
     for number in range(3):
         written.add((T0 + number, number, "a"))
